@@ -1,0 +1,552 @@
+"""T5 by hand: the forward pass, fast batched decoding, and checkpoints in the Hugging Face layout.
+
+Covers T5 v1.0 (ReLU feed-forward, tied output embedding) and T5 v1.1 / FLAN-T5 (gated GELU, separate output matrix).
+Raffel et al. 2020 (arXiv 1910.10683) describe the model; module names equal the keys of the public checkpoints, so that
+loading one is an assignment and not a translation.
+
+Letters for shapes, in every file: B batch (sources), N samples of one source, S source length, T target length,
+D d_model, H heads, K d_kv (width of one head), V vocabulary.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+
+class UserError(ValueError):
+    """Something the user can mend (a path, a flag, a file); scripts print its one sentence without a traceback."""
+
+
+# ------------------------------------------------------------------------------------------------ configuration
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """The numbers of config.json that the forward pass needs, under their Hugging Face names."""
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 1024
+    num_layers: int = 8
+    num_decoder_layers: int = 8
+    num_heads: int = 6
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    feed_forward_proj: str = "gated-gelu"  # "relu" is T5 v1.0, "gated-gelu" is T5 v1.1 and FLAN-T5
+    scale_decoder_outputs: bool = False  # v1.0: hidden states times d_model^-1/2 before the output matrix
+    tie_word_embeddings: bool = False  # v1.0: the output matrix is the embedding
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+    decoder_start_token_id: int = 0
+
+    @classmethod
+    def from_dict(cls, raw: dict) -> "T5Config":
+        """Read a Hugging Face config.json; UserError names a field that is missing, mistyped or unsupported."""
+        if raw.get("model_type") != "t5":
+            raise UserError(f"config.json: model_type is {raw.get('model_type')!r}, and only 't5' is known here")
+        known = {f.name: f for f in fields(cls)}
+        values = {k: v for k, v in raw.items() if k in known and v is not None}
+        values.setdefault("num_decoder_layers", values.get("num_layers"))
+        tied = values.setdefault("tie_word_embeddings", True)
+        values.setdefault("scale_decoder_outputs", tied)  # the rule that transformers 5 applies
+        values.setdefault("feed_forward_proj", "relu")
+        for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads"):
+            if name not in values:
+                raise UserError(f"config.json: field {name!r} is missing")
+        for name, value in values.items():
+            kind = known[name].type
+            if kind is float and type(value) is int:
+                value = values[name] = float(value)
+            if type(value) is not kind or (kind is int and value < (0 if name.endswith("_id") else 1)):
+                raise UserError(f"config.json: field {name!r} is {value!r}, expected a {kind.__name__} in range")
+        if values["feed_forward_proj"] not in ("relu", "gated-gelu"):
+            raise UserError(f"config.json: feed_forward_proj {values['feed_forward_proj']!r} is not relu or gated-gelu")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        """The content of config.json, as transformers reads it."""
+        gated = self.feed_forward_proj == "gated-gelu"
+        return {
+            "architectures": ["T5ForConditionalGeneration"],
+            "model_type": "t5",
+            "is_encoder_decoder": True,
+            "is_gated_act": gated,
+            "dense_act_fn": "gelu_new" if gated else "relu",
+            "initializer_factor": 1.0,
+            "use_cache": True,
+            **asdict(self),
+        }
+
+
+# ------------------------------------------------------------------------------------------------ forward pass
+
+
+class RMSNorm(nn.Module):
+    """T5's layer norm: no mean, no bias, variance in fp32 whatever the model's precision."""
+
+    def __init__(self, c: T5Config):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(c.d_model))
+        self.eps = c.layer_norm_epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.rms_norm(x.float(), self.weight.shape, eps=self.eps)
+        return self.weight * normed.to(self.weight.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases and, unlike most, without division by the square root of K."""
+
+    def __init__(self, c: T5Config, relative_bias: bool = False):
+        super().__init__()
+        inner = c.num_heads * c.d_kv  # may differ from d_model
+        self.heads, self.dropout = c.num_heads, c.dropout_rate
+        self.q = nn.Linear(c.d_model, inner, bias=False)
+        self.k = nn.Linear(c.d_model, inner, bias=False)
+        self.v = nn.Linear(c.d_model, inner, bias=False)
+        self.o = nn.Linear(inner, c.d_model, bias=False)
+        if relative_bias:
+            self.relative_attention_bias = nn.Embedding(c.relative_attention_num_buckets, c.num_heads)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, L, H·K) → (B, H, L, K)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split(self.k(x)), self.split(self.v(x))
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """x (B, L, D) attends to keys and values (B, H, M, K); bias, broadcast to (B, H, L, M), is added to scores."""
+        q = self.split(self.q(x))
+        p = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias.to(q.dtype), dropout_p=p, scale=1.0)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+class DenseReluDense(nn.Module):
+    """The feed-forward part, under its historic name: wo(relu(wi x)) or wo(gelu(wi_0 x) · wi_1 x)."""
+
+    def __init__(self, c: T5Config):
+        super().__init__()
+        self.gated, self.dropout = c.feed_forward_proj == "gated-gelu", c.dropout_rate
+        for name in ("wi_0", "wi_1") if self.gated else ("wi",):
+            setattr(self, name, nn.Linear(c.d_model, c.d_ff, bias=False))
+        self.wo = nn.Linear(c.d_ff, c.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x) if self.gated else F.relu(self.wi(x))
+        return self.wo(F.dropout(h, self.dropout, self.training))
+
+
+class Sublayer(nn.Module):
+    """One residual branch: its norm and the module under the checkpoint's name for it."""
+
+    def __init__(self, c: T5Config, name: str, module: nn.Module):
+        super().__init__()
+        self.add_module(name, module)
+        self.layer_norm = RMSNorm(c)
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention (decoder only), feed-forward; each x + f(norm(x))."""
+
+    def __init__(self, c: T5Config, decoder: bool, first: bool):
+        super().__init__()
+        self.dropout = c.dropout_rate
+        self.layer = nn.ModuleList([Sublayer(c, "SelfAttention", Attention(c, relative_bias=first))])
+        if decoder:
+            self.layer.append(Sublayer(c, "EncDecAttention", Attention(c)))
+        self.layer.append(Sublayer(c, "DenseReluDense", DenseReluDense(c)))
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+    def forward(self, x: Tensor, bias: Tensor, cross: tuple | None = None, cache: tuple | None = None, t: int = 0):
+        """x (rows, L, D). cross: keys, values (B, H, S, K) and bias of the source. cache: buffers (rows, H, T, K) that
+        hold the keys and values of positions < t and receive those of position t (decoding one token, L = 1)."""
+        sub = self.layer[0]
+        h = sub.layer_norm(x)
+        keys, values = sub.SelfAttention.keys_values(h)
+        if cache is not None:
+            cache[0][:, :, t : t + 1], cache[1][:, :, t : t + 1] = keys, values
+            keys, values = cache[0][:, :, : t + 1], cache[1][:, :, : t + 1]
+        x = x + self.drop(sub.SelfAttention(h, keys, values, bias))
+        if cross is not None:
+            sub = self.layer[1]
+            keys, values, cross_bias = cross
+            # In training this reshape does nothing. In decoding the N samples of a source, one token each, become N
+            # queries of one attention call: the source's keys and values exist once and are read once.
+            h = sub.layer_norm(x).reshape(len(keys), -1, x.shape[-1])
+            x = x + self.drop(sub.EncDecAttention(h, keys, values, cross_bias)).view_as(x)
+        sub = self.layer[-1]
+        return x + self.drop(sub.DenseReluDense(sub.layer_norm(x)))
+
+
+class Stack(nn.Module):
+    """Encoder or decoder: blocks, a final norm, and the relative position bias that block 0 owns and all blocks use."""
+
+    def __init__(self, c: T5Config, decoder: bool):
+        super().__init__()
+        self.c, self.decoder = c, decoder
+        layers = c.num_decoder_layers if decoder else c.num_layers
+        self.block = nn.ModuleList([Block(c, decoder, first=i == 0) for i in range(layers)])
+        self.final_layer_norm = RMSNorm(c)
+
+    def position_bias(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Bias (1, H, L, M) for query positions (L,) and key positions (M,)."""
+        c = self.c
+        relative = keys[None, :] - queries[:, None]
+        bucket = relative_position_bucket(
+            relative, not self.decoder, c.relative_attention_num_buckets, c.relative_attention_max_distance
+        )
+        table = self.block[0].layer[0].SelfAttention.relative_attention_bias
+        return table(bucket).permute(2, 0, 1)[None]
+
+
+def relative_position_bucket(relative: Tensor, two_sided: bool, buckets: int = 32, max_distance: int = 128) -> Tensor:
+    """Bucket of relative = key position − query position: exact when near, logarithmic up to max_distance, then one.
+
+    Two-sided (encoder): half of the buckets for keys after the query. Causal (decoder): keys after it share bucket 0,
+    and are masked anyway. Source: Raffel et al. 2020, section 2.1; mesh_tensorflow's transformer_layers.
+    """
+    offset = torch.zeros_like(relative)
+    if two_sided:
+        buckets //= 2
+        offset = (relative > 0).long() * buckets
+        distance = relative.abs()
+    else:
+        distance = (-relative).clamp(min=0)
+    exact = buckets // 2
+    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return offset + torch.where(distance < exact, distance, far)
+
+
+def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(…) bool or 0/1, 1 = visible → 0 where visible, the lowest number elsewhere (−inf would make empty rows NaN)."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask == 0, torch.finfo(dtype).min)
+
+
+@dataclass
+class Generated:
+    """What `T5.generate` returns: ids, mask, logp, each (B, N, T) with T the longest sample's length.
+
+    mask is True up to and including EOS; beyond it ids are pad and logp is 0. logp is the log-probability of each id at
+    temperature 1 under the untruncated softmax without the forbidden ids, whatever ids were sampled with.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    logp: Tensor
+
+
+class T5(nn.Module):
+    def __init__(self, config: T5Config):
+        super().__init__()
+        self.config = config
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = Stack(config, decoder=False)
+        self.decoder = Stack(config, decoder=True)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.shared.weight
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 0) -> "T5":
+        """Random weights with T5's standard deviations (mesh_tensorflow's initialisers); returns self."""
+        g = torch.Generator().manual_seed(seed)
+        c = self.config
+        inner = c.num_heads * c.d_kv
+        std = {"q": (c.d_model * c.d_kv) ** -0.5, "o": inner**-0.5, "wo": c.d_ff**-0.5, "shared": 1.0}
+        for name, p in self.named_parameters():
+            if name.endswith("norm.weight"):
+                p.fill_(1.0)
+            else:
+                p.copy_(torch.randn(p.shape, generator=g) * std.get(name.split(".")[-2], c.d_model**-0.5))
+        return self
+
+    @staticmethod
+    def from_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "T5":
+        return load_checkpoint(folder, dtype, device)
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+        save_checkpoint(self, folder, tokenizer)
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.config.dropout_rate, self.training)
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, S), (B, S) → (B, S, D). Padding may stand on either side."""
+        position = torch.arange(input_ids.shape[1], device=input_ids.device)
+        x = self.drop(self.shared(input_ids))
+        bias = self.encoder.position_bias(position, position)
+        bias = bias + mask_bias(attention_mask[:, None, None, :], bias.dtype)
+        for block in self.encoder.block:
+            x = block(x, bias)
+        return self.drop(self.encoder.final_layer_norm(x))
+
+    def decode(self, decoder_input_ids: Tensor, encoded: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T), (B, S, D), (B, S) → hidden states (B, T, D). Teacher forcing: position t sees inputs 0 … t.
+
+        There is no decoder padding mask: the start token has pad's id and must stay visible, and pads after EOS are
+        seen by no position that counts.
+        """
+        position = torch.arange(decoder_input_ids.shape[1], device=encoded.device)
+        x = self.drop(self.shared(decoder_input_ids))
+        bias = self.decoder.position_bias(position, position)
+        bias = bias + mask_bias(position[None, :] <= position[:, None], bias.dtype)
+        cross_bias = mask_bias(attention_mask[:, None, None, :], bias.dtype)
+        for block in self.decoder.block:
+            keys, values = block.layer[1].EncDecAttention.keys_values(encoded)
+            x = block(x, bias, (keys, values, cross_bias))
+        return self.drop(self.decoder.final_layer_norm(x))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, D) → (…, V)."""
+        if self.config.scale_decoder_outputs:
+            hidden = hidden * self.config.d_model**-0.5
+        return self.lm_head(hidden)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        """(B, S), (B, S), (B, T) → logits (B, T, V)."""
+        return self.logits(self.decode(decoder_input_ids, self.encode(input_ids, attention_mask), attention_mask))
+
+    def shift_right(self, labels: Tensor) -> Tensor:
+        """Labels (B, T), −100 where padded → decoder inputs (B, T): the start token, then the labels but the last."""
+        inputs = labels.masked_fill(labels == -100, self.config.pad_token_id).roll(1, dims=1)
+        inputs[:, 0] = self.config.decoder_start_token_id
+        return inputs
+
+    # -------------------------------------------------------------------------------------------- decoding
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        max_new_tokens: int,
+        num_samples: int = 1,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        forbid: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+    ) -> Generated:
+        """Write N = num_samples continuations of each of B sources, (B, S) → `Generated`.
+
+        temperature 0 is greedy; top_k 0 and top_p 1 switch those limits off; forbid lists ids that are never written.
+        One encoder pass and one set of cross keys and values serve all N samples. Unfinished samples live on a grid of
+        sources × slots; what has ended leaves it, so the batch shrinks as sequences end.
+        """
+        if self.training:
+            raise RuntimeError("generate() needs model.eval(): dropout would change what is written")
+        c, device = self.config, input_ids.device
+        B, N, T = len(input_ids), num_samples, max_new_tokens
+        encoded = self.encode(input_ids, attention_mask)
+        cross_bias = mask_bias(attention_mask[:, None, None, :], encoded.dtype)
+        cross = [(*block.layer[1].EncDecAttention.keys_values(encoded), cross_bias) for block in self.decoder.block]
+        empty = encoded.new_empty(2, B * N, c.num_heads, T, c.d_kv)
+        cache = [tuple(torch.empty_like(empty)) for _ in self.decoder.block]
+        position = torch.arange(T, device=device)
+        bias = self.decoder.position_bias(position, position)  # row t is what the token at position t sees
+
+        ids = torch.full((B, N, T), c.pad_token_id, device=device)
+        mask = torch.zeros(B, N, T, dtype=torch.bool, device=device)
+        logp = torch.zeros(B, N, T, device=device)
+        source = torch.arange(B, device=device)[:, None].expand(B, N)  # which output row a place of the grid writes
+        slot = torch.arange(N, device=device)[None, :].expand(B, N)
+        alive = torch.ones(B, N, dtype=torch.bool, device=device)
+        token = torch.full((B * N, 1), c.decoder_start_token_id, device=device)
+        for t in range(T):
+            x = self.shared(token)
+            for block, block_cross, block_cache in zip(self.decoder.block, cross, cache, strict=True):
+                x = block(x, bias[:, :, t : t + 1, : t + 1], block_cross, block_cache, t)
+            step_logp = log_softmax(self.logits(self.decoder.final_layer_norm(x[:, 0])), forbid)  # (rows, V)
+            token = pick(step_logp, temperature, top_k, top_p, generator)  # (rows, 1)
+            ids[source, slot, t] = torch.where(alive, token.view(alive.shape), c.pad_token_id)
+            logp[source, slot, t] = torch.where(alive, step_logp.gather(1, token).view(alive.shape), 0.0)
+            mask[source, slot, t] = alive
+            alive = alive & (token.view(alive.shape) != c.eos_token_id)
+
+            rows = alive.any(1).nonzero()[:, 0]  # sources with work left
+            if len(rows) == 0:
+                break
+            width = int(alive.sum(1).max())  # slots of the busiest source
+            if len(rows) * width <= 0.8 * alive.numel():  # moving the cache costs about one step: not for every sample
+                order = alive[rows].int().argsort(dim=1, descending=True, stable=True)[:, :width]
+                places = (rows[:, None] * alive.shape[1] + order).flatten()
+                source, slot, alive = (g[rows].gather(1, order) for g in (source, slot, alive))
+                token = token[places]
+                cache = [(keys[places], values[places]) for keys, values in cache]
+                if len(rows) < len(cross_bias):
+                    cross_bias = cross_bias[rows]
+                    cross = [(keys[rows], values[rows], cross_bias) for keys, values, _ in cross]
+        return Generated(ids[:, :, : t + 1], mask[:, :, : t + 1], logp[:, :, : t + 1])
+
+
+def log_softmax(logits: Tensor, forbid: tuple[int, ...] = ()) -> Tensor:
+    """(…, V) → log-probabilities in fp32 with the forbidden ids at −inf: one function for sampling and for scoring."""
+    logits = logits.float()
+    if len(forbid):
+        logits = logits.index_fill(-1, torch.as_tensor(forbid, device=logits.device), -torch.inf)
+    return logits.log_softmax(-1)
+
+
+def pick(logp: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None) -> Tensor:
+    """Choose one id per row, (rows, V) → (rows, 1): greedy at temperature 0, else sampled.
+
+    top_p keeps the smallest set of most probable ids whose mass reaches top_p (Holtzman et al. 2020).
+    """
+    if temperature == 0:
+        return logp.argmax(1, keepdim=True)
+    logp = (logp / temperature).log_softmax(1)
+    if 0 < top_k < logp.shape[1]:
+        logp = logp.masked_fill(logp < logp.topk(top_k).values[:, -1:], -torch.inf).log_softmax(1)
+    if top_p < 1:
+        sorted_p, order = logp.exp().sort(1, descending=True)
+        mass_before = sorted_p.cumsum(1) - sorted_p
+        logp = logp.masked_fill((mass_before >= top_p).gather(1, order.argsort(1)), -torch.inf)
+    return torch.multinomial(logp.softmax(1), 1, generator=generator)
+
+
+# ------------------------------------------------------------------------------------------------ text ↔ ids
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer.json of a checkpoint folder; `encode` appends EOS itself. UserError if absent or broken."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no tokenizer.json there")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as e:  # the library raises bare Exception
+        raise UserError(f"{path}: not a tokenizer ({e})") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def pad_batch(sequences: list[list[int]], pad: int = 0, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+    """Lists of ids → ids (B, L) padded on the right, and mask (B, L) of 0 and 1."""
+    length = max(map(len, sequences))
+    ids = torch.tensor([s + [pad] * (length - len(s)) for s in sequences], device=device)
+    mask = torch.tensor([[1] * len(s) + [0] * (length - len(s)) for s in sequences], device=device)
+    return ids, mask
+
+
+def never_written(model: T5, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids to pass as `forbid`: pad (a sequence ends with EOS) and the vocabulary rows that the tokenizer lacks."""
+    return (model.config.pad_token_id, *range(tokenizer.get_vocab_size(), model.config.vocab_size))
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+def load_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> T5:
+    """Load a folder in the Hugging Face layout (config.json; model.safetensors, or shards with their index).
+
+    The model is built without memory and takes each tensor as it is read, so the peak is the model and one tensor.
+    UserError names a missing, unknown or wrongly shaped key. float16 is refused.
+    """
+    if dtype == torch.float16:
+        raise UserError("T5 overflows in float16 (its feed-forward outputs are too large): use float32 or bfloat16")
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model there (config.json not found)")
+    raw = read_json(folder / "config.json")
+    files = [folder / "model.safetensors"]
+    if (index := folder / "model.safetensors.index.json").is_file() and not files[0].is_file():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
+            raise UserError(f"{index}: weight_map must map keys to file names in the same folder")
+        files = [folder / name for name in sorted(set(shards.values()))]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: no such weight file")
+    try:
+        names = {}
+        for file in files:
+            with safe_open(file, framework="pt") as f:
+                names.update(dict.fromkeys(f.keys(), file))
+        tied = "lm_head.weight" not in names  # what the file holds decides, not the configuration
+        scale = raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True))
+        with torch.device("meta"):
+            model = T5(T5Config.from_dict({**raw, "tie_word_embeddings": tied, "scale_decoder_outputs": scale}))
+        fill_from_files(model, files, dtype, device)
+    except SafetensorError as e:
+        raise UserError(f"{folder}: the weight file is damaged ({e})") from None
+    if tied:
+        model.lm_head.weight = model.shared.weight
+    return model.eval()
+
+
+def fill_from_files(model: T5, files: list[Path], dtype: torch.dtype, device: str) -> None:
+    """Give every parameter of `model` (on the meta device) its tensor; UserError lists the keys that do not fit."""
+    wanted = {name: p.shape for name, p in model.named_parameters()}
+    aliases = {f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")}
+    ignored = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # in old checkpoints, unused
+    found, unknown, misfits = set(), [], []
+    for file in files:
+        with safe_open(file, framework="pt", device=device) as f:
+            for key in f.keys():  # noqa: SIM118 (not a dictionary)
+                name = aliases.get(key, key)
+                if name in found or key == ignored:
+                    continue
+                shape = tuple(f.get_slice(key).get_shape())
+                if name not in wanted:
+                    unknown.append(key)
+                elif shape != tuple(wanted[name]):
+                    misfits.append(f"{key} has shape {shape}, expected {tuple(wanted[name])}")
+                else:
+                    found.add(name)
+                    parent, _, leaf = name.rpartition(".")
+                    tensor = f.get_tensor(key).to(dtype)
+                    setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
+    missing = sorted(wanted.keys() - found - {m.split(" ")[0] for m in misfits})
+    problems = [f"{what} {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''}"
+                for what, keys in (("missing key", missing), ("unknown key", unknown), ("wrong shape:", misfits)) if keys]  # fmt: skip
+    if problems:
+        raise UserError(f"{files[0].parent}: the weights do not fit config.json: {'; '.join(problems)}")
+
+
+def save_checkpoint(model: T5, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write config.json, generation_config.json and model.safetensors, and with `tokenizer` its two files, so that
+    transformers' AutoModelForSeq2SeqLM and AutoTokenizer open the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    c = model.config
+    special = {"decoder_start_token_id": c.decoder_start_token_id, "eos_token_id": c.eos_token_id,
+               "pad_token_id": c.pad_token_id}  # fmt: skip
+    dtype = str(model.shared.weight.dtype).removeprefix("torch.")
+    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}  # a tied one comes once
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", {**c.to_dict(), "dtype": dtype})
+    write_json(folder / "generation_config.json", special)
+    if tokenizer is not None:
+        tokenizer.save(str(folder / "tokenizer.json"))
+        names = {name: tokenizer.id_to_token(special[f"{name}_id"]) for name in ("eos_token", "pad_token")}
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
+
+
+def read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path}: not JSON ({e})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return content
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
