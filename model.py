@@ -68,11 +68,15 @@ class T5Config:
             kind = known[name].type
             if kind is float and type(value) is int:
                 value = values[name] = float(value)
-            if type(value) is not kind or (kind is int and value < (0 if name.endswith("_id") else 1)):
-                raise UserError(f"config.json: field {name!r} is {value!r}, expected a {kind.__name__} in range")
+            low, high = (0, values["vocab_size"]) if name.endswith("_id") else (0, 1) if kind is float else (1, 2**24)
+            if type(value) is not kind or (kind is not bool and kind is not str and not low <= value < high):
+                raise UserError(f"config.json: field {name!r} is {value!r}, expected a {kind.__name__} in its range")
         if values["feed_forward_proj"] not in ("relu", "gated-gelu"):
             raise UserError(f"config.json: feed_forward_proj {values['feed_forward_proj']!r} is not relu or gated-gelu")
-        return cls(**values)
+        config = cls(**values)
+        if not 4 <= config.relative_attention_num_buckets < 2 * config.relative_attention_max_distance:
+            raise UserError("config.json: relative_attention_max_distance must exceed half the number of buckets")
+        return config
 
     def to_dict(self) -> dict:
         """The content of config.json, as transformers reads it."""
@@ -350,6 +354,8 @@ class T5(nn.Module):
         """
         if self.training:
             raise RuntimeError("generate() needs model.eval(): dropout would change what is written")
+        if min(max_new_tokens, num_samples) < 1 or min(temperature, top_k) < 0 or not 0 < top_p <= 1:
+            raise ValueError("generate() needs positive counts, temperature and top_k of at least 0, and 0 < top_p <= 1")
         c, device = self.config, input_ids.device
         B, N, T = len(input_ids), num_samples, max_new_tokens
         encoded = self.encode(input_ids, attention_mask)
@@ -458,8 +464,8 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     The model is built without memory and takes each tensor as it is read, so the peak is the model and one tensor.
     UserError names a missing, unknown or wrongly shaped key. float16 is refused.
     """
-    if dtype == torch.float16:
-        raise UserError("T5 overflows in float16 (its feed-forward outputs are too large): use float32 or bfloat16")
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise UserError(f"T5 runs in float32 or bfloat16, not {dtype}: float16 overflows in its feed-forward part")
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model there (config.json not found)")
@@ -467,7 +473,7 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     files = [folder / "model.safetensors"]
     if (index := folder / "model.safetensors.index.json").is_file() and not files[0].is_file():
         shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
+        if not isinstance(shards, dict) or not shards or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
             raise UserError(f"{index}: weight_map must map keys to file names in the same folder")
         files = [folder / name for name in sorted(set(shards.values()))]
     for file in files:
@@ -479,6 +485,8 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32, devi
             with safe_open(file, framework="pt") as f:
                 names.update(dict.fromkeys(f.keys(), file))
         tied = "lm_head.weight" not in names  # what the file holds decides, not the configuration
+        if tied and raw.get("tie_word_embeddings") is False:
+            raise UserError(f"{folder}: the weights do not fit config.json: missing key lm_head.weight")
         scale = raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True))
         with torch.device("meta"):
             model = T5(T5Config.from_dict({**raw, "tie_word_embeddings": tied, "scale_decoder_outputs": scale}))

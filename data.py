@@ -1,0 +1,556 @@
+"""
+What the task is, how an answer is scored, and what a run leaves behind. Read from top to bottom:
+
+1. `Example`       one question with its context, its gold answers and the sentences that support them
+2. `load`          TinyWiki, HotpotQA and 2WikiMultihopQA files, your own JSONL: all become the same list of `Example`
+3. `fit_context`   a context too long for the model loses whole sentences from its end, never the question
+4. the metrics     exact match, token F1 and answer inclusion, by the rules of the official scripts
+5. the run folder  settings from the command line, JSONL logs, atomic files, one writer at a time
+
+Whatever a user can get wrong (a path, a record, a flag, a folder) is a `UserError`: one sentence, shown by `run_main`.
+"""
+
+import argparse
+import bisect
+import contextlib
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+import re
+import shutil
+import string
+import sys
+import typing
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from model import UserError
+
+
+class DataError(UserError):
+    """A fault in the data: names the file, the record (counted from 0; a JSONL line from 1), its id and the field."""
+
+
+class RunError(UserError):
+    """A run folder that cannot be used as asked: other settings, in use, damaged, or not a run folder at all."""
+
+
+# ---- 1. Example ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    title: str  # "" in own data that comes as plain text
+    sentences: tuple[str, ...]  # as in the file: a blank sentence stays, because supporting facts count it
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question of the task. Immutable, so every method of a comparison sees the same example."""
+
+    id: str
+    question: str
+    paragraphs: tuple[Paragraph, ...]
+    answer: str
+    aliases: tuple[str, ...] = ()  # other gold answers; a score takes the best over all of them
+    supporting_facts: tuple[tuple[int, int], ...] = ()  # (paragraph, sentence), positions in `paragraphs`
+    type: str = ""  # "bridge", "comparison", ...: for tables by question type
+
+    @property
+    def sentences(self) -> list[str]:
+        """All sentences in reading order, stripped, without the blank ones."""
+        return [s.strip() for paragraph in self.paragraphs for s in paragraph.sentences if s.strip()]
+
+    @property
+    def context(self) -> str:
+        """What the models read: plain text without titles."""
+        return " ".join(self.sentences)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every gold answer, the main one first."""
+        return (self.answer, *self.aliases)
+
+    @property
+    def supporting_sentences(self) -> list[str]:
+        """The gold sentences, stripped, in the order in which the record names them."""
+        return [self.paragraphs[p].sentences[s].strip() for p, s in self.supporting_facts]
+
+
+# ---- 2. Loading ------------------------------------------------------------------------------------------------------
+
+DATA_FORMS = "'tiny', a .json file in the form of HotpotQA or 2WikiMultihopQA, or a .jsonl file of your own"
+CONTEXT_FORMS = "a string, a list of strings, or a list of [title, [sentence, ...]]"
+
+
+def load(
+    name_or_path: str | Path, split: str = "test", limit: int | None = None, context: str = "gold"
+) -> list[Example]:
+    """
+    The examples of one split, in the order of their source.
+
+    `name_or_path` is "tiny" (the embedded TinyWiki) or a file. A `.json` file is a list of records as HotpotQA (Yang
+    et al., 2018) and 2WikiMultihopQA (Ho et al., 2020) publish them. A `.jsonl` file is your own data, one object per
+    line: question, context (a string, or a list of strings: its paragraphs), answer; optional id, aliases, type.
+
+    `split`: the answers of the official test files are hidden, so the official dev file is the test set, and "test" is
+    the whole of any file. For a training file, "dev" is a fixed hold-out of about a tenth and "train" is the rest.
+    `limit` takes the first so many. `context`: "gold" keeps the paragraphs that hold a supporting fact (all of them
+    where a record names none), "all" keeps every paragraph.
+
+    Raises DataError for an unknown name, split or context, and for anything wrong in the file.
+    """
+    is_tiny = str(name_or_path) == "tiny"
+    splits = ("train", "dev", "test", "ood") if is_tiny else ("train", "dev", "test")
+    if split not in splits:
+        raise DataError(f"{name_or_path}: there is no split '{split}' (expected one of {', '.join(splits)})")
+    if context not in ("gold", "all"):
+        raise DataError(f"{name_or_path}: there is no context '{context}' (expected gold or all)")
+    if limit is not None and limit < 1:
+        raise DataError(f"{name_or_path}: limit is {limit} (expected at least 1, or none for all examples)")
+
+    if is_tiny:
+        from tiny import world  # here, because a reader of files needs no TinyWiki
+
+        places = [(f"tiny {split}: record {i}", record) for i, record in enumerate(world.records(split))]
+    else:
+        places = _read_file(Path(name_or_path))
+    examples: list[Example] = []
+    place_of_id: dict[str, str] = {}
+    for place, record in places:
+        example = _example(place, record, context)
+        if example.id in place_of_id:
+            raise DataError(f"{place} (id {example.id}): the id is taken already, by {place_of_id[example.id]}")
+        place_of_id[example.id] = place
+        if is_tiny or split == "test" or held_out(example.id) == (split == "dev"):
+            examples.append(example)
+    return examples[:limit]
+
+
+def held_out(example_id: str) -> bool:
+    """
+    Whether a training record belongs to the hold-out "dev". A hash of its id decides (sha256: Python's own hash of a
+    string changes from run to run), so neither order nor `limit` nor a seed can move a record across the border.
+    """
+    return int(hashlib.sha256(example_id.encode()).hexdigest(), 16) % 10 == 0
+
+
+def split_sentences(text: str) -> tuple[str, ...]:
+    """
+    Plain text → sentences, cut after . ! ? and at line breaks. "Dr. Who" is cut as well, which does no harm:
+    the pieces are joined by a space again, and the cuts only say where an over-long context may end.
+    """
+    return tuple(s for s in re.split(r"(?<=[.!?])\s+|\s*\n\s*", text.strip()) if s)
+
+
+def _read_file(path: Path) -> list[tuple[str, Any]]:
+    """The records of a file, each with its place for error messages."""
+    if not path.is_file() or path.suffix not in (".json", ".jsonl"):
+        problem = "its name ends in neither .json nor .jsonl" if path.is_file() else "there is no such file"
+        raise DataError(f"{path}: {'this is a folder' if path.is_dir() else problem} (expected {DATA_FORMS})")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}: line {line} is not UTF-8 text (save the file as UTF-8)") from None
+    if text.startswith("\ufeff"):
+        raise DataError(f"{path}: the file starts with a byte order mark (save it as UTF-8 without BOM)")
+    if not text or text.isspace():
+        raise DataError(f"{path}: the file is empty (expected at least one record)")
+
+    if path.suffix == ".jsonl":
+        # Not str.splitlines: it also cuts at characters such as U+2028, which may stand inside a JSON string.
+        lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        return [(f"{path}: line {n}", _parse(path, line, n)) for n, line in lines]
+    records = _parse(path, text)
+    if not isinstance(records, list) or not records:
+        raise DataError(f"{path}: the top level is {_shown(records)} (expected a list of at least one record)")
+    return [(f"{path}: record {i}", record) for i, record in enumerate(records)]
+
+
+def _parse(path: Path, text: str, first_line: int = 1) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise DataError(f"{path}: line {line} is not JSON ({error.msg}, column {error.colno})") from None
+
+
+def _shown(value: Any) -> str:
+    """A value as it stands in the file, short enough for a sentence."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _field(place: str, record: dict, name: str, is_good: Callable[[Any], bool], expected: str) -> Any:
+    """The value of a required field after its check."""
+    if name not in record:
+        raise DataError(f"{place}: field '{name}' is missing (expected {expected})")
+    if not is_good(record[name]):
+        raise DataError(f"{place}: field '{name}' is {_shown(record[name])} (expected {expected})")
+    return record[name]
+
+
+def _example(place: str, record: Any, context: str) -> Example:
+    """One record of either form → Example, or DataError."""
+    if not isinstance(record, dict):
+        raise DataError(f"{place}: this is {_shown(record)} (expected an object with question, context and answer)")
+    id_name = "_id" if "_id" in record else "id"
+    if id_name in record:
+        record_id = str(_field(place, record, id_name, lambda v: _is_text(v) or type(v) is int, "a non-empty string"))
+        place = f"{place} (id {record_id})"
+    else:  # the content names the record, so that a change of order does not move it to the other split
+        content = json.dumps([record.get("question"), record.get("context")])
+        record_id = hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    question = _field(place, record, "question", _is_text, "a non-empty string")
+    answer = _field(place, record, "answer", _is_text, "a non-empty string")
+    aliases: dict[str, None] = {}  # as a set, but in order
+    for name in ("answer_aliases", "aliases"):
+        given = _field(place, {name: [], **record}, name, _is_texts, "a list of non-empty strings")
+        aliases |= dict.fromkeys(alias for alias in given if alias != answer)
+    kind = _field(place, {"type": "", **record}, "type", lambda v: isinstance(v, str), "a string")
+
+    paragraphs = _paragraphs(place, record)
+    facts = _supporting_facts(place, record, paragraphs)
+    if context == "gold" and facts:  # keep the paragraphs that hold a fact, and renumber the facts accordingly
+        kept = sorted({p for p, _ in facts})
+        paragraphs = [paragraphs[p] for p in kept]
+        facts = [(kept.index(p), s) for p, s in facts]
+    return Example(record_id, question, tuple(paragraphs), answer, tuple(aliases), tuple(facts), kind)
+
+
+def _paragraphs(place: str, record: dict) -> list[Paragraph]:
+    context = _field(place, record, "context", lambda v: isinstance(v, str | list), CONTEXT_FORMS)
+    paragraphs = []
+    for item in [context] if isinstance(context, str) else context:
+        match item:
+            case str():
+                paragraphs.append(Paragraph("", split_sentences(item)))
+            case [str(title), list(sentences)] if all(isinstance(s, str) for s in sentences):
+                paragraphs.append(Paragraph(title, tuple(sentences)))
+            case _:
+                raise DataError(f"{place}: field 'context' holds {_shown(item)} (expected {CONTEXT_FORMS})")
+    return paragraphs
+
+
+def _supporting_facts(place: str, record: dict, paragraphs: list[Paragraph]) -> list[tuple[int, int]]:
+    """
+    [[title, sentence index], ...] → [(paragraph, sentence), ...]. Two paragraphs of a context may share their title
+    (2WikiMultihopQA has such records): the fact then belongs to the first of them that has a sentence of that index.
+    """
+    facts = []
+    given = {"supporting_facts": [], **record}
+    for fact in _field(place, given, "supporting_facts", lambda v: isinstance(v, list), "a list of [title, index]"):
+        title, index = fact if isinstance(fact, list) and len(fact) == 2 else (None, None)
+        titled = [p for p, paragraph in enumerate(paragraphs) if paragraph.title == title]
+        found = [p for p in titled if type(index) is int and 0 <= index < len(paragraphs[p].sentences)]
+        if not titled or type(index) is not int or index < 0:
+            well_formed = isinstance(title, str) and type(index) is int and index >= 0
+            problem = "no paragraph of the context has that title" if well_formed else "expected [title, index]"
+            raise DataError(f"{place}: field 'supporting_facts' holds {_shown(fact)} ({problem})")
+        facts += [(p, index) for p in found[:1]]
+    return facts
+
+
+# ---- 3. Contexts that are too long -----------------------------------------------------------------------------------
+
+
+def fit_context(
+    example: Example, prompt_of: Callable[[str], str], count_tokens: Callable[[str], int], max_tokens: int
+) -> tuple[str, bool]:
+    """
+    (context, whether it was cut), such that the prompt built around the context has at most `max_tokens` tokens.
+
+    A tokenizer's own truncation would cut the end of the prompt, where the question's cue stands. Here the context
+    alone loses whole sentences, from its end. `prompt_of` puts a context into the prompt, `count_tokens` is its length
+    for the model. Where even an empty context is too long, the result is ("", True), for the caller to report.
+    """
+    if count_tokens(prompt_of(example.context)) <= max_tokens:
+        return example.context, False
+    starts = [" ".join(example.sentences[:n]) for n in range(len(example.sentences))]
+    # Binary search over the shorter contexts: a tokenizer call per halving, not per sentence.
+    fitting = bisect.bisect_right(starts, max_tokens, key=lambda start: count_tokens(prompt_of(start)))
+    return starts[fitting - 1] if fitting else "", True
+
+
+# ---- 4. Metrics ------------------------------------------------------------------------------------------------------
+
+# Normalisation, exact match and F1 follow hotpot_evaluate_v1.py, as 2WikiMultihopQA's own script does. `answer` is one
+# gold answer or several (`example.answers`): the best score counts. A score lies between 0.0 and 1.0.
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, then no punctuation, then no articles, then single spaces: the order matters ("A.N." → "an" → "")."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _best(score: Callable[[str, str], float], prediction: str, answer: str | Sequence[str]) -> float:
+    answers = [answer] if isinstance(answer, str) else answer
+    return max(float(score(normalize_answer(prediction), normalize_answer(gold))) for gold in answers)
+
+
+def exact_match(prediction: str, answer: str | Sequence[str]) -> float:
+    """1.0 when prediction and answer are the same after normalisation."""
+    return _best(lambda predicted, gold: predicted == gold, prediction, answer)
+
+
+def token_f1(prediction: str, answer: str | Sequence[str]) -> float:
+    """
+    Harmonic mean of precision and recall over the multisets of normalised tokens. Yes, no and noanswer are right or
+    wrong as a whole: "no, he did not" shares a token with "no" and still gets 0.
+    """
+
+    def score(predicted: str, gold: str) -> float:
+        if predicted != gold and {predicted, gold} & {"yes", "no", "noanswer"}:
+            return 0.0
+        predicted_tokens, gold_tokens = predicted.split(), gold.split()
+        common = (Counter(predicted_tokens) & Counter(gold_tokens)).total()
+        if common == 0:
+            return 0.0
+        precision, recall = common / len(predicted_tokens), common / len(gold_tokens)
+        return 2 * precision * recall / (precision + recall)
+
+    return _best(score, prediction, answer)
+
+
+def answer_inclusion(prediction: str, answer: str | Sequence[str]) -> float:
+    """
+    1.0 when the normalised answer's tokens stand in a row in the normalised prediction: "York" is in "New York City",
+    "art" is not in "party". An answer that normalises to nothing is only in a prediction that does so too.
+    """
+    return _best(lambda predicted, gold: f" {gold} " in f" {predicted} " if gold else not predicted, prediction, answer)
+
+
+# ---- 5. The run folder -----------------------------------------------------------------------------------------------
+
+
+def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None) -> Any:
+    """
+    Command line → an instance of the dataclass `cls`, whose fields are `name: type = default  # meaning`.
+
+    A field becomes `--name`, with - for _ (a bool: `--name` and `--no-name`), and the comment behind it the help text,
+    so that default and meaning are each written once. Types: str, int, float, bool, and each of these `| None` (the
+    word none). `doc`, the script's docstring, heads `--help`. An unknown flag, a wrong value, and a ValueError from
+    the settings' own `check()`, if there is one, end the program with the usage and one sentence.
+    """
+    comments: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        with contextlib.suppress(OSError, TypeError):  # no source at hand: flags without their explanation
+            comments.update(re.findall(r"^\s+(\w+)\s*:.*?\s#\s*(.+)$", inspect.getsource(base), flags=re.MULTILINE))
+
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=raw, allow_abbrev=False)
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        kind = next((kind for kind in (str, int, float, bool) if hint in (kind, kind | None)), None)
+        assert kind, f"no flag can be made for {field.name}: {hint}"
+        meaning = f"{comments.get(field.name, '')} (default: {field.default})".strip().replace("%", "%%")
+        form = {"action": argparse.BooleanOptionalAction} if kind is bool else {"metavar": kind.__name__.upper()}
+        if kind is not bool:
+            form["type"] = kind if hint is kind else _or_none(kind)
+        # A flag that is not given stays out of the result (SUPPRESS), and the dataclass fills in its default.
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, default=argparse.SUPPRESS, help=meaning, **form)
+    try:
+        settings = cls(**vars(parser.parse_args(argv)))
+        if hasattr(settings, "check"):
+            settings.check()
+    except ValueError as error:
+        parser.error(str(error))
+    return settings
+
+
+def _or_none(kind: type) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        return None if text.lower() == "none" else kind(text)
+
+    convert.__name__ = kind.__name__  # argparse says "invalid int value"
+    return convert
+
+
+def atomic_write(path: str | Path, content: str | bytes) -> None:
+    """
+    The whole new file or the whole old one, whatever happens in between: write beside it, force it to disk, rename.
+    Raises OSError (no space, no permission); the old file is then untouched and no temporary file stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class Run:
+    """
+    The folder of one run, for one process at a time: `with Run("runs/kd", settings) as run: ...`.
+
+    `settings` is a dataclass instance and is saved as settings.json. A folder that has one already is continued if the
+    settings agree, apart from those that the class attribute NOT_COMPARED names (where to compute, for example).
+    `overwrite` empties the folder first, but only a folder that is evidently a run of this kind.
+    Raises RunError when the folder belongs to another run, to something else, or to a process that is still running.
+    """
+
+    _locked: ClassVar[set[Path]] = set()  # the folders that this process holds
+
+    def __init__(self, folder: str | Path, settings: Any, overwrite: bool = False):
+        self.folder = Path(folder)
+        wanted = json.loads(json.dumps(dataclasses.asdict(settings)))  # as JSON gives it back: a tuple becomes a list
+        saved = self._saved_settings(wanted)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        try:
+            if saved and overwrite:
+                self._clear()
+            elif saved:
+                self._compare(saved, wanted, getattr(settings, "NOT_COMPARED", ()))
+            if overwrite or not saved:
+                self.write("settings.json", wanted)
+        except BaseException:
+            self.close()
+            raise
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def write(self, name: str, content: Any) -> None:
+        """Replaces a file in one step. Text and bytes are written as they are, anything else as JSON."""
+        is_raw = isinstance(content, str | bytes)
+        atomic_write(self.path(name), content if is_raw else json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    def append(self, name: str, record: dict) -> None:
+        """Adds one line to a JSONL file; a last line that a crash left without its end is removed first."""
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        with open(self.path(name), "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(line)
+
+    def read(self, name: str) -> list[dict]:
+        """
+        The records of a JSONL file, [] where there is none. A line counts once its line end is written, so what a crash
+        left after the last one is ignored. Raises RunError for any other line that is no JSON object.
+        """
+        path, records = self.path(name), []
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+            if len(records) < number or not isinstance(records[-1], dict):
+                raise RunError(f"{path}: line {number} is damaged (delete that line, or start again with --overwrite)")
+        return records
+
+    def close(self) -> None:
+        """Gives the folder free for other processes."""
+        if self.folder.resolve() in Run._locked:
+            Run._locked.remove(self.folder.resolve())
+            self.path("lock").unlink(missing_ok=True)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _saved_settings(self, wanted: dict) -> dict | None:
+        """The settings found in the folder; None if it is new or empty; RunError if it is somebody else's."""
+        if not self.folder.exists() or {entry.name for entry in self.folder.iterdir()} <= {"lock"}:
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            saved = json.loads(self.path("settings.json").read_bytes())
+            if isinstance(saved, dict) and saved.keys() & wanted.keys():  # code editors have a settings.json, too
+                return saved
+        raise RunError(f"{self.folder} is not empty and has no settings.json of such a run: choose another --out")
+
+    def _compare(self, saved: dict, wanted: dict, not_compared: Sequence[str]) -> None:
+        pairs = {name: (saved.get(name, "(absent)"), wanted.get(name, "(absent)")) for name in wanted | saved}
+        different = [
+            f"{name} is {_shown(there)} there and {_shown(here)} here"
+            for name, (there, here) in pairs.items()
+            if there != here and name not in not_compared
+        ]
+        if different:
+            problem = f"holds a run with other settings ({'; '.join(different)})"
+            raise RunError(f"{self.folder} {problem}: use --overwrite or another --out")
+
+    def _clear(self) -> None:
+        """Deletes all but the lock and settings.json. That marks a run, and is replaced in one step afterwards."""
+        places = [Path.cwd(), Path(os.path.expanduser("~")).resolve()]
+        places += [path.parent.resolve() for path in self.folder.glob("*/**/settings.json")]  # other runs inside
+        for place in places:
+            if place.is_relative_to(self.folder.resolve()):
+                raise RunError(f"{self.folder} is not overwritten because {place} lies in it: choose another --out")
+        for entry in self.folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name not in ("lock", "settings.json"):
+                entry.unlink()
+
+    def _lock(self) -> None:
+        lock = self.path("lock")
+        for _ in range(2):
+            try:
+                with open(lock, "x") as file:  # "x" fails if the file exists: asking and taking in one step
+                    file.write(str(os.getpid()))
+                Run._locked.add(self.folder.resolve())
+                return
+            except FileExistsError:
+                pid = lock.read_text()
+                # Our own id in a lock that is not ours is left from an earlier life: containers reuse their few ids.
+                if self.folder.resolve() in Run._locked or (pid != str(os.getpid()) and _is_alive(pid)):
+                    break
+                lock.unlink(missing_ok=True)
+        raise RunError(f"{self.folder} is in use by process {pid}: wait for it, or delete {lock} if it is not a run")
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether a process lives; yes where that cannot be known, since two writers would spoil a run."""
+    if os.name == "nt" or not pid.isdecimal():  # on Windows, os.kill would end the process
+        return True
+    try:
+        os.kill(int(pid), 0)  # signal 0 only asks
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # it lives, and is another user's
+    return True
+
+
+def run_main(main: Callable[[], Any]) -> None:
+    """
+    Runs a script's `main`. A user's mistake or a failing disk or network (OSError) ends in one sentence and status 2,
+    Ctrl-C in status 130. Any other exception is a bug of ours and keeps its traceback.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    except (UserError, OSError) as error:
+        is_named = isinstance(error, OSError) and error.filename
+        print(f"error: {error.filename}: {error.strerror}" if is_named else f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,621 @@
+"""
+Proofs for data.py. The truths are independent of it: values worked by hand from the official rules, properties that
+any right implementation has, counts from a data set's own description, and files broken on purpose.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import data
+from data import DataError, Example, Paragraph, Run, RunError, UserError, load
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+SAMPLES = {  # counts and question types as the samples' README gives them
+    "hotpotqa_dev_sample.json": {"bridge": 231, "comparison": 69},
+    "hotpotqa_train_sample.json": {"bridge": 120, "comparison": 30},
+    "2wikimultihop_dev_sample.json": {"compositional": 35, "comparison": 28, "bridge_comparison": 29, "inference": 8},
+    "2wikimultihop_train_sample.json": {"compositional": 84, "comparison": 66, "bridge_comparison": 42, "inference": 8},
+}
+
+RECORD = {
+    "_id": "r1",
+    "question": "Where was the maker of Vega born?",
+    "answer": "Oslo",
+    "type": "bridge",
+    "supporting_facts": [["Vega", 0], ["Ann Lie", 2]],  # 2: the blank sentence counts
+    "context": [
+        ["Noise", ["Nothing here.", " Nothing there."]],
+        ["Ann Lie", ["Ann Lie is a maker.", " ", " She was born in Oslo."]],
+        ["Vega", [" Vega was made by Ann Lie. "]],
+    ],
+}
+
+
+def record(**changes):
+    return {**RECORD, **changes}
+
+
+def write_json(folder, *records):
+    path = folder / "x.json"
+    path.write_text(json.dumps(list(records)), encoding="utf-8")
+    return path
+
+
+# ---- Example and loading ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=SAMPLES)
+def sample(request):
+    path = SHARED / request.param
+    if not path.exists():
+        pytest.skip("the sample files are not at hand")
+    return path
+
+
+def test_every_record_of_the_real_samples_loads_with_the_documented_counts(sample):
+    examples = load(sample, context="all")
+    raw = json.loads(sample.read_text(encoding="utf-8"))
+    assert [e.id for e in examples] == [r["_id"] for r in raw]
+    types = [e.type for e in examples]
+    assert {t: types.count(t) for t in types} == SAMPLES[sample.name]
+    for example, r in zip(examples, raw, strict=True):
+        assert (example.question, example.answer) == (r["question"], r["answer"])
+        assert [(p.title, list(p.sentences)) for p in example.paragraphs] == [(t, s) for t, s in r["context"]]
+
+
+def test_gold_context_keeps_the_supporting_paragraphs_in_order_and_their_sentences(sample):
+    raw = json.loads(sample.read_text(encoding="utf-8"))
+    for gold, everything, r in zip(load(sample), load(sample, context="all"), raw, strict=True):
+        supporting = {title for title, _ in r["supporting_facts"]}
+        # No supporting title of the samples occurs twice in its context, so titles settle it here.
+        assert [p.title for p in gold.paragraphs] == [t for t, _ in r["context"] if t in supporting]
+        by_title = {t: s for t, s in reversed(r["context"])}
+        expected = [by_title[t][i].strip() for t, i in r["supporting_facts"]]
+        assert gold.supporting_sentences == everything.supporting_sentences == expected
+        assert all(sentence in gold.context for sentence in expected)
+
+
+def test_gold_answers_of_the_real_samples_score_one_on_themselves(sample):
+    for example in load(sample):
+        for metric in (data.exact_match, data.token_f1, data.answer_inclusion):
+            assert metric(example.answer, example.answers) == 1.0
+
+
+def test_context_is_plain_text_without_titles_and_blank_sentences(tmp_path):
+    (example,) = load(write_json(tmp_path, RECORD), context="all")
+    text = "Nothing here. Nothing there. Ann Lie is a maker. She was born in Oslo. Vega was made by Ann Lie."
+    assert example.context == text
+    assert example.supporting_sentences == ["Vega was made by Ann Lie.", "She was born in Oslo."]
+
+
+def test_gold_context_renumbers_the_supporting_facts(tmp_path):
+    (example,) = load(write_json(tmp_path, RECORD))
+    assert [p.title for p in example.paragraphs] == ["Ann Lie", "Vega"]
+    assert example.supporting_facts == ((1, 0), (0, 2))
+    assert example.supporting_sentences == ["Vega was made by Ann Lie.", "She was born in Oslo."]
+
+
+def test_a_fact_under_a_doubled_title_goes_to_the_first_paragraph_that_has_the_sentence(tmp_path):
+    doubled = record(
+        context=[["T", ["a0"]], ["T", ["b0", "b1"]], ["T", ["c0", "c1", "c2"]]], supporting_facts=[["T", 1], ["T", 0]]
+    )
+    (example,) = load(write_json(tmp_path, doubled), context="all")
+    assert example.supporting_sentences == ["b1", "a0"]
+    (gold,) = load(write_json(tmp_path, doubled))
+    assert [p.sentences for p in gold.paragraphs] == [("a0",), ("b0", "b1")]
+
+
+def test_gold_context_keeps_all_paragraphs_where_no_fact_is_named(tmp_path):
+    (example,) = load(write_json(tmp_path, record(supporting_facts=[])))
+    assert len(example.paragraphs) == 3
+    without = {name: value for name, value in RECORD.items() if name != "supporting_facts"}
+    assert load(write_json(tmp_path, without)) == [example]
+
+
+def test_aliases_follow_the_answer_once_each(tmp_path):
+    path = write_json(tmp_path, record(answer_aliases=["Kristiania", "Oslo"], aliases=["Kristiania", "Christiania"]))
+    assert load(path)[0].answers == ("Oslo", "Kristiania", "Christiania")
+
+
+def test_own_jsonl_takes_a_string_or_paragraphs_and_needs_no_id(tmp_path):
+    path = tmp_path / "own.jsonl"
+    lines = [
+        {"question": "Q1?", "context": "One. Two two!  Three\nFour", "answer": "yes"},
+        {"question": "Q2?", "context": ["A b. C d.", "E\u2028f."], "answer": "E", "aliases": ["e f"], "id": 7},
+    ]
+    text = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    path.write_text(text, encoding="utf-8")
+    first, second = load(path)
+    assert first.paragraphs == (Paragraph("", ("One.", "Two two!", "Three", "Four")),)
+    assert first.context == "One. Two two! Three Four" and first.type == ""
+    assert second.paragraphs == (Paragraph("", ("A b.", "C d.")), Paragraph("", ("E\u2028f.",)))
+    assert (second.id, second.answers) == ("7", ("E", "e f"))
+    path.write_text("\n".join(reversed(text.split("\n"))), encoding="utf-8")
+    assert load(path)[1].id == first.id  # the id made for a record does not depend on its place
+
+
+def many(folder, order=range(400)):
+    return write_json(folder, *(record(_id=f"id-{i}") for i in order))
+
+
+def test_train_and_dev_partition_the_file_and_dev_is_about_a_tenth(tmp_path):
+    path = many(tmp_path)
+    train, dev = ({e.id for e in load(path, split)} for split in ("train", "dev"))
+    assert not train & dev
+    assert train | dev == {e.id for e in load(path)} == {f"id-{i}" for i in range(400)}
+    assert 20 <= len(dev) <= 60  # 40 expected, standard deviation 6
+
+
+def test_the_hold_out_depends_on_the_id_alone(tmp_path):
+    dev = [e.id for e in load(many(tmp_path), "dev")]
+    assert {e.id for e in load(many(tmp_path, range(399, -1, -1)), "dev")} == set(dev)
+    assert [e.id for e in load(many(tmp_path, range(200)), "dev")] == [i for i in dev if int(i[3:]) < 200]
+    assert [e.id for e in load(many(tmp_path), "dev", limit=5)] == dev[:5]
+    code = "import data, sys; print([data.held_out(f'id-{i}') for i in range(50)])"
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == str([f"id-{i}" in dev for i in range(50)])
+
+
+def test_limit_takes_the_first_examples(tmp_path):
+    assert [e.id for e in load(many(tmp_path), limit=3)] == ["id-0", "id-1", "id-2"]
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test", "ood"])
+def test_tiny_wiki_loads_as_examples_whose_facts_are_in_their_context(split):
+    pytest.importorskip("tiny.world")
+    examples = load("tiny", split, limit=20)
+    assert 0 < len(examples) <= 20
+    for example in examples:
+        assert example.question and example.answer and example.supporting_facts
+        assert all(sentence in example.context for sentence in example.supporting_sentences)
+
+
+NOT_UTF8, BOM = '["é"]'.encode("latin-1"), '["x"]'.encode("utf-8-sig")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", [record(answer=None)], "record 0 (id r1): field 'answer' is null (expected a non-empty string)"),
+        ("a.json", [record(answer=" ")], "record 0 (id r1): field 'answer' is \" \""),
+        ("a.json", [record(answer=True)], "record 0 (id r1): field 'answer' is true"),
+        ("a.json", [RECORD, {"_id": "r2", "question": "q?"}], "record 1 (id r2): field 'answer' is missing (expected"),
+        ("a.json", [record(question=3)], "record 0 (id r1): field 'question' is 3 (expected a non-empty string)"),
+        ("a.json", [record(_id="")], "record 0: field '_id' is \"\" (expected a non-empty string)"),
+        ("a.json", [record(type=["x"])], "field 'type' is [\"x\"] (expected a string)"),
+        ("a.json", [record(aliases="Kristiania")], "field 'aliases' is \"Kristiania\" (expected a list of"),
+        ("a.json", [record(aliases=[""])], "field 'aliases' is [\"\"] (expected a list of non-empty strings)"),
+        ("a.json", [record(context=None)], "field 'context' is null (expected a string, a list of strings, or"),
+        ("a.json", [record(context={"title": ["T"]})], "field 'context' is {\"title\": [\"T\"]}"),
+        ("a.json", [record(context=[["T", "no list"]])], "field 'context' holds [\"T\", \"no list\"]"),
+        ("a.json", [record(context=[["T", ["s", 1]]])], "field 'context' holds [\"T\", [\"s\", 1]]"),
+        ("a.json", [record(supporting_facts=[["Nobody", 0]])], "holds [\"Nobody\", 0] (no paragraph of the"),
+        ("a.json", [record(supporting_facts=[["Vega", -1]])], "holds [\"Vega\", -1] (expected [title, index"),
+        ("a.json", [record(supporting_facts=[["Vega", "0"]])], "holds [\"Vega\", \"0\"] (expected [title, index"),
+        ("a.json", [record(supporting_facts=["Vega"])], "holds \"Vega\" (expected [title, index"),
+        ("a.json", [record(supporting_facts=7)], "field 'supporting_facts' is 7"),
+        ("a.json", [RECORD, record(question="?")], "record 1 (id r1): the id is taken already, by"),
+        ("a.json", [[]], "record 0: this is [] (expected an object"),
+        ("a.json", {"data": []}, 'the top level is {"data": []} (expected a list'),
+        ("a.json", [], "the top level is [] (expected a list of at least one record)"),
+        ("a.json", b"", "the file is empty"),
+        ("a.json", b" \n ", "the file is empty"),
+        ("a.json", b'[\n{"a": 1,\n}]', "line 3 is not JSON ("),
+        ("a.json", NOT_UTF8, "line 1 is not UTF-8 text (save the file as UTF-8)"),
+        ("a.json", BOM, "byte order mark (save it as UTF-8 without BOM)"),
+        ("a.jsonl", b'{"question": "q?", "context": "c", "answer": "a"}\n{"question', "line 2 is not JSON ("),
+        ("a.jsonl", b'{"question": "q?", "context": "c"}\n', "line 1: field 'answer' is missing"),
+        ("a.jsonl", b'{"id": "k", "question": "q?", "answer": "a"}', "line 1 (id k): field 'context' is missing"),
+        ("a.jsonl", b'\n{"question": "q?", "context": "c", "answer": "a"}' * 2, "line 3 (id "),
+        ("a.txt", b"x", "its name ends in neither .json nor .jsonl (expected 'tiny', a .json file"),
+    ],
+)
+def test_a_faulty_file_gets_one_sentence_with_file_record_and_field(tmp_path, name, content, said):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with pytest.raises(DataError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and said in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"name_or_path": "no/such.json"}, "no/such.json: there is no such file"),
+        ({"name_or_path": "hotpotqa"}, "hotpotqa: there is no such file (expected 'tiny', a .json file"),
+        ({"name_or_path": "."}, ".: this is a folder"),
+        ({"name_or_path": "x.json", "split": "ood"}, "there is no split 'ood' (expected one of train, dev, test)"),
+        ({"name_or_path": "tiny", "split": "valid"}, "no split 'valid' (expected one of train, dev, test, ood)"),
+        ({"name_or_path": "x.json", "context": "none"}, "there is no context 'none' (expected gold or all)"),
+        ({"name_or_path": "x.json", "limit": 0}, "limit is 0 (expected at least 1"),
+    ],
+)
+def test_a_wrong_argument_gets_one_sentence(arguments, said):
+    with pytest.raises(DataError) as caught:
+        load(**arguments)
+    assert said in str(caught.value)
+
+
+# ---- Contexts that are too long --------------------------------------------------------------------------------------
+
+words = st.lists(st.sampled_from(["a", "bb", "c d", "e f g"]), max_size=12)
+
+
+@given(paragraphs=st.lists(words, max_size=4), max_tokens=st.integers(0, 40))
+def test_fit_context_keeps_the_longest_run_of_whole_sentences_that_fits(paragraphs, max_tokens):
+    def prompt_of(context):
+        return f"Question: q Context: {context} Answer:"
+
+    def count_tokens(text):
+        return len(text.split())
+
+    example = Example("i", "q", tuple(Paragraph("t", tuple(p)) for p in paragraphs), "a")
+    sentences = [s for p in paragraphs for s in p]
+    candidates = [" ".join(sentences[:n]) for n in range(len(sentences) + 1)]
+    fitting = [c for c in candidates if count_tokens(prompt_of(c)) <= max_tokens]
+    context, was_cut = data.fit_context(example, prompt_of, count_tokens, max_tokens)
+    assert context == (fitting[-1] if fitting else "")
+    assert was_cut == (candidates[-1] not in fitting)
+
+
+def test_fit_context_asks_the_tokenizer_a_logarithmic_number_of_times():
+    asked = []
+
+    def count_tokens(text):
+        asked.append(text)
+        return len(text)
+
+    example = Example("i", "q", (Paragraph("t", ("x",) * 1000),), "a")
+    context, was_cut = data.fit_context(example, str, count_tokens, 999)
+    assert was_cut and context == " ".join("x" * 500) and len(asked) <= 12
+
+
+# ---- Metrics ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "normalised"),
+    [
+        ("The  Beatles", "beatles"),
+        ("an apple, a pear & the fig.", "apple pear fig"),
+        ("theatre another A", "theatre another"),  # articles are whole words
+        ("A.N. Other", "other"),  # punctuation goes first, and an article may appear
+        ("Jay-Z's", "jayzs"),  # it leaves no space behind
+        ("«Élan»\u00a0vital", "«élan» vital"),  # only ASCII punctuation goes; any white space is white space
+        ("the", ""),
+        ("?!", ""),
+    ],
+)
+def test_normalisation_follows_the_official_order_of_steps(text, normalised):
+    assert data.normalize_answer(text) == normalised
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "em", "f1", "inclusion"),
+    [
+        ("The Eiffel Tower.", "eiffel tower", 1, 1, 1),
+        ("in New York City", "York", 0, 2 * (1 / 4) / (1 / 4 + 1), 1),
+        ("party", "art", 0, 0, 0),
+        ("York", "New York", 0, 2 / 3, 0),
+        ("b b c", "b c c", 0, 2 / 3, 0),  # two tokens in common, as multisets
+        ("Chapel Hill of North", "North Chapel", 0, 2 / 3, 0),  # tokens in common, but not in a row
+        ("yes", "Yes", 1, 1, 1),
+        ("yes", "no", 0, 0, 0),
+        ("no, he did not", "no", 0, 0, 1),
+        ("no", "no man", 0, 0, 0),
+        ("noanswer", "noanswer here", 0, 0, 0),
+        ("", "Oslo", 0, 0, 0),
+        ("Oslo", "The", 0, 0, 0),
+        ("a", "The", 1, 0, 1),  # both empty after normalisation: equal, without a token in common
+    ],
+)
+def test_scores_equal_the_values_worked_by_hand_from_the_official_rules(prediction, answer, em, f1, inclusion):
+    assert data.exact_match(prediction, answer) == em
+    assert data.token_f1(prediction, answer) == pytest.approx(f1)
+    assert data.answer_inclusion(prediction, answer) == inclusion
+
+
+def test_the_best_alias_counts():
+    assert data.exact_match("NYC", ("New York City", "NYC")) == 1.0
+    assert data.token_f1("New York", ["NYC", "New York City"]) == pytest.approx(0.8)
+    assert data.answer_inclusion("it is NYC now", ("New York City", "N.Y.C.")) == 1.0
+
+
+answers = st.lists(st.sampled_from(["yes", "no", "the", "Ann", "ann.", "b", "c", "-", "é"]), max_size=5).map(" ".join)
+
+
+@given(answers | st.text(max_size=20), answers | st.text(max_size=20))
+def test_metrics_have_the_properties_of_their_definitions(x, y):
+    em, f1, inclusion = data.exact_match(x, y), data.token_f1(x, y), data.answer_inclusion(x, y)
+    assert em in (0, 1) and inclusion in (0, 1) and 0 <= f1 <= 1
+    assert f1 == pytest.approx(data.token_f1(y, x)) and em == data.exact_match(y, x)
+    if em:
+        assert inclusion == 1 and (f1 == 1 or data.normalize_answer(y) == "")
+    if f1 == 1:
+        assert sorted(data.normalize_answer(x).split()) == sorted(data.normalize_answer(y).split())
+    assert data.normalize_answer(data.normalize_answer(x)) == data.normalize_answer(x)
+
+
+@given(answers, st.randoms(use_true_random=False))
+def test_f1_does_not_see_the_order_of_tokens(text, random):
+    tokens = text.split()
+    random.shuffle(tokens)
+    if data.normalize_answer(text):
+        assert data.token_f1(" ".join(tokens), text) == 1.0
+
+
+# ---- Settings --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Settings:
+    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("out", "overwrite")
+    out: str = "runs/x"  # the folder of the run
+    learning_rate: float = 3e-4  # AdamW's step, 100 % of it after warm-up; lower it when the loss jumps
+    steps: int = 10
+    limit: int | None = None  # so many examples only
+    resample: bool = True  # draw anew every epoch
+    overwrite: bool = False  # start again
+
+    def check(self):
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps} (expected at least 1)")
+
+
+def test_settings_without_flags_are_the_dataclass_defaults():
+    assert data.parse_settings(Settings, "doc", []) == Settings()
+
+
+def test_every_kind_of_flag_sets_its_field():
+    argv = ["--out", "a/b", "--learning-rate=1e-3", "--steps", "2", "--limit", "5", "--no-resample", "--overwrite"]
+    assert data.parse_settings(Settings, "doc", argv) == Settings("a/b", 0.001, 2, 5, False, True)
+    assert data.parse_settings(Settings, "doc", ["--limit", "none"]).limit is None
+
+
+def test_help_shows_the_docstring_the_comments_and_the_defaults(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        data.parse_settings(Settings, "What it does.\n\n  layout kept", ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    assert "What it does. layout kept" in shown
+    assert "AdamW's step, 100 % of it after warm-up; lower it when the loss jumps (default: 0.0003)" in shown
+    assert "--resample, --no-resample draw anew every epoch (default: True)" in shown
+    assert "--steps INT (default: 10)" in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--learning", "1"], "unrecognized arguments: --learning 1"),  # no guessing from a prefix
+        (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["--limit", "some"], "argument --limit: invalid int value: 'some'"),
+        (["--steps", "0"], "error: steps is 0 (expected at least 1)"),
+        (["file.json"], "unrecognized arguments: file.json"),
+    ],
+)
+def test_a_wrong_flag_ends_in_one_sentence(capsys, argv, said):
+    with pytest.raises(SystemExit) as stopped:
+        data.parse_settings(Settings, "doc", argv)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err.strip().split("\n")[-1]
+
+
+# ---- The run folder --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs" / "x"
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_new_run_saves_its_settings_and_leaves_no_lock(folder):
+    with Run(folder, Settings()) as run:
+        assert names(folder) == {"settings.json", "lock"} and run.path("a") == folder / "a"
+    assert json.loads((folder / "settings.json").read_text()) == dataclasses.asdict(Settings())
+    assert names(folder) == {"settings.json"}
+
+
+def test_the_same_settings_continue_a_run(folder):
+    with Run(folder, Settings()) as run:
+        run.append("m.jsonl", {"step": 1})
+    with Run(folder, Settings(out="another/name/for/it", overwrite=False)) as run:  # out is not compared
+        run.append("m.jsonl", {"step": 2, "text": "é\n"})
+        assert run.read("m.jsonl") == [{"step": 1}, {"step": 2, "text": "é\n"}]
+        assert run.read("none.jsonl") == []
+
+
+def test_other_settings_are_refused_by_name_and_value_and_the_lock_is_given_back(folder):
+    Run(folder, Settings()).close()
+    with pytest.raises(RunError) as caught:
+        Run(folder, Settings(steps=11, limit=4))
+    message = str(caught.value)
+    assert "steps is 10 there and 11 here; limit is null there and 4 here" in message
+    assert "--overwrite" in message and "--out" in message and "learning_rate" not in message
+    assert names(folder) == {"settings.json"}
+
+
+def test_long_settings_that_differ_only_at_their_end_are_told_apart(folder):
+    @dataclass
+    class Prompted:
+        prompt: str = "p" * 100
+
+    Run(folder, Prompted()).close()
+    with pytest.raises(RunError, match="prompt"):
+        Run(folder, Prompted("p" * 99 + "q"))
+
+
+def test_a_setting_that_the_saved_run_does_not_know_is_a_difference(folder):
+    Run(folder, Settings()).close()
+    saved = json.loads((folder / "settings.json").read_text())
+    del saved["steps"]
+    (folder / "settings.json").write_text(json.dumps(saved))
+    with pytest.raises(RunError, match="steps is .*absent.* there and 10 here"):
+        Run(folder, Settings())
+
+
+def test_overwrite_empties_a_run_folder_and_saves_the_new_settings(folder):
+    with Run(folder, Settings()) as run:
+        run.append("m.jsonl", {"step": 1})
+        run.path("model").mkdir()
+        (run.path("model") / "weights").write_text("w")
+    with Run(folder, Settings(steps=3), overwrite=True) as run:
+        assert run.read("m.jsonl") == []
+    assert names(folder) == {"settings.json"}
+    assert json.loads((folder / "settings.json").read_text())["steps"] == 3
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("foreign", [None, '{"editor.fontSize": 12}', "[1]", "no JSON"])
+def test_a_folder_that_is_no_run_is_never_touched(folder, overwrite, foreign):
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("years of work")
+    if foreign is not None:
+        (folder / "settings.json").write_text(foreign)
+    before = {path: path.read_text() for path in folder.iterdir()}
+    with pytest.raises(RunError, match="is not empty and has no settings.json of such a run: choose another --out"):
+        Run(folder, Settings(), overwrite=overwrite)
+    assert {path: path.read_text() for path in folder.iterdir()} == before
+
+
+def test_overwrite_spares_the_working_directory_and_runs_inside(folder, monkeypatch):
+    Run(folder, Settings()).close()
+    (folder / "plots").mkdir()
+    monkeypatch.chdir(folder / "plots")
+    with pytest.raises(RunError, match="lies in it"):
+        Run("..", Settings(), overwrite=True)
+    monkeypatch.chdir(folder.parent)
+    Run(folder / "seed1", Settings()).close()
+    with pytest.raises(RunError, match="seed1 lies in it"):
+        Run(folder, Settings(), overwrite=True)
+    assert names(folder) == {"settings.json", "plots", "seed1"}
+
+
+def test_overwrite_deletes_a_link_and_not_what_it_points_to(folder, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "weights").write_text("w")
+    Run(folder, Settings()).close()
+    (folder / "model").symlink_to(tmp_path / "models")
+    Run(folder, Settings(), overwrite=True).close()
+    assert names(folder) == {"settings.json"} and (tmp_path / "models" / "weights").read_text() == "w"
+
+
+@pytest.mark.parametrize("tail", ['{"step": 2', '{"step": 2, "text": "é'.encode()[:-1], '{"step": 2}'])
+def test_a_torn_last_line_is_ignored_and_removed_before_the_next(folder, tail):
+    with Run(folder, Settings()) as run:
+        run.append("m.jsonl", {"step": 1})
+        with open(run.path("m.jsonl"), "ab") as file:
+            file.write(tail.encode() if isinstance(tail, str) else tail)
+        assert run.read("m.jsonl") == [{"step": 1}]
+        run.append("m.jsonl", {"step": 3})
+        assert run.read("m.jsonl") == [{"step": 1}, {"step": 3}]
+        assert run.path("m.jsonl").read_bytes() == b'{"step": 1}\n{"step": 3}\n'
+
+
+@pytest.mark.parametrize("middle", [b"{broken", b"[1]", b"", b"\xff"])
+def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(folder, middle):
+    with Run(folder, Settings()) as run:
+        run.path("m.jsonl").write_bytes(b'{"a": 1}\n' + middle + b'\n{"a": 2}\n')
+        with pytest.raises(RunError, match="m.jsonl: line 2 is damaged"):
+            run.read("m.jsonl")
+
+
+def test_a_folder_in_use_is_refused_also_with_overwrite(folder):
+    with Run(folder, Settings()) as run:
+        for overwrite in (False, True):
+            with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+                Run(folder, Settings(), overwrite)
+        run.append("m.jsonl", {"still": "mine"})
+    Run(folder, Settings()).close()
+
+
+def test_the_lock_of_a_live_process_holds_and_that_of_a_dead_one_does_not(folder):
+    folder.mkdir(parents=True)
+    (folder / "lock").write_text(str(os.getppid()))
+    with pytest.raises(RunError, match=f"in use by process {os.getppid()}: wait for it, or delete .*lock"):
+        Run(folder, Settings())
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for stale in (gone.pid, os.getpid()):  # our own number without our lock: left before a restart
+        (folder / "lock").write_text(str(stale))
+        with Run(folder, Settings()):
+            assert (folder / "lock").read_text() == str(os.getpid())
+    assert not (folder / "lock").exists()
+
+
+def test_write_takes_text_bytes_and_objects(folder):
+    with Run(folder, Settings()) as run:
+        run.write("a.txt", "é")
+        run.write("b.bin", b"\x00\xff")
+        run.write("c.json", {"é": [1]})
+        assert run.path("a.txt").read_text(encoding="utf-8") == "é"
+        assert run.path("b.bin").read_bytes() == b"\x00\xff"
+        assert run.path("c.json").read_text(encoding="utf-8") == '{\n "é": [\n  1\n ]\n}\n'
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, failing):
+    path = tmp_path / "a.json"
+    data.atomic_write(path, "old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OSError, match="No space"):
+        data.atomic_write(path, "new")
+    assert path.read_text() == "old" and names(tmp_path) == {"a.json"}
+
+
+# ---- How a script ends -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (DataError("x.json: the file is empty"), 2, "error: x.json: the file is empty\n"),
+        (RunError("runs/x is in use"), 2, "error: runs/x is in use\n"),
+        (UserError("choose one"), 2, "error: choose one\n"),
+        (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
+        (PermissionError(13, "Permission denied", "a/b"), 2, "error: a/b: Permission denied\n"),
+        (KeyboardInterrupt(), 130, "interrupted: run the same command again to continue\n"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence_and_a_status(capsys, error, status, said):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        data.run_main(main)
+    assert stopped.value.code == status and capsys.readouterr().err == said
+
+
+def test_a_bug_keeps_its_traceback_and_success_returns():
+    def buggy():
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        data.run_main(buggy)
+    assert data.run_main(lambda: None) is None
+
+
+def test_a_supporting_fact_beyond_its_paragraph_is_left_out_as_official_training_files_need(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([record(supporting_facts=[["Vega", 1], ["Vega", 0]])]))
+    (example,) = load(path)
+    assert example.supporting_facts == ((0, 0),)

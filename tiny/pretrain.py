@@ -1,0 +1,205 @@
+"""Make the embedded pair of LMs from nothing: the tokenizer, tiny/small and tiny/large.
+
+    python tiny/pretrain.py                       # both, about two hours on two cores; run again to continue
+    python tiny/pretrain.py --only large --practice 600 --out runs/pretrain/strong   # a better or worse rationale writer
+
+Both models read TinyWiki paragraphs and copy the sentences that single questions ask for. The large one also learns to
+answer a multi-hop question from a good rationale; then, in a short last phase, it practises chain of thought and
+direct answering for `--practice` steps. How long it practises is how well it writes rationales itself: that number is
+a choice, and the model card shows what other choices give. All texts come from fresh worlds of the train split.
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT.parent))
+
+import lmcot  # noqa: E402
+from model import T5, T5Config, load_tokenizer, pad_batch  # noqa: E402
+from tiny import world  # noqa: E402
+
+SHAPES = {
+    "small": {"d_model": 128, "d_ff": 256, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2},
+    "large": {"d_model": 192, "d_ff": 512, "num_heads": 6, "num_layers": 3, "num_decoder_layers": 3},
+}
+# Share of each task in a batch. "base" is common to every large LM; "practice" is the short last phase.
+MIXTURES = {
+    ("small", "base"): {"lookup": 0.8, "single answer": 0.2},
+    ("small", "practice"): {"lookup": 0.8, "single answer": 0.2},
+    ("large", "base"): {"lookup": 0.35, "single answer": 0.15, "guided": 0.5},
+    ("large", "practice"): {"lookup": 0.15, "single answer": 0.1, "guided": 0.25, "cot": 0.3, "standard": 0.2},
+}
+BATCH = 64
+POOL = 8  # batches that are drawn and grouped by length together
+WARMUP = 200
+LEARNING_RATE = 2e-3  # of the matrices; Muon with AdamW's scale
+SAVE_EVERY = 250
+
+
+# ------------------------------------------------------------------------------------------------ tokenizer
+
+
+def make_tokenizer() -> Tokenizer:
+    """Unigram pieces: each word and name of TinyWiki is one, and single letters and bytes spell everything else."""
+    texts = [lmcot.STANDARD, lmcot.COT, lmcot.TWO_STAGE, lmcot.RATIONALE, lmcot.GUIDED, lmcot.CONCLUSION, "yes no"]
+    for relation in world.RELATIONS.values():
+        texts += [*relation.sentences, relation.question, relation.noun]
+    for table in (world.INFERENCES, world.SAME, world.BRIDGE_SAME):
+        texts += table.values()
+    for table in (world.COMPARISONS, world.BRIDGE_COMPARISONS):
+        texts += [question for pair in table.values() for question in pair]
+    words = {word.strip(".,?:") for text in texts for word in text.split() if "{" not in word}
+    words |= {name for names in world.NAMES.values() for name in names}
+    letters = [chr(i) for i in range(33, 127)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -30.0)]
+    pieces += [(f"<0x{i:02X}>", -20.0) for i in range(256)]
+    pieces += [("▁", -11.0)] + [(letter, -10.0) for letter in letters]
+    pieces += [(f"▁{word}", -6.0) for word in sorted(words)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(r, " ") for r in ("\n", "\t")] + [normalizers.Strip()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")])
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return tokenizer
+
+
+# ------------------------------------------------------------------------------------------------ training texts
+
+
+def single_questions(rng: random.Random) -> tuple[str, list[tuple[str, str, str]]]:
+    """A context of one to four paragraphs, and three facts of it as (question, sentence, answer)."""
+    w = world.World("train", str(rng.random()))
+    while True:
+        try:
+            titles = [w.rng.choice(world.NAMES[w.rng.choice(list(world.KINDS))])]
+            for _ in range(w.rng.choice((0, 1, 1, 2, 3))):  # half of the paragraphs are about somebody named before
+                named = [o for (s, _), o in w.facts.items() if s in titles and o not in world.YEARS]
+                named = [o for o in named if o not in (*titles, *world.NAMES["country"])]
+                stranger = w.rng.choice(world.NAMES[w.rng.choice(list(world.KINDS))])
+                title = w.rng.choice(named) if named and w.rng.random() < 0.5 else stranger
+                titles += [title] if title not in titles else []
+            paragraphs = {title: w.paragraph(title, []) for title in titles}
+            break
+        except world.Impossible:
+            continue
+    facts = [(t, r, sentences[i]) for t, (sentences, where) in paragraphs.items() for r, i in where.items()]
+    picked = w.rng.sample(facts, min(3, len(facts)))
+    order = w.rng.sample(titles, len(titles))
+    context = " ".join(sentence for title in order for sentence in paragraphs[title][0])
+    return context, [(world.RELATIONS[r].question.format(s=t), sentence, w.facts[t, r]) for t, r, sentence in picked]
+
+
+def make_text(task: str, rng: random.Random) -> tuple[str, str]:
+    """One (source, target) of a task."""
+    if task in ("lookup", "single answer"):
+        context, facts = single_questions(rng)
+        if task == "single answer":
+            question, _, answer = facts[0]
+            return lmcot.STANDARD.format(question=question, context=context), answer
+        facts = facts[: rng.choice((1, 2, 3))]
+        question, target = (" ".join(fact[i] for fact in facts) for i in (0, 1))
+        return lmcot.RATIONALE.format(question=question, context=context), target
+    w = world.World("train", str(rng.random()))
+    record = w.record(w.rng.choices(world.TYPES, world.WEIGHTS)[0], distractors=rng.choice((0, 0, 0, 1, 2)))
+    text = dict(record["context"])
+    context = " ".join(sentence for _, sentences in record["context"] for sentence in sentences)
+    steps = [text[title][i] for title, i in record["supporting_facts"]]
+    question, answer = record["question"], record["answer"]
+    if task == "standard":
+        return lmcot.STANDARD.format(question=question, context=context), answer
+    if task == "cot":
+        target = " ".join([*steps, lmcot.CONCLUSION.format(answer=answer)])
+        return lmcot.COT.format(question=question, context=context), target
+    if rng.random() < 0.2:  # guided, with one true sentence too many: a reader of rationales has to select
+        steps.insert(rng.randrange(len(steps) + 1), rng.choice(rng.choice(record["context"])[1]))
+    return lmcot.GUIDED.format(question=question, context=context, rationale=" ".join(steps)), answer
+
+
+def make_batches(tokenizer: Tokenizer, mixture: dict[str, float], seed: str) -> list[tuple]:
+    """POOL batches of (tasks, ids, mask, labels): POOL × BATCH texts, grouped by length so that little is padding."""
+    rng = random.Random(seed)
+    tasks = rng.choices(list(mixture), list(mixture.values()), k=POOL * BATCH)
+    sources, targets = zip(*(make_text(task, rng) for task in tasks), strict=True)
+    sources, targets = ([e.ids for e in tokenizer.encode_batch(list(texts))] for texts in (sources, targets))
+    order = sorted(range(len(tasks)), key=lambda i: (len(sources[i]), len(targets[i])))
+    batches = []
+    for start in rng.sample(range(0, len(order), BATCH), POOL):
+        rows = order[start : start + BATCH]
+        ids, mask = pad_batch([sources[i] for i in rows])
+        labels, label_mask = pad_batch([targets[i] for i in rows])
+        batches.append(([tasks[i] for i in rows], ids, mask, labels.masked_fill(label_mask == 0, -100)))
+    return batches
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def make_optimizers(model: T5, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks; AdamW, ten times faster, for embeddings, whose entries are larger."""
+    tables = [p for name, p in model.named_parameters() if name == "shared.weight" or "relative" in name]
+    norms = [p for name, p in model.named_parameters() if p.ndim == 1]
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and not any(p is t for t in tables)]
+    adam = torch.optim.AdamW([{"params": tables, "lr": 1e-2}, {"params": norms, "lr": 1e-3}], weight_decay=0.0)
+    return [torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), adam]
+
+
+def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out: Path, tokenizer: Tokenizer) -> None:
+    """Train `name` for `steps` steps of a phase into the checkpoint `out`; continues it, or begins from `start`.
+
+    The learning rate warms up and stays in "base", so that every large LM can branch off; it falls to 0 in "practice".
+    """
+    config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_kv=32, dropout_rate=0.0, tie_word_embeddings=True,
+                      scale_decoder_outputs=True, **SHAPES[name])  # fmt: skip
+    model = T5(config).init_weights(seed).train()
+    optimizers = make_optimizers(model, LEARNING_RATE)
+    peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
+    step, seconds = 0, 0.0
+    if source := out if out.exists() else start:
+        state = torch.load(source, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        step, seconds = (state["step"], state["seconds"]) if source == out else (0, 0.0)
+    bar = tqdm(total=steps, initial=step, desc=f"{name} {phase}", mininterval=5)
+    exact: dict[str, float] = {}
+    begun = time.time()
+    while step < steps:
+        if step % POOL == 0 or "batches" not in locals():
+            batches = make_batches(tokenizer, MIXTURES[name, phase], f"{seed} {name} {phase} {step // POOL}")
+        tasks, ids, mask, labels = batches[step % POOL]
+        scale = min(1.0, (step + 1) / WARMUP) if phase == "base" else 1 - step / steps
+        for optimizer, groups in zip(optimizers, peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, groups, strict=True):
+                group["lr"] = peak * scale
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(ids, mask, model.shift_right(labels))
+        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        step += 1
+        bar.update()
+        for task, right in zip(tasks, ((logits.argmax(-1) == labels) | (labels == -100)).all(1).tolist(), strict=True):
+            exact[task] = 0.99 * exact.get(task, 0.0) + 0.01 * right  # teacher-forced: all tokens of the target right
+        if step % 50 == 0:
+            bar.set_postfix_str(f"loss {loss.item():.3f} exact " + " ".join(f"{t} {v:.2f}" for t, v in exact.items()))
+        if step % SAVE_EVERY == 0 or step == steps:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step,
+                     "seconds": seconds + time.time() - begun}  # fmt: skip
+            torch.save(state, out.with_suffix(".tmp"))
+            out.with_suffix(".tmp").replace(out)
+    bar.close()
