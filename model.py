@@ -361,8 +361,7 @@ class T5(nn.Module):
         encoded = self.encode(input_ids, attention_mask)
         cross_bias = mask_bias(attention_mask[:, None, None, :], encoded.dtype)
         cross = [(*block.layer[1].EncDecAttention.keys_values(encoded), cross_bias) for block in self.decoder.block]
-        empty = encoded.new_empty(2, B * N, c.num_heads, T, c.d_kv)
-        cache = [tuple(torch.empty_like(empty)) for _ in self.decoder.block]
+        cache = [tuple(encoded.new_empty(2, B * N, c.num_heads, min(T, 32), c.d_kv)) for _ in self.decoder.block]
         position = torch.arange(T, device=device)
         bias = self.decoder.position_bias(position, position)  # row t is what the token at position t sees
 
@@ -374,6 +373,8 @@ class T5(nn.Module):
         alive = torch.ones(B, N, dtype=torch.bool, device=device)
         token = torch.full((B * N, 1), c.decoder_start_token_id, device=device)
         for t in range(T):
+            if t == cache[0][0].shape[2]:  # full: double the room
+                cache = [tuple(F.pad(buffer, (0, 0, 0, t)) for buffer in pair) for pair in cache]
             x = self.shared(token)
             for block, block_cross, block_cache in zip(self.decoder.block, cross, cache, strict=True):
                 x = block(x, bias[:, :, t : t + 1, : t + 1], block_cross, block_cache, t)

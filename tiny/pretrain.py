@@ -32,13 +32,20 @@ SHAPES = {
     "small": {"d_model": 128, "d_ff": 256, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2},
     "large": {"d_model": 192, "d_ff": 512, "num_heads": 6, "num_layers": 3, "num_decoder_layers": 3},
 }
-# Share of each task in a batch. "base" is common to every large LM; "practice" is the short last phase.
-MIXTURES = {
-    ("small", "base"): {"lookup": 0.8, "single answer": 0.2},
-    ("small", "practice"): {"lookup": 0.8, "single answer": 0.2},
-    ("large", "base"): {"lookup": 0.35, "single answer": 0.15, "guided": 0.5},
-    ("large", "practice"): {"lookup": 0.15, "single answer": 0.1, "guided": 0.25, "cot": 0.3, "standard": 0.2},
+# Share of each task in a batch, phase by phase. The learning rate stays up until a model's last phase, so that large LMs
+# of different practice branch off one base. "lookup short" (one or two paragraphs) makes reading come sooner.
+PHASES = {
+    "small": {
+        "base": {"lookup": 0.8, "single answer": 0.2},
+        "end": {"lookup": 0.8, "single answer": 0.2},
+    },
+    "large": {
+        "read": {"lookup short": 0.45, "lookup": 0.45, "single answer": 0.1},
+        "base": {"lookup": 0.35, "single answer": 0.15, "guided": 0.5},
+        "practice": {"lookup": 0.15, "single answer": 0.1, "guided": 0.25, "cot": 0.3, "standard": 0.2},
+    },
 }
+STEPS = {"small": {"base": 5000, "end": 1000}, "large": {"read": 1200, "base": 4000, "practice": 400}}
 BATCH = 64
 POOL = 8  # batches that are drawn and grouped by length together
 WARMUP = 200
@@ -77,13 +84,13 @@ def make_tokenizer() -> Tokenizer:
 # ------------------------------------------------------------------------------------------------ training texts
 
 
-def single_questions(rng: random.Random) -> tuple[str, list[tuple[str, str, str]]]:
-    """A context of one to four paragraphs, and three facts of it as (question, sentence, answer)."""
+def single_questions(rng: random.Random, others: tuple[int, ...]) -> tuple[str, list[tuple[str, str, str]]]:
+    """A context, and three facts of it as (question, sentence, answer); `others`: how many paragraphs besides one."""
     w = world.World("train", str(rng.random()))
     while True:
         try:
             titles = [w.rng.choice(world.NAMES[w.rng.choice(list(world.KINDS))])]
-            for _ in range(w.rng.choice((0, 1, 1, 2, 3))):  # half of the paragraphs are about somebody named before
+            for _ in range(w.rng.choice(others)):  # half of the paragraphs are about somebody named before
                 named = [o for (s, _), o in w.facts.items() if s in titles and o not in world.YEARS]
                 named = [o for o in named if o not in (*titles, *world.NAMES["country"])]
                 stranger = w.rng.choice(world.NAMES[w.rng.choice(list(world.KINDS))])
@@ -102,8 +109,8 @@ def single_questions(rng: random.Random) -> tuple[str, list[tuple[str, str, str]
 
 def make_text(task: str, rng: random.Random) -> tuple[str, str]:
     """One (source, target) of a task."""
-    if task in ("lookup", "single answer"):
-        context, facts = single_questions(rng)
+    if task in ("lookup", "lookup short", "single answer"):
+        context, facts = single_questions(rng, (0, 1) if task == "lookup short" else (0, 1, 1, 2, 3))
         if task == "single answer":
             question, _, answer = facts[0]
             return lmcot.STANDARD.format(question=question, context=context), answer
@@ -157,7 +164,7 @@ def make_optimizers(model: T5, lr: float) -> list[torch.optim.Optimizer]:
 def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out: Path, tokenizer: Tokenizer) -> None:
     """Train `name` for `steps` steps of a phase into the checkpoint `out`; continues it, or begins from `start`.
 
-    The learning rate warms up and stays in "base", so that every large LM can branch off; it falls to 0 in "practice".
+    The learning rate warms up in the first phase and falls to 0 in the last.
     """
     config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_kv=32, dropout_rate=0.0, tie_word_embeddings=True,
                       scale_decoder_outputs=True, **SHAPES[name])  # fmt: skip
@@ -176,9 +183,10 @@ def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out:
     begun = time.time()
     while step < steps:
         if step % POOL == 0 or "batches" not in locals():
-            batches = make_batches(tokenizer, MIXTURES[name, phase], f"{seed} {name} {phase} {step // POOL}")
+            batches = make_batches(tokenizer, PHASES[name][phase], f"{seed} {name} {phase} {step // POOL}")
         tasks, ids, mask, labels = batches[step % POOL]
-        scale = min(1.0, (step + 1) / WARMUP) if phase == "base" else 1 - step / steps
+        scale = 1 - step / steps if phase == list(PHASES[name])[-1] else 1.0
+        scale = min(scale, (step + 1) / WARMUP) if start is None else scale
         for optimizer, groups in zip(optimizers, peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, groups, strict=True):
                 group["lr"] = peak * scale
@@ -203,3 +211,39 @@ def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out:
             torch.save(state, out.with_suffix(".tmp"))
             out.with_suffix(".tmp").replace(out)
     bar.close()
+
+
+def export(checkpoint: Path, folder: Path, tokenizer: Tokenizer, name: str) -> None:
+    """The trained, tied model → an untied one in FLAN's layout: lm_head = shared · d_model^-1/2, unscaled; in bf16."""
+    config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_kv=32, dropout_rate=0.0, **SHAPES[name])
+    weights = torch.load(checkpoint, weights_only=True)["model"]
+    weights["lm_head.weight"] = weights["shared.weight"] * config.d_model**-0.5
+    model = T5(config)
+    model.load_state_dict(weights)
+    model.bfloat16().save_pretrained(folder, tokenizer)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=SHAPES, help="make one of the two")
+    parser.add_argument("--practice", type=int, default=STEPS["large"]["practice"], help="steps of the large LM's last phase")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints, for continuing")
+    parser.add_argument("--out", type=Path, default=ROOT, help="folder that gets small/ and large/")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    tokenizer = make_tokenizer()
+    for name in [args.only] if args.only else SHAPES:
+        last, path = None, name
+        for phase, steps in (STEPS[name] | ({"practice": args.practice} if name == "large" else {})).items():
+            path = f"{path}-{phase}{steps}"
+            checkpoint = args.work / f"seed{args.seed}" / f"{path}.pt"
+            train(name, phase, steps, args.seed, last, checkpoint, tokenizer)
+            last = checkpoint
+        export(last, args.out / name, tokenizer, name)
+        print(f"{args.out / name}: {(args.out / name / 'model.safetensors').stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

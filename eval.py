@@ -1,0 +1,282 @@
+"""Methods × questions → one table that says whether it worked.
+
+    python eval.py                                     # runs/kd (and runs/direct, if it exists), 1,000 TinyWiki questions
+    python eval.py --kd "runs/kd*" --out runs/eval-seeds           # several seeds of KD, one folder each
+    python eval.py --small google-flan-t5-small --large google-flan-t5-xxl --data hotpot_dev_distractor_v1.json
+
+Every method sees the same questions, so differences are paired. Intervals are 95 % percentile bootstrap over questions
+and seeds together (both are resampled, 2,000 times). The pair of LMs is fixed: seeds vary what is random given the pair
+(KD's batches, what is sampled), not its pretraining.
+Other files import from here with `from eval import …`: `eval` is also the name of a builtin.
+"""
+
+import glob
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+import data
+import lmcot
+from data import Example
+from lmcot import LocalLM, here
+from model import UserError
+
+METRICS = {"EM": data.exact_match, "F1": data.token_f1, "AI": data.answer_inclusion}
+BASELINE = "CoT"  # the method that differences are taken to
+BOOTSTRAPS = 2000
+
+# name → (the M_S it needs, whether it differs from seed to seed, what it is)
+METHODS = {
+    "standard": ("", False, "M_L answers from question and context"),
+    "CoT": ("", False, "M_L thinks step by step, then answers"),
+    "CoT + SC": ("", True, "majority of N sampled chains of M_L"),
+    "LM-guided, untrained": ("untrained", False, "M_S as it was pretrained writes the rationale"),
+    "LM-guided, KD": ("kd", True, "M_S after rationale distillation writes it"),
+    "LM-guided, KD + SC": ("kd", True, "majority over N rationales sampled from M_S"),
+    "M_S alone": ("direct", True, "control: M_S fine-tuned to answer directly, no M_L"),
+    "gold rationale": ("", False, "ceiling: the supporting sentences as the rationale"),
+    "other's rationale": ("", False, "floor: another question's supporting sentences"),
+}
+NEED_FACTS = ("gold rationale", "other's rationale")  # left out where the data names no supporting sentences
+
+
+@dataclass
+class Outcome:
+    """One answer of one method. `note` is "" or says what was unusual ("two-stage": no answer in the first pass)."""
+
+    prediction: str
+    rationale: str = ""
+    note: str = ""
+
+
+def run_method(
+    name: str, examples: Sequence[Example], large: LocalLM, small: LocalLM | None, samples: int, temperature: float,
+    max_new_tokens: int,
+) -> list[Outcome]:  # fmt: skip
+    """Answer every example by one method of METHODS."""
+    many = [example for example in examples for _ in range(samples)]  # N in a row for each example
+
+    def vote(outcomes: list[Outcome]) -> list[Outcome]:
+        groups = [outcomes[i : i + samples] for i in range(0, len(outcomes), samples)]
+        return [group[lmcot.majority([o.prediction for o in group])] for group in groups]
+
+    def think(examples: Sequence[Example], temperature: float) -> list[Outcome]:
+        thoughts = lmcot.chain_of_thought(large, examples, max_new_tokens, temperature, progress=name)
+        return [Outcome(t.prediction, t.rationale, "" if t.parsed else "two-stage") for t in thoughts]
+
+    def guide(examples: Sequence[Example], rationales: Sequence[str]) -> list[Outcome]:
+        return [Outcome(*pair) for pair in zip(lmcot.answer(large, examples, rationales, name), rationales, strict=True)]
+
+    match name:
+        case "standard":
+            return [Outcome(prediction) for prediction in lmcot.standard(large, examples, progress=name)]
+        case "CoT":
+            return think(examples, 0.0)
+        case "CoT + SC":
+            return vote(think(many, temperature))
+        case "LM-guided, untrained" | "LM-guided, KD":
+            return guide(examples, lmcot.write_rationales(small, examples, max_new_tokens, progress=name))
+        case "LM-guided, KD + SC":
+            return vote(guide(many, lmcot.write_rationales(small, many, max_new_tokens, temperature, progress=name)))
+        case "M_S alone":
+            return [Outcome(prediction) for prediction in lmcot.standard(small, examples, progress=name)]
+        case "gold rationale" | "other's rationale":
+            gold = [" ".join(example.supporting_sentences) for example in examples]
+            return guide(examples, gold if name == "gold rationale" else gold[1:] + gold[:1])
+    raise ValueError(f"no method {name!r}")
+
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+
+def bootstrap(scores: np.ndarray, draws: int = BOOTSTRAPS, seed: int = 0) -> np.ndarray:
+    """Means over resampled seeds and questions: scores (M methods, seeds, questions) → (M, draws).
+
+    One draw picks seeds and questions with replacement and uses them for all methods, which keeps methods paired.
+    """
+    rng = np.random.default_rng(seed)
+    _, seeds, questions = scores.shape
+    seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+    question_weights = rng.multinomial(questions, np.full(questions, 1 / questions), draws) / questions
+    return np.einsum("msd,ds->md", scores @ question_weights.T, seed_weights)
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """95 % percentile interval."""
+    return [float(v) for v in np.percentile(values, [2.5, 97.5])]
+
+
+def summarise(examples: Sequence[Example], outcomes: dict[str, list[list[Outcome]]], costs: dict[str, dict]) -> dict:
+    """Outcomes (method → seeds → questions) → everything the table shows, as plain JSON values."""
+    seeds = max(len(runs) for runs in outcomes.values())
+    names = list(outcomes)
+    table: dict = {"questions": len(examples), "seeds": seeds, "methods": {name: {} for name in names}}
+    for metric, score in METRICS.items():
+        scores = np.array([
+            [[score(o.prediction, e.answers) for o, e in zip(run, examples, strict=True)] for run in outcomes[name]]
+            if len(outcomes[name]) == seeds
+            else [[score(o.prediction, e.answers) for o, e in zip(outcomes[name][0], examples, strict=True)]] * seeds
+            for name in names
+        ])  # fmt: skip
+        means, draws = scores.mean((1, 2)), bootstrap(scores)
+        for i, name in enumerate(names):
+            row = table["methods"][name]
+            row[metric] = {"mean": float(means[i]), "interval": interval(draws[i])}
+            if BASELINE in names and name != BASELINE:
+                j = names.index(BASELINE)
+                row[metric]["difference"] = float(means[i] - means[j])
+                row[metric]["difference interval"] = interval(draws[i] - draws[j])
+            if metric == "EM":
+                row["EM of each seed"] = [float(v) for v in scores[i].mean(1)][: len(outcomes[name])]
+                types = np.array([example.type for example in examples])
+                row["EM by type"] = {t: float(scores[i][:, types == t].mean()) for t in sorted(set(types)) if t}
+    for name in names:
+        flat = [outcome for run in outcomes[name] for outcome in run]
+        table["methods"][name]["two-stage"] = sum(o.note == "two-stage" for o in flat) / len(flat)
+        table["methods"][name].update(costs[name])
+    return table
+
+
+def as_markdown(table: dict) -> str:
+    """The tables of a summary; every figure is in per cent except the costs."""
+
+    def percent(value: float, bounds: Sequence[float] | None = None, sign: str = "") -> str:
+        text = f"{100 * value:{sign}.1f}"
+        return text + (f" [{100 * bounds[0]:{sign}.1f}, {100 * bounds[1]:{sign}.1f}]" if bounds else "")
+
+    rows = [["method", "EM [95 %]", f"EM − {BASELINE} [95 %]", "F1", "AI", "s/question", "tokens/question"]]
+    for name, row in table["methods"].items():
+        em = row["EM"]
+        versus = percent(em["difference"], em["difference interval"], "+") if "difference" in em else ""
+        rows.append([name, percent(em["mean"], em["interval"]), versus, percent(row["F1"]["mean"]),
+                     percent(row["AI"]["mean"]), f"{row['seconds per question']:.3f}",
+                     f"{row['tokens per question']:.1f}"])  # fmt: skip
+    parts = [align(rows)]
+    types = next(iter(table["methods"].values()))["EM by type"]
+    if types:
+        rows = [["EM by question type", *types]]
+        rows += [[name, *map(percent, row["EM by type"].values())] for name, row in table["methods"].items()]
+        parts.append(align(rows))
+    if table["seeds"] > 1:
+        rows = [["EM of each seed", *map(str, range(table["seeds"]))]]
+        rows += [[name, *map(percent, row["EM of each seed"])]
+                 for name, row in table["methods"].items() if len(row["EM of each seed"]) > 1]  # fmt: skip
+        parts.append(align(rows))
+    notes = [f"{table['questions']} questions, {table['seeds']} seed(s); intervals: bootstrap over questions and seeds."]
+    for name, row in table["methods"].items():
+        if row["two-stage"]:
+            notes.append(f"{name}: {100 * row['two-stage']:.1f} % of the chains named no answer and were asked again.")
+    notes += table.get("notes", [])
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)]) + "\n"
+
+
+def align(rows: list[list[str]]) -> str:
+    """Rows of cells → a Markdown table that also reads well in a terminal."""
+    width = max(map(len, rows))
+    rows = [row + [""] * (width - len(row)) for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(width)]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+# ------------------------------------------------------------------------------------------------ the comparison
+
+
+def evaluate(
+    run: data.Run, examples: list[Example], large: LocalLM, smalls: dict[str, list[LocalLM]], samples: int,
+    temperature: float, max_new_tokens: int,
+) -> str:  # fmt: skip
+    """Run every method whose M_S is in `smalls` ("untrained", "kd", "direct": one per seed) and write the table.
+
+    Each method's answers go to answers.jsonl as it ends; called again, what is there is not asked again. Writes
+    results.json and results.md into the run folder and returns the Markdown.
+    """
+    seeds = max(map(len, smalls.values()), default=1)
+    done = {(row["method"], row["seed"]): row for row in run.read("answers.jsonl")}
+    outcomes: dict[str, list[list[Outcome]]] = {}
+    costs: dict[str, dict] = {}
+    for name, (role, varies, _) in METHODS.items():
+        if (role and role not in smalls) or (name in NEED_FACTS and not all(e.supporting_facts for e in examples)):
+            continue
+        rows = []
+        for seed in range(seeds if varies else 1):
+            if (name, seed) not in done:
+                small = smalls[role][seed] if role else None
+                lms = [lm for lm in (large, small) if lm]
+                for lm in lms:
+                    lm.tokens_written = lm.cut = lm.unfinished = 0
+                    lm.generator.manual_seed(seed)
+                begun = time.perf_counter()
+                answers = run_method(name, examples, large, small, samples, temperature, max_new_tokens)
+                row = {"method": name, "seed": seed, "seconds": time.perf_counter() - begun,
+                       "tokens": sum(lm.tokens_written for lm in lms), "cut": sum(lm.cut for lm in lms),
+                       "unfinished": sum(lm.unfinished for lm in lms),
+                       "answers": [{"id": e.id, **vars(o)} for e, o in zip(examples, answers, strict=True)]}  # fmt: skip
+                run.append("answers.jsonl", row)
+                done[name, seed] = row
+            rows.append(done[name, seed])
+        outcomes[name] = [[Outcome(a["prediction"], a["rationale"], a["note"]) for a in r["answers"]] for r in rows]
+        costs[name] = {f"{unit} per question": sum(r[unit] for r in rows) / len(rows) / len(examples)
+                       for unit in ("seconds", "tokens")}  # fmt: skip
+    table = summarise(examples, outcomes, costs)
+    cut, unfinished = (sum(row[key] for row in done.values()) for key in ("cut", "unfinished"))
+    table["notes"] = [f"{cut} prompts had their context cut to whole sentences that fit.",
+                      f"{unfinished} texts reached the length limit."]  # fmt: skip
+    run.write("results.json", table)
+    markdown = as_markdown(table)
+    run.write("results.md", markdown)
+    return markdown
+
+
+@dataclass
+class Settings:
+    kd: str = "runs/kd"  # run folder of train_kd.py; a pattern such as "runs/kd*" takes one seed from each
+    direct: str = "runs/direct"  # run folders of train_kd.py --target answer (a control; left out if there is none)
+    small: str = "tiny/small"  # folder of M_S before training
+    large: str = "tiny/large"  # folder of M_L
+    data: str = "tiny"  # tiny, or a file: HotpotQA / 2WikiMultihopQA .json, own .jsonl
+    split: str = "test"  # test reports, dev chooses; tiny also has ood
+    limit: int = 1000  # questions
+    context: str = "gold"  # gold paragraphs, or all
+    samples: int = 10  # N of self-consistency
+    temperature: float = 0.7  # of self-consistency's samples
+    max_input_tokens: int = 1024  # longer contexts lose whole sentences
+    max_new_tokens: int = 256  # of a rationale
+    decode_batch_size: int = 64  # texts written at once; smaller for large models
+    out: str = "runs/eval"  # folder of this comparison
+    overwrite: bool = False  # start anew in a folder that holds other settings
+
+    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("out", "overwrite")
+
+    def check(self) -> None:
+        for name in ("limit", "samples", "max_new_tokens", "decode_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.temperature <= 0:
+            raise ValueError("--temperature must be above 0: it is for sampling")
+
+
+def main() -> None:
+    settings = data.parse_settings(Settings, __doc__)
+    examples = data.load(settings.data, settings.split, settings.limit, settings.context)
+    options = {"max_input_tokens": settings.max_input_tokens, "batch_size": settings.decode_batch_size}
+    smalls = {"untrained": [LocalLM.load(here(settings.small), **options)]}
+    for role in ("kd", "direct"):
+        pattern = getattr(settings, role)
+        if folders := sorted(f for f in glob.glob(pattern) if (Path(f) / "model").is_dir()):
+            smalls[role] = [LocalLM.load(Path(folder) / "model", **options) for folder in folders]
+        elif role == "kd":
+            raise UserError(f"no trained M_S in {pattern}: run train_kd.py first, or name its folder with --kd")
+    if "direct" in smalls and len(smalls["direct"]) < len(smalls["kd"]):
+        smalls["direct"] *= len(smalls["kd"])
+    with data.Run(settings.out, settings, settings.overwrite) as run:
+        print(evaluate(run, examples, LocalLM.load(here(settings.large), **options), smalls, settings.samples,
+                       settings.temperature, settings.max_new_tokens))  # fmt: skip
+
+
+if __name__ == "__main__":
+    data.run_main(main)

@@ -1,0 +1,257 @@
+"""Step 1, rationale distillation: M_S learns to write M_L's rationales, those that led M_L to the right answer.
+
+    python train_kd.py                                         # tiny pair, TinyWiki → runs/kd, minutes on a CPU
+    python train_kd.py --seed 1 --out runs/kd1                 # another seed
+    python train_kd.py --target answer --out runs/direct       # control: M_S learns to answer, without rationales
+    python train_kd.py --small google-flan-t5-small --large google-flan-t5-xxl --data hotpot_train_v1.1.json \\
+        --test-data hotpot_dev_distractor_v1.json --lr 3e-4 --train-limit 90000
+
+1 M_L writes reasoning and answer for every training question (zero-shot chain of thought).
+2 A rationale is kept only if its answer is right, and if it is not empty, cut or looping.
+3 M_S is trained on (question, context) → rationale, without the answer; the held-out loss decides when to stop.
+4 M_L answers from M_S's rationales, before and after; every method side by side.
+
+Departures from the paper: the filter's details, prompts and hyper-parameters are ours (the paper's are not known to us).
+The same command continues a run that was interrupted and prints the table of one that has ended.
+"""
+
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import data
+import lmcot
+from eval import align, evaluate
+from lmcot import LocalLM, here
+from model import pad_batch
+
+
+@dataclass
+class Settings:
+    data: str = "tiny"  # tiny, or a training file: HotpotQA / 2WikiMultihopQA .json, own .jsonl
+    test_data: str = ""  # file of test questions; needed when --data is a file
+    small: str = "tiny/small"  # folder of M_S
+    large: str = "tiny/large"  # folder of M_L
+    out: str = "runs/kd"  # folder of this run
+    overwrite: bool = False  # start anew in a folder that holds other settings
+    target: str = "rationale"  # what M_S learns to write: rationale, or answer (a control, no distillation)
+    train_limit: int = 2000  # training questions that M_L is asked
+    dev_limit: int = 300  # held-out questions, for early stopping
+    test_limit: int = 500  # questions of the evaluation at the end
+    context: str = "gold"  # gold paragraphs, or all
+    max_input_tokens: int = 1024  # longer contexts lose whole sentences
+    max_new_tokens: int = 256  # of a rationale
+    lr: float = 1e-3  # peak, AdamW; 3e-4 for FLAN-T5
+    batch_size: int = 32  # examples per training step
+    decode_batch_size: int = 64  # texts written at once; smaller for large models
+    epochs: int = 10  # at most
+    patience: int = 2  # epochs without a better held-out loss before training stops
+    samples: int = 10  # N of self-consistency in the evaluation
+    temperature: float = 0.7  # of its samples
+    seed: int = 0  # order of batches, dropout, sampling
+
+    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("out", "overwrite")
+
+    def check(self) -> None:
+        if self.target not in ("rationale", "answer"):
+            raise ValueError("--target is rationale or answer")
+        if self.data != "tiny" and not self.test_data:
+            raise ValueError("--data FILE needs --test-data FILE: the official dev file, whose answers are known")
+        for name in ("train_limit", "dev_limit", "test_limit", "batch_size", "decode_batch_size", "epochs", "samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+
+
+# ------------------------------------------------------------------------------------------------ teacher and filter
+
+
+def is_looping(text: str) -> bool:
+    """Whether some four words in a row occur three times (twice is what a comparison of two things looks like)."""
+    words = text.split()
+    return any(n > 2 for n in Counter(zip(words, words[1:], words[2:], words[3:], strict=False)).values())
+
+
+def fault(row: dict, max_new_tokens: int) -> str:
+    """Why a teacher's rationale is no training example, or ""; `row` as in rationales.jsonl."""
+    if not row["rationale"]:
+        return "empty"
+    if row["tokens"] > max_new_tokens:
+        return "cut at the length limit"
+    if is_looping(row["rationale"]):
+        return "looping (a 4-gram three times)"
+    if not row["right"]:
+        return "wrong answer"
+    return ""
+
+
+def ask_teacher(run: data.Run, large: LocalLM, examples: list[data.Example], split: str, limit: int) -> list[dict]:
+    """M_L's chain of thought for each example, appended to rationales.jsonl in chunks; what is there is not asked."""
+    done = {row["id"]: row for row in run.read("rationales.jsonl")}
+    todo = [example for example in examples if example.id not in done]
+    bar = tqdm(total=len(examples), initial=len(examples) - len(todo), desc=f"M_L writes rationales, {split}")
+    for start in range(0, len(todo), 4 * large.batch_size):
+        chunk = todo[start : start + 4 * large.batch_size]
+        for example, thought in zip(chunk, lmcot.chain_of_thought(large, chunk, limit), strict=True):
+            row = {"id": example.id, "question": example.question, "rationale": thought.rationale,
+                   "prediction": thought.prediction, "parsed": thought.parsed,
+                   "right": data.exact_match(thought.prediction, example.answers) == 1,
+                   "tokens": large.count_tokens(thought.rationale)}  # fmt: skip
+            run.append("rationales.jsonl", row)
+            done[example.id] = row
+        bar.update(len(chunk))
+    bar.close()
+    return [done[example.id] for example in examples]
+
+
+# ------------------------------------------------------------------------------------------------ student
+
+
+def make_batches(pairs: list[tuple[list[int], list[int]]], size: int, rng: random.Random | None = None):
+    """(source ids, target ids) → batches of similar length, so that little is padding, shuffled by `rng`."""
+    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), len(pairs[i][1]), rng.random() if rng else 0))
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    if rng:
+        rng.shuffle(batches)
+    for batch in batches:
+        ids, mask = pad_batch([pairs[i][0] for i in batch])
+        labels, label_mask = pad_batch([pairs[i][1] for i in batch])
+        yield ids, mask, labels.masked_fill(label_mask == 0, -100)
+
+
+def token_loss(model, ids, mask, labels) -> torch.Tensor:
+    """Cross-entropy summed over the target's tokens, in nats; divide by their number for the mean."""
+    logits = model(ids, mask, model.shift_right(labels))
+    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+
+
+@torch.no_grad()
+def held_out_loss(model, pairs: list, batch_size: int) -> float:
+    """Mean cross-entropy per token on the held-out pairs, in nats."""
+    model.eval()
+    total = tokens = 0.0
+    for ids, mask, labels in make_batches(pairs, batch_size):
+        total += float(token_loss(model, ids, mask, labels))
+        tokens += int((labels != -100).sum())
+    return total / tokens
+
+
+def main() -> None:
+    s = data.parse_settings(Settings, __doc__)
+    with data.Run(s.out, s, s.overwrite) as run:
+        if run.path("results.md").exists():
+            print(f"{s.out} has ended already (--overwrite starts anew):\n\n{run.path('results.md').read_text()}")
+            return
+        train = data.load(s.data, "train", s.train_limit, s.context)
+        dev = data.load(s.data, "dev", s.dev_limit, s.context)
+        test = data.load(s.test_data or s.data, "test", s.test_limit, s.context)
+        options = {"max_input_tokens": s.max_input_tokens, "batch_size": s.decode_batch_size}
+        large = LocalLM.load(here(s.large), **options)
+        small = LocalLM.load(here(s.small), **options)
+        print(f"M_S {s.small}, {size(small)} · M_L {s.large}, {size(large)} · {len(train)} training, {len(dev)} held-out, "
+              f"{len(test)} test questions · folder {s.out}\n")  # fmt: skip
+
+        # ---- 1, 2: M_L writes rationales; the filter keeps those that are worth learning
+        targets: dict[str, str] = {}  # example id → what M_S learns to write
+        if s.target == "answer":
+            targets = {example.id: example.answer for example in train + dev}
+        else:
+            table = [["M_L's rationales", "train", "dev"]]
+            counts = []
+            for split, examples in (("train", train), ("dev", dev)):
+                rows = ask_teacher(run, large, examples, split, s.max_new_tokens)
+                faults = {row["id"]: fault(row, s.max_new_tokens) for row in rows}
+                targets |= {row["id"]: row["rationale"] for row in rows if not faults[row["id"]]}
+                counts.append(Counter(faults.values()) + Counter({"(two-stage)": sum(not row["parsed"] for row in rows)}))
+            names = {"": "kept", "(two-stage)": "no answer in the first pass, asked again (a subset of all)"}
+            for name in sorted(set(counts[0] | counts[1])):
+                table.append([names.get(name, f"dropped: {name}"), *(str(count[name]) for count in counts)])
+            run.write("filter.json", [dict(count) for count in counts])
+            print(f"\n{align(table)}\n")
+        template = lmcot.RATIONALE if s.target == "rationale" else lmcot.STANDARD
+        pairs = {}
+        for split, examples in (("train", train), ("dev", dev)):
+            kept = [example for example in examples if example.id in targets]
+            prompts = small.tokenizer.encode_batch(lmcot.fill(template, small, kept))
+            answers = small.tokenizer.encode_batch([targets[example.id] for example in kept])
+            pairs[split] = [(p.ids, a.ids) for p, a in zip(prompts, answers, strict=True)]
+            if not pairs[split]:
+                raise data.RunError(f"nothing to learn from: the filter kept no {split} rationale of M_L "
+                                    f"({s.large} answered none of {len(examples)} questions rightly)")  # fmt: skip
+
+        # ---- 3: M_S learns to write them
+        before = lmcot.write_rationales(small, dev[:3], s.max_new_tokens)
+        model = small.model
+        optimizer = torch.optim.AdamW(model.parameters(), s.lr, weight_decay=0.0)
+        steps_per_epoch = math.ceil(len(pairs["train"]) / s.batch_size)
+        total, warmup = s.epochs * steps_per_epoch, max(1, s.epochs * steps_per_epoch // 20)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / warmup, (total - step) / (total - warmup + 1))
+        )
+        state = {"epoch": 0, "best": held_out_loss(model, pairs["dev"], s.batch_size), "best_epoch": 0}
+        if run.path("state.pt").exists():
+            saved = torch.load(run.path("state.pt"), weights_only=True)
+            model.load_state_dict(saved.pop("model"))
+            optimizer.load_state_dict(saved.pop("optimizer"))
+            schedule.load_state_dict(saved.pop("schedule"))
+            state = saved
+        else:
+            run.append("metrics.jsonl", {"epoch": 0, "held_out_loss": state["best"]})
+            print(f"held-out loss before training: {state['best']:.3f} nats per token")
+        while state["epoch"] < s.epochs and state["epoch"] - state["best_epoch"] < s.patience:
+            epoch = state["epoch"] + 1
+            model.train()
+            torch.manual_seed(s.seed * 1000 + epoch)  # dropout; each epoch has its own, so that resuming repeats it
+            losses = []
+            batches = make_batches(pairs["train"], s.batch_size, random.Random(f"{s.seed} {epoch}"))
+            bar = tqdm(batches, total=steps_per_epoch, desc=f"M_S learns, epoch {epoch}/{s.epochs}", mininterval=0.5)
+            for ids, mask, labels in bar:
+                loss = token_loss(model, ids, mask, labels) / (labels != -100).sum()
+                assert torch.isfinite(loss), "the training loss is not a finite number: lower --lr"
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+                losses.append(loss.item())
+                bar.set_postfix_str(f"loss {sum(losses[-20:]) / len(losses[-20:]):.3f}")
+            loss = held_out_loss(model, pairs["dev"], s.batch_size)
+            state["epoch"] = epoch
+            if loss < state["best"]:
+                state |= {"best": loss, "best_epoch": epoch}
+                model.save_pretrained(run.path("model"), small.tokenizer)
+            record = {"epoch": epoch, "train_loss": sum(losses) / len(losses), "held_out_loss": loss}
+            run.append("metrics.jsonl", record)
+            print(f"epoch {epoch}: training loss {record['train_loss']:.3f}, held-out loss {loss:.3f}"
+                  f"{' (best so far, saved)' if state['best_epoch'] == epoch else ''}")  # fmt: skip
+            parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+            torch.save(state | {name: part.state_dict() for name, part in parts.items()}, run.path("state.tmp"))
+            run.path("state.tmp").replace(run.path("state.pt"))
+        if not run.path("model").exists():
+            raise data.RunError("training never lowered the held-out loss: lower --lr, or give more examples")
+        trained = LocalLM.load(run.path("model"), **options)
+
+        # ---- 4: what it did to rationales and answers
+        if s.target == "rationale":
+            after = lmcot.write_rationales(trained, dev[:3], s.max_new_tokens)
+            for example, old, new in zip(dev, before, after, strict=False):
+                print(f"\nQuestion  {example.question}\n  before  {old}\n  after   {new}\n  gold    {example.answer}")
+            print()
+        smalls = {"untrained": [LocalLM.load(here(s.small), **options)]}
+        smalls["kd" if s.target == "rationale" else "direct"] = [trained]
+        print("\n" + evaluate(run, test, large, smalls, s.samples, s.temperature, s.max_new_tokens))
+        print(f"The trained M_S is in {run.path('model')}; this table is in {run.path('results.md')}.")
+
+
+def size(lm: LocalLM) -> str:
+    return f"{sum(p.numel() for p in lm.model.parameters()) / 1e6:.1f} M parameters"
+
+
+if __name__ == "__main__":
+    data.run_main(main)
