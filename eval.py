@@ -1,6 +1,6 @@
 """Methods × questions → one table that says whether it worked.
 
-    python eval.py                                     # runs/kd (and runs/direct, if it exists), 1,000 TinyWiki questions
+    python eval.py                                     # runs/kd (and runs/direct, if there), 1,000 TinyWiki questions
     python eval.py --kd "runs/kd*" --out runs/eval-seeds           # several seeds of KD, one folder each
     python eval.py --small google-flan-t5-small --large google-flan-t5-xxl --data hotpot_dev_distractor_v1.json
 
@@ -69,7 +69,8 @@ def run_method(
         return [Outcome(t.prediction, t.rationale, "" if t.parsed else "two-stage") for t in thoughts]
 
     def guide(examples: Sequence[Example], rationales: Sequence[str]) -> list[Outcome]:
-        return [Outcome(*pair) for pair in zip(lmcot.answer(large, examples, rationales, name), rationales, strict=True)]
+        predictions = lmcot.answer(large, examples, rationales, progress=name)
+        return [Outcome(*pair) for pair in zip(predictions, rationales, strict=True)]
 
     match name:
         case "standard":
@@ -166,7 +167,8 @@ def as_markdown(table: dict) -> str:
         rows += [[name, *map(percent, row["EM of each seed"])]
                  for name, row in table["methods"].items() if len(row["EM of each seed"]) > 1]  # fmt: skip
         parts.append(align(rows))
-    notes = [f"{table['questions']} questions, {table['seeds']} seed(s); intervals: bootstrap over questions and seeds."]
+    size = f"{table['questions']} questions, {table['seeds']} seed{'s' * (table['seeds'] > 1)}"
+    notes = [f"{size}; intervals: bootstrap over questions and seeds."]
     for name, row in table["methods"].items():
         if row["two-stage"]:
             notes.append(f"{name}: {100 * row['two-stage']:.1f} % of the chains named no answer and were asked again.")
@@ -212,10 +214,15 @@ def evaluate(
                     lm.generator.manual_seed(seed)
                 begun = time.perf_counter()
                 answers = run_method(name, examples, large, small, samples, temperature, max_new_tokens)
-                row = {"method": name, "seed": seed, "seconds": time.perf_counter() - begun,
-                       "tokens": sum(lm.tokens_written for lm in lms), "cut": sum(lm.cut for lm in lms),
-                       "unfinished": sum(lm.unfinished for lm in lms),
-                       "answers": [{"id": e.id, **vars(o)} for e, o in zip(examples, answers, strict=True)]}  # fmt: skip
+                row = {
+                    "method": name,
+                    "seed": seed,
+                    "seconds": time.perf_counter() - begun,
+                    "tokens": sum(lm.tokens_written for lm in lms),
+                    "cut": sum(lm.cut for lm in lms),
+                    "unfinished": sum(lm.unfinished for lm in lms),
+                    "answers": [{"id": e.id, **vars(a)} for e, a in zip(examples, answers, strict=True)],
+                }
                 run.append("answers.jsonl", row)
                 done[name, seed] = row
             rows.append(done[name, seed])

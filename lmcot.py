@@ -64,7 +64,9 @@ class LocalLM:
     `tokens_written` the tokens generated, for the cost columns of `eval.py`. `seed` decides what is sampled.
     """
 
-    def __init__(self, model: T5, tokenizer: Tokenizer, max_input_tokens: int = 1024, batch_size: int = 64, seed: int = 0):
+    def __init__(
+        self, model: T5, tokenizer: Tokenizer, max_input_tokens: int = 1024, batch_size: int = 64, seed: int = 0
+    ):
         self.model, self.tokenizer = model.eval(), tokenizer
         self.max_input_tokens, self.batch_size = max_input_tokens, batch_size
         self.device = model.shared.weight.device
@@ -118,9 +120,10 @@ class LocalLM:
         """Log-probability (nats, summed over tokens and EOS) of each answer after its prompt."""
         scores: list[float] = []
         for start in range(0, len(prompts), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            source, mask = pad_batch([e.ids for e in self.tokenizer.encode_batch(list(prompts[rows]))], device=self.device)
-            target, target_mask = pad_batch([e.ids for e in self.tokenizer.encode_batch(list(answers[rows]))], device=self.device)
+            (source, mask), (target, target_mask) = (
+                pad_batch([e.ids for e in self.tokenizer.encode_batch(list(texts))], device=self.device)
+                for texts in (prompts[start : start + self.batch_size], answers[start : start + self.batch_size])
+            )
             logp = log_softmax(self.model(source, mask, self.model.shift_right(target)), self.forbid)
             logp = logp.gather(2, target[..., None])[..., 0].masked_fill(target_mask == 0, 0.0)
             scores += logp.sum(1).tolist()
@@ -134,10 +137,12 @@ def fill(template: str, lm: LocalLM, examples: Sequence[Example], rationales: Se
         parts = {"question": example.question, "rationale": rationales[i] if rationales else ""}
         prompt = template.format(context=example.context, **parts)
         if len(prompt.encode()) >= lm.max_input_tokens:  # a token has at least one byte: most prompts need no counting
-            context, cut = data.fit_context(
-                example, lambda c, parts=parts: template.format(context=c, **parts), lm.count_tokens, lm.max_input_tokens
-            )
-            prompt = template.format(context=context, **parts)
+
+            def prompt_of(context: str, parts: dict = parts) -> str:
+                return template.format(context=context, **parts)
+
+            context, cut = data.fit_context(example, prompt_of, lm.count_tokens, lm.max_input_tokens)
+            prompt = prompt_of(context)
             lm.cut += cut
         prompts.append(prompt)
     return prompts

@@ -355,7 +355,7 @@ class T5(nn.Module):
         if self.training:
             raise RuntimeError("generate() needs model.eval(): dropout would change what is written")
         if min(max_new_tokens, num_samples) < 1 or min(temperature, top_k) < 0 or not 0 < top_p <= 1:
-            raise ValueError("generate() needs positive counts, temperature and top_k of at least 0, and 0 < top_p <= 1")
+            raise ValueError("generate() needs counts above 0, temperature and top_k of at least 0, and 0 < top_p <= 1")
         c, device = self.config, input_ids.device
         B, N, T = len(input_ids), num_samples, max_new_tokens
         encoded = self.encode(input_ids, attention_mask)
@@ -474,9 +474,10 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     files = [folder / "model.safetensors"]
     if (index := folder / "model.safetensors.index.json").is_file() and not files[0].is_file():
         shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
+        names = list(shards.values()) if isinstance(shards, dict) else []
+        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise UserError(f"{index}: weight_map must map keys to file names in the same folder")
-        files = [folder / name for name in sorted(set(shards.values()))]
+        files = [folder / name for name in sorted(set(names))]
     for file in files:
         if not file.is_file():
             raise UserError(f"{file}: no such weight file")
@@ -522,8 +523,8 @@ def fill_from_files(model: T5, files: list[Path], dtype: torch.dtype, device: st
                     tensor = f.get_tensor(key).to(dtype)
                     setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
     missing = sorted(wanted.keys() - found - {m.split(" ")[0] for m in misfits})
-    problems = [f"{what} {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''}"
-                for what, keys in (("missing key", missing), ("unknown key", unknown), ("wrong shape:", misfits)) if keys]  # fmt: skip
+    faults = {"missing key": missing, "unknown key": unknown, "wrong shape:": misfits}
+    problems = [f"{what} {', '.join(keys[:5])}{' …' * (len(keys) > 5)}" for what, keys in faults.items() if keys]
     if problems:
         raise UserError(f"{files[0].parent}: the weights do not fit config.json: {'; '.join(problems)}")
 

@@ -11,7 +11,7 @@
 3 M_S is trained on (question, context) → rationale, without the answer; the held-out loss decides when to stop.
 4 M_L answers from M_S's rationales, before and after; every method side by side.
 
-Departures from the paper: the filter's details, prompts and hyper-parameters are ours (the paper's are not known to us).
+Departures from the paper: the filter's details, prompts and hyper-parameters are ours (those of the paper are unknown).
 The same command continues a run that was interrupted and prints the table of one that has ended.
 """
 
@@ -19,7 +19,6 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -91,6 +90,9 @@ def fault(row: dict, max_new_tokens: int) -> str:
     return ""
 
 
+TWO_STAGE = "no answer in the first pass, asked again (among all of the above)"
+
+
 def ask_teacher(run: data.Run, large: LocalLM, examples: list[data.Example], split: str, limit: int) -> list[dict]:
     """M_L's chain of thought for each example, appended to rationales.jsonl in chunks; what is there is not asked."""
     done = {row["id"]: row for row in run.read("rationales.jsonl")}
@@ -154,8 +156,8 @@ def main() -> None:
         options = {"max_input_tokens": s.max_input_tokens, "batch_size": s.decode_batch_size}
         large = LocalLM.load(here(s.large), **options)
         small = LocalLM.load(here(s.small), **options)
-        print(f"M_S {s.small}, {size(small)} · M_L {s.large}, {size(large)} · {len(train)} training, {len(dev)} held-out, "
-              f"{len(test)} test questions · folder {s.out}\n")  # fmt: skip
+        print(f"M_S {s.small}, {size(small)} · M_L {s.large}, {size(large)} · "
+              f"{len(train)} training, {len(dev)} held-out, {len(test)} test questions · folder {s.out}\n")  # fmt: skip
 
         # ---- 1, 2: M_L writes rationales; the filter keeps those that are worth learning
         targets: dict[str, str] = {}  # example id → what M_S learns to write
@@ -168,8 +170,9 @@ def main() -> None:
                 rows = ask_teacher(run, large, examples, split, s.max_new_tokens)
                 faults = {row["id"]: fault(row, s.max_new_tokens) for row in rows}
                 targets |= {row["id"]: row["rationale"] for row in rows if not faults[row["id"]]}
-                counts.append(Counter(faults.values()) + Counter({"(two-stage)": sum(not row["parsed"] for row in rows)}))
-            names = {"": "kept", "(two-stage)": "no answer in the first pass, asked again (a subset of all)"}
+                two_stage = sum(not row["parsed"] for row in rows)
+                counts.append(Counter(faults.values()) + Counter({TWO_STAGE: two_stage}))
+            names = {"": "kept", TWO_STAGE: TWO_STAGE}
             for name in sorted(set(counts[0] | counts[1])):
                 table.append([names.get(name, f"dropped: {name}"), *(str(count[name]) for count in counts)])
             run.write("filter.json", [dict(count) for count in counts])

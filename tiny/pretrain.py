@@ -1,7 +1,7 @@
 """Make the embedded pair of LMs from nothing: the tokenizer, tiny/small and tiny/large.
 
     python tiny/pretrain.py                       # both, about two hours on two cores; run again to continue
-    python tiny/pretrain.py --only large --practice 600 --out runs/pretrain/strong   # a better or worse rationale writer
+    python tiny/pretrain.py --only large --practice 600 --out runs/strong      # a better or worse rationale writer
 
 Both models read TinyWiki paragraphs and copy the sentences that single questions ask for. The large one also learns to
 answer a multi-hop question from a good rationale; then, in a short last phase, it practises chain of thought and
@@ -10,7 +10,6 @@ a choice, and the model card shows what other choices give. All texts come from 
 """
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -25,15 +24,15 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT.parent))
 
 import lmcot  # noqa: E402
-from model import T5, T5Config, load_tokenizer, pad_batch  # noqa: E402
+from model import T5, T5Config, pad_batch  # noqa: E402
 from tiny import world  # noqa: E402
 
 SHAPES = {
     "small": {"d_model": 128, "d_ff": 256, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2},
     "large": {"d_model": 192, "d_ff": 512, "num_heads": 6, "num_layers": 3, "num_decoder_layers": 3},
 }
-# Share of each task in a batch, phase by phase. The learning rate stays up until a model's last phase, so that large LMs
-# of different practice branch off one base. "lookup short" (one or two paragraphs) makes reading come sooner.
+# Share of each task in a batch, phase by phase. The learning rate stays up until a model's last phase, so that large
+# LMs of different practice branch off one base. "lookup short" (one or two paragraphs) makes reading come sooner.
 PHASES = {
     "small": {
         "base": {"lookup": 0.8, "single answer": 0.2},
@@ -58,13 +57,12 @@ SAVE_EVERY = 250
 
 def make_tokenizer() -> Tokenizer:
     """Unigram pieces: each word and name of TinyWiki is one, and single letters and bytes spell everything else."""
-    texts = [lmcot.STANDARD, lmcot.COT, lmcot.TWO_STAGE, lmcot.RATIONALE, lmcot.GUIDED, lmcot.CONCLUSION, "yes no"]
+    texts = [lmcot.STANDARD, lmcot.COT, lmcot.TWO_STAGE, lmcot.RATIONALE, lmcot.GUIDED, lmcot.CONCLUSION]
+    texts += ["yes no first later"]
     for relation in world.RELATIONS.values():
         texts += [*relation.sentences, relation.question, relation.noun]
-    for table in (world.INFERENCES, world.SAME, world.BRIDGE_SAME):
+    for table in (world.INFERENCES, world.COMPARISONS, world.SAME, world.BRIDGE_COMPARISONS, world.BRIDGE_SAME):
         texts += table.values()
-    for table in (world.COMPARISONS, world.BRIDGE_COMPARISONS):
-        texts += [question for pair in table.values() for question in pair]
     words = {word.strip(".,?:") for text in texts for word in text.split() if "{" not in word}
     words |= {name for names in world.NAMES.values() for name in names}
     letters = [chr(i) for i in range(33, 127)]
@@ -73,7 +71,8 @@ def make_tokenizer() -> Tokenizer:
     pieces += [("▁", -11.0)] + [(letter, -10.0) for letter in letters]
     pieces += [(f"▁{word}", -6.0) for word in sorted(words)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(r, " ") for r in ("\n", "\t")] + [normalizers.Strip()])
+    spaces = [normalizers.Replace(mark, " ") for mark in ("\n", "\t")]
+    tokenizer.normalizer = normalizers.Sequence([*spaces, normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")])
     tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
@@ -226,7 +225,8 @@ def export(checkpoint: Path, folder: Path, tokenizer: Tokenizer, name: str) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=SHAPES, help="make one of the two")
-    parser.add_argument("--practice", type=int, default=STEPS["large"]["practice"], help="steps of the large LM's last phase")
+    practice = STEPS["large"]["practice"]
+    parser.add_argument("--practice", type=int, default=practice, help="steps of the large LM's last phase")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints, for continuing")

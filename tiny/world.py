@@ -2,9 +2,9 @@
 
     python tiny/world.py --out FOLDER     # writes train.json, dev.json, test.json, ood.json in HotpotQA's official form
 
-A world assigns facts to invented names (people, films, books, cities, countries, organisations). Names are shared by all
-worlds and facts are not: which person directed a film differs from world to world, so nothing can be answered from
-memory and everything has to be read. Each record holds the paragraphs its question needs (gold), distractor paragraphs,
+A world assigns facts to invented names (people, films, books, cities, countries, organisations). Names are shared by
+all worlds and facts are not: who directed a film differs from world to world, so nothing can be answered from memory
+and everything has to be read. Each record holds the paragraphs its question needs (gold), distractor paragraphs,
 the supporting facts in the order of the reasoning, and `evidences` triples as 2WikiMultihopQA has them.
 
 Splits share no pair of entities: a fact (subject, object) and a comparison (A, B) may occur only in the split that
@@ -52,13 +52,13 @@ def make_names() -> dict[str, list[str]]:
                 names.append(name)
         return names
 
-    film_parts = "Storm Moon Iron Silver Night Winter Glass River".split(), "gate fall song rider light dance".split()
-    book_parts = "Ember Raven Thorn Amber Cedar Shadow Frost".split(), "leaf letters verses chapters pages tales".split()
+    film_starts, film_ends = "Storm Moon Iron Silver Night Winter Glass River", "gate fall song rider light dance"
+    book_starts, book_ends = "Ember Raven Thorn Amber Cedar Shadow Frost", "leaf letters verses chapters pages tales"
     return {
         "woman": invent("la ra na", 60, 2),
         "man": invent("rd nt ck", 60, 2),
-        "film": [a + b for a, b in product(*film_parts)],
-        "book": [a + b for a, b in product(*book_parts)],
+        "film": [a + b for a, b in product(film_starts.split(), film_ends.split())],
+        "book": [a + b for a, b in product(book_starts.split(), book_ends.split())],
         "city": invent("burg ton dal ford", 48, 1),
         "country": invent("nia land stan", 36, 1),
         "organisation": invent("corp labs works", 42, 1),
@@ -157,15 +157,21 @@ RELATIONS = {
         ("{s} was built in {o}.", "{s} became a city in {o}."),
         "When was {s} built?"),
 }  # fmt: skip
-KINDS = {
-    kind: [name for name, r in RELATIONS.items() if r.subject == kind] for kind in ("film", "book", "person", "organisation", "city")
-}
+DESCRIBED = ("film", "book", "person", "organisation", "city")  # kinds of entity that have a paragraph
+KINDS = {kind: [name for name, r in RELATIONS.items() if r.subject == kind] for kind in DESCRIBED}
+FAMILY = ("mother", "father", "spouse")  # two of these in a row are a question of the type inference
+
+
+def fits(first: str, second: str) -> bool:
+    """Whether the object of one relation can be the subject of the next."""
+    kind = RELATIONS[first].object
+    return RELATIONS[second].subject == ("person" if kind in ("woman", "man") else kind)
+
 
 # Two-hop questions: every pair of relations that fits; some pairs are kept for the out-of-distribution split.
 PAIRS = [(a, b) for a, b in product(RELATIONS, RELATIONS)
-         if RELATIONS[a].noun and RELATIONS[b].subject in (RELATIONS[a].object, "person" if RELATIONS[a].object in ("woman", "man") else "")
-         and {a, b} not in ({"mother"}, {"father"}, {"spouse"}, {"mother", "father"}, {"mother", "spouse"}, {"father", "spouse"})]  # fmt: skip
-OOD_PAIRS = [pair for i, pair in enumerate(PAIRS) if i % 7 == 3]
+         if RELATIONS[a].noun and fits(a, b) and not (a in FAMILY and b in FAMILY)]  # fmt: skip
+OOD_PAIRS = PAIRS[4::6]
 COMPOSITIONS = [pair for pair in PAIRS if pair not in OOD_PAIRS]
 INFERENCES = {
     ("mother", "mother"): "Who is the maternal grandmother of {s}?",
@@ -175,23 +181,23 @@ INFERENCES = {
     ("spouse", "mother"): "Who is the mother-in-law of {s}?",
     ("spouse", "father"): "Who is the father-in-law of {s}?",
 }
-COMPARISONS = {  # relation → questions whose answer is the entity with the smaller, the larger year
-    "release year": ("Which film was released first, {a} or {b}?", "Which film was released later, {a} or {b}?"),
-    "publication year": ("Which book was published first, {a} or {b}?", "Which book was published later, {a} or {b}?"),
-    "birth year": ("Who was born first, {a} or {b}?", "Who was born later, {a} or {b}?"),
-    "founding year": ("Which organisation was founded first, {a} or {b}?", "Which organisation was founded later, {a} or {b}?"),
+COMPARISONS = {  # relation → a question about two years; {when} is "first" or "later"
+    "release year": "Which film was released {when}, {a} or {b}?",
+    "publication year": "Which book was published {when}, {a} or {b}?",
+    "birth year": "Who was born {when}, {a} or {b}?",
+    "founding year": "Which organisation was founded {when}, {a} or {b}?",
 }
-SAME = {  # relation → yes/no question
+SAME = {  # relation → a yes/no question
     "birthplace": "Were {a} and {b} born in the same city?",
     "employer": "Do {a} and {b} work for the same organisation?",
     "country": "Are {a} and {b} in the same country?",
     "headquarters": "Are {a} and {b} based in the same city?",
 }
-BRIDGE_COMPARISONS = {  # (bridge, year) → questions about the entity whose bridge has the smaller, the larger year
-    ("director", "birth year"): ("Which film has the director born first, {a} or {b}?", "Which film has the director born later, {a} or {b}?"),
-    ("author", "birth year"): ("Which book has the author born first, {a} or {b}?", "Which book has the author born later, {a} or {b}?"),
-    ("publisher", "founding year"): ("Which book has the publisher founded first, {a} or {b}?", "Which book has the publisher founded later, {a} or {b}?"),
-}  # fmt: skip
+BRIDGE_COMPARISONS = {  # (bridge, relation) → the same about the entities that the bridge leads to
+    ("director", "birth year"): "Which film has the director born {when}, {a} or {b}?",
+    ("author", "birth year"): "Which book has the author born {when}, {a} or {b}?",
+    ("publisher", "founding year"): "Which book has the publisher founded {when}, {a} or {b}?",
+}
 BRIDGE_SAME = {
     ("director", "birthplace"): "Were the directors of {a} and {b} born in the same city?",
     ("author", "employer"): "Do the authors of {a} and {b} work for the same organisation?",
@@ -249,7 +255,7 @@ class World:
         return self.rng.choice(RELATIONS[relation].sentences).format(s=subject, o=self.fact(subject, relation))
 
     def paragraph(self, entity: str, needed: list[str], size: int = 3) -> tuple[list[str], dict[str, int]]:
-        """`size` sentences about an entity, those about the needed relations among them → sentences, relation → index."""
+        """`size` sentences about an entity, the needed relations among them → sentences, and index by relation."""
         kind = next(kind for kind in KINDS if entity in NAMES[kind])
         others = [name for name in KINDS[kind] if name not in needed]
         relations = needed + self.rng.sample(others, max(0, min(size - len(needed), len(others))))
@@ -271,25 +277,26 @@ class World:
             raise Impossible  # somebody's mother-in-law's child is oneself
         return (question or RELATIONS[relations[-1]].question).format(s=phrase), entity, steps
 
-    def compare(self, bridge: str, relation: str, questions: tuple[str, str] | str):
+    def compare(self, bridge: str, relation: str, question: str) -> tuple[str, str, list[tuple[str, str]]]:
         """Question, answer, steps of a comparison of two entities, or of the entities that `bridge` leads to."""
         a, b = self.pair(RELATIONS[bridge or relation].subject)
         ends = [self.fact(e, bridge) if bridge else e for e in (a, b)]
         if ends[0] == ends[1]:
             raise Impossible
-        if isinstance(questions, str) and self.rng.random() < 0.5:
+        of_years = "{when}" in question
+        if not of_years and self.rng.random() < 0.5:
             self.make_equal(*ends, relation)
         values = [self.fact(e, relation) for e in ends]
-        if isinstance(questions, str):
-            question, answer = questions, "yes" if values[0] == values[1] else "no"
+        later = self.rng.random() < 0.5
+        if not of_years:
+            answer = "yes" if values[0] == values[1] else "no"
+        elif values[0] == values[1]:
+            raise Impossible
         else:
-            if values[0] == values[1]:
-                raise Impossible
-            later = self.rng.random() < 0.5
-            question, answer = questions[later], a if (values[0] > values[1]) == later else b
+            answer = a if (values[0] > values[1]) == later else b
         steps = [step for e, end in zip((a, b), ends, strict=True)
                  for step in ([(e, bridge), (end, relation)] if bridge else [(end, relation)])]  # fmt: skip
-        return question.format(a=a, b=b), answer, steps
+        return question.format(a=a, b=b, when="later" if later else "first"), answer, steps
 
     def ask(self, kind: str) -> tuple[str, str, list[tuple[str, str]]]:
         choose = self.rng.choice
