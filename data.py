@@ -117,7 +117,8 @@ def load(
     if is_tiny:
         from tiny import world  # here, because a reader of files needs no TinyWiki
 
-        places = [(f"tiny {split}: record {i}", record) for i, record in enumerate(world.records(split))]
+        size = min(limit or world.SIZES[split], world.SIZES[split])
+        places = [(f"tiny {split}: record {i}", record) for i, record in enumerate(world.records(split, size=size))]
     else:
         places = _read_file(Path(name_or_path))
     examples: list[Example] = []

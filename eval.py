@@ -26,7 +26,7 @@ from lmcot import LocalLM, here
 from model import UserError
 
 METRICS = {"EM": data.exact_match, "F1": data.token_f1, "AI": data.answer_inclusion}
-BASELINE = "CoT"  # the method that differences are taken to
+BASELINES = ("standard", "CoT")  # the methods that differences are taken to
 BOOTSTRAPS = 2000
 
 # name → (the M_S it needs, whether it differs from seed to seed, what it is)
@@ -112,7 +112,10 @@ def interval(values: np.ndarray) -> list[float]:
 
 
 def summarise(examples: Sequence[Example], outcomes: dict[str, list[list[Outcome]]], costs: dict[str, dict]) -> dict:
-    """Outcomes (method → seeds → questions) → everything the table shows, as plain JSON values."""
+    """Outcomes (method → seeds → questions) → everything the table shows, as plain JSON values.
+
+    A method with one run (it is deterministic, or was trained once) stands for all seeds.
+    """
     seeds = max(len(runs) for runs in outcomes.values())
     names = list(outcomes)
     table: dict = {"questions": len(examples), "seeds": seeds, "methods": {name: {} for name in names}}
@@ -127,10 +130,11 @@ def summarise(examples: Sequence[Example], outcomes: dict[str, list[list[Outcome
         for i, name in enumerate(names):
             row = table["methods"][name]
             row[metric] = {"mean": float(means[i]), "interval": interval(draws[i])}
-            if BASELINE in names and name != BASELINE:
-                j = names.index(BASELINE)
-                row[metric]["difference"] = float(means[i] - means[j])
-                row[metric]["difference interval"] = interval(draws[i] - draws[j])
+            for base in BASELINES:
+                if base in names and name != base:
+                    j = names.index(base)
+                    difference = {"mean": float(means[i] - means[j]), "interval": interval(draws[i] - draws[j])}
+                    row[metric][f"minus {base}"] = difference
             if metric == "EM":
                 row["EM of each seed"] = [float(v) for v in scores[i].mean(1)][: len(outcomes[name])]
                 types = np.array([example.type for example in examples])
@@ -145,17 +149,20 @@ def summarise(examples: Sequence[Example], outcomes: dict[str, list[list[Outcome
 def as_markdown(table: dict) -> str:
     """The tables of a summary; every figure is in per cent except the costs."""
 
-    def percent(value: float, bounds: Sequence[float] | None = None, sign: str = "") -> str:
-        text = f"{100 * value:{sign}.1f}"
-        return text + (f" [{100 * bounds[0]:{sign}.1f}, {100 * bounds[1]:{sign}.1f}]" if bounds else "")
+    def percent(value: float, sign: str = "") -> str:
+        return f"{100 * value:{sign}.1f}"
 
-    rows = [["method", "EM [95 %]", f"EM − {BASELINE} [95 %]", "F1", "AI", "s/question", "tokens/question"]]
+    def with_interval(cell: dict, sign: str = "") -> str:
+        low, high = (percent(bound, sign) for bound in cell["interval"])
+        return f"{percent(cell['mean'], sign)} [{low}, {high}]"
+
+    differences = [f"minus {base}" for base in BASELINES]
+    rows = [["method", "EM [95 %]", *(f"EM {d}" for d in differences), "F1", "AI", "s/question", "tokens/question"]]
     for name, row in table["methods"].items():
         em = row["EM"]
-        versus = percent(em["difference"], em["difference interval"], "+") if "difference" in em else ""
-        rows.append([name, percent(em["mean"], em["interval"]), versus, percent(row["F1"]["mean"]),
-                     percent(row["AI"]["mean"]), f"{row['seconds per question']:.3f}",
-                     f"{row['tokens per question']:.1f}"])  # fmt: skip
+        versus = [with_interval(em[d], "+") if d in em else "" for d in differences]
+        costs = [f"{row['seconds per question']:.3f}", f"{row['tokens per question']:.1f}"]
+        rows.append([name, with_interval(em), *versus, percent(row["F1"]["mean"]), percent(row["AI"]["mean"]), *costs])
     parts = [align(rows)]
     types = next(iter(table["methods"].values()))["EM by type"]
     if types:
@@ -205,7 +212,7 @@ def evaluate(
         if (role and role not in smalls) or (name in NEED_FACTS and not all(e.supporting_facts for e in examples)):
             continue
         rows = []
-        for seed in range(seeds if varies else 1):
+        for seed in range(min(seeds, len(smalls[role])) if role else seeds if varies else 1):
             if (name, seed) not in done:
                 small = smalls[role][seed] if role else None
                 lms = [lm for lm in (large, small) if lm]
@@ -278,11 +285,11 @@ def main() -> None:
             smalls[role] = [LocalLM.load(Path(folder) / "model", **options) for folder in folders]
         elif role == "kd":
             raise UserError(f"no trained M_S in {pattern}: run train_kd.py first, or name its folder with --kd")
-    if "direct" in smalls and len(smalls["direct"]) < len(smalls["kd"]):
-        smalls["direct"] *= len(smalls["kd"])
+    if len(smalls.get("direct", smalls["kd"])) not in (1, len(smalls["kd"])):
+        raise UserError("--direct names another number of folders than --kd: give one, or one for each seed")
+    large = LocalLM.load(here(settings.large), **options)
     with data.Run(settings.out, settings, settings.overwrite) as run:
-        print(evaluate(run, examples, LocalLM.load(here(settings.large), **options), smalls, settings.samples,
-                       settings.temperature, settings.max_new_tokens))  # fmt: skip
+        print(evaluate(run, examples, large, smalls, settings.samples, settings.temperature, settings.max_new_tokens))
 
 
 if __name__ == "__main__":

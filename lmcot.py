@@ -38,20 +38,23 @@ GUIDED = (
 )
 CONCLUSION = "So the answer is {answer}."  # how a chain of thought ends; `parse_cot` finds it
 
-_CONCLUSION = re.compile(r"\W*(?:\b(?:so|thus|hence|therefore)\b,?\s*)?\bthe (?:final )?answer is:?\s+", re.IGNORECASE)
+_CONCLUSION = re.compile(r"[\s,;:]*(?:\b(?:so|thus|hence|therefore)\b,?\s*)?\bthe (?:final )?answer is:?\s+", re.I)
+_ABBREVIATIONS = "".join(rf"(?<!\b{word})" for word in ["[A-Z]", "St", "Ft", "Mt", "Dr", "Mr", "Mrs", "Ms", "Jr", "Sr"])
+_END = re.compile(_ABBREVIATIONS + r"\.(?=\s|$)|\n")  # a full stop, but none of St. Louis or J. R. R. Tolkien
 
 
 def parse_cot(text: str) -> tuple[str, str]:
     """Chain of thought → (reasoning, prediction); the prediction is "" where no "the answer is …" is found.
 
-    The last such phrase counts, and its first sentence is the prediction.
+    The last such phrase counts, and its first sentence is the prediction. The reasoning ends where that prediction is
+    first stated, so that an answer said twice does not stay in it.
     """
     marks = list(_CONCLUSION.finditer(text))
     if not marks:
         return text.strip(), ""
-    reasoning, conclusion = text[: marks[-1].start()], text[marks[-1].end() :]
-    end = "." if reasoning.strip() and text[marks[-1].start()] == "." else ""
-    return (reasoning.strip() + end), re.split(r"\.(?=\s|$)|\n", conclusion)[0].strip()
+    predictions = [_END.split(text[mark.end() :], maxsplit=1)[0].strip() for mark in marks]
+    first = marks[predictions.index(predictions[-1])]
+    return text[: first.start()].strip(), predictions[-1]
 
 
 # ------------------------------------------------------------------------------------------------ a language model

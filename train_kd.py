@@ -15,6 +15,7 @@ Departures from the paper: the filter's details, prompts and hyper-parameters ar
 The same command continues a run that was interrupted and prints the table of one that has ended.
 """
 
+import json
 import math
 import random
 from collections import Counter
@@ -41,7 +42,8 @@ class Settings:
     out: str = "runs/kd"  # folder of this run
     overwrite: bool = False  # start anew in a folder that holds other settings
     target: str = "rationale"  # what M_S learns to write: rationale, or answer (a control, no distillation)
-    train_limit: int = 2000  # training questions that M_L is asked
+    filter: bool = True  # keep only rationales that led M_L to the right answer; --no-filter shows what that is worth
+    train_limit: int = 4000  # training questions that M_L is asked
     dev_limit: int = 300  # held-out questions, for early stopping
     test_limit: int = 500  # questions of the evaluation at the end
     context: str = "gold"  # gold paragraphs, or all
@@ -77,20 +79,17 @@ def is_looping(text: str) -> bool:
     return any(n > 2 for n in Counter(zip(words, words[1:], words[2:], words[3:], strict=False)).values())
 
 
-def fault(row: dict, max_new_tokens: int) -> str:
-    """Why a teacher's rationale is no training example, or ""; `row` as in rationales.jsonl."""
+def fault(row: dict, max_new_tokens: int, check_answer: bool = True) -> str:
+    """Why a teacher's rationale is no training example, or "" if it is one; `row` as in rationales.jsonl."""
     if not row["rationale"]:
         return "empty"
     if row["tokens"] > max_new_tokens:
         return "cut at the length limit"
     if is_looping(row["rationale"]):
         return "looping (a 4-gram three times)"
-    if not row["right"]:
+    if check_answer and not row["right"]:
         return "wrong answer"
     return ""
-
-
-TWO_STAGE = "no answer in the first pass, asked again (among all of the above)"
 
 
 def ask_teacher(run: data.Run, large: LocalLM, examples: list[data.Example], split: str, limit: int) -> list[dict]:
@@ -146,16 +145,16 @@ def held_out_loss(model, pairs: list, batch_size: int) -> float:
 
 def main() -> None:
     s = data.parse_settings(Settings, __doc__)
-    with data.Run(s.out, s, s.overwrite) as run:
+    train = data.load(s.data, "train", s.train_limit, s.context)
+    dev = data.load(s.data, "dev", s.dev_limit, s.context)
+    test = data.load(s.test_data or s.data, "test", s.test_limit, s.context)
+    options = {"max_input_tokens": s.max_input_tokens, "batch_size": s.decode_batch_size}
+    large = LocalLM.load(here(s.large), **options)
+    small = LocalLM.load(here(s.small), **options)
+    with data.Run(s.out, s, s.overwrite) as run:  # only now: a mistyped path must not leave a folder with its settings
         if run.path("results.md").exists():
             print(f"{s.out} has ended already (--overwrite starts anew):\n\n{run.path('results.md').read_text()}")
             return
-        train = data.load(s.data, "train", s.train_limit, s.context)
-        dev = data.load(s.data, "dev", s.dev_limit, s.context)
-        test = data.load(s.test_data or s.data, "test", s.test_limit, s.context)
-        options = {"max_input_tokens": s.max_input_tokens, "batch_size": s.decode_batch_size}
-        large = LocalLM.load(here(s.large), **options)
-        small = LocalLM.load(here(s.small), **options)
         print(f"M_S {s.small}, {size(small)} · M_L {s.large}, {size(large)} · "
               f"{len(train)} training, {len(dev)} held-out, {len(test)} test questions · folder {s.out}\n")  # fmt: skip
 
@@ -164,19 +163,17 @@ def main() -> None:
         if s.target == "answer":
             targets = {example.id: example.answer for example in train + dev}
         else:
-            table = [["M_L's rationales", "train", "dev"]]
             counts = []
             for split, examples in (("train", train), ("dev", dev)):
                 rows = ask_teacher(run, large, examples, split, s.max_new_tokens)
-                faults = {row["id"]: fault(row, s.max_new_tokens) for row in rows}
+                faults = {row["id"]: fault(row, s.max_new_tokens, s.filter) for row in rows}
                 targets |= {row["id"]: row["rationale"] for row in rows if not faults[row["id"]]}
-                two_stage = sum(not row["parsed"] for row in rows)
-                counts.append(Counter(faults.values()) + Counter({TWO_STAGE: two_stage}))
-            names = {"": "kept", TWO_STAGE: TWO_STAGE}
-            for name in sorted(set(counts[0] | counts[1])):
-                table.append([names.get(name, f"dropped: {name}"), *(str(count[name]) for count in counts)])
-            run.write("filter.json", [dict(count) for count in counts])
-            print(f"\n{align(table)}\n")
+                count = {"asked": len(rows), "no answer in the first pass": sum(not row["parsed"] for row in rows)}
+                count |= Counter(f"dropped: {why}" if why else "kept" for why in faults.values())
+                counts.append(count)
+            run.write("filter.json", counts)
+            rows = [[name, *(str(count.get(name, 0)) for count in counts)] for name in sorted(counts[0] | counts[1])]
+            print(f"\n{align([['rationales of M_L', 'train', 'held out'], *rows])}\n")
         template = lmcot.RATIONALE if s.target == "rationale" else lmcot.STANDARD
         pairs = {}
         for split, examples in (("train", train), ("dev", dev)):
@@ -204,7 +201,10 @@ def main() -> None:
             optimizer.load_state_dict(saved.pop("optimizer"))
             schedule.load_state_dict(saved.pop("schedule"))
             state = saved
+            rows = [row for row in run.read("metrics.jsonl") if row["epoch"] <= state["epoch"]]
+            run.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         else:
+            run.write("metrics.jsonl", "")
             run.append("metrics.jsonl", {"epoch": 0, "held_out_loss": state["best"]})
             print(f"held-out loss before training: {state['best']:.3f} nats per token")
         while state["epoch"] < s.epochs and state["epoch"] - state["best_epoch"] < s.patience:

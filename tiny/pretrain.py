@@ -40,11 +40,11 @@ PHASES = {
     },
     "large": {
         "read": {"lookup short": 0.45, "lookup": 0.45, "single answer": 0.1},
-        "base": {"lookup": 0.35, "single answer": 0.15, "guided": 0.5},
+        "base": {"lookup": 0.4, "single answer": 0.15, "guided": 0.45},
         "practice": {"lookup": 0.15, "single answer": 0.1, "guided": 0.25, "cot": 0.3, "standard": 0.2},
     },
 }
-STEPS = {"small": {"base": 5000, "end": 1000}, "large": {"read": 1200, "base": 4000, "practice": 400}}
+STEPS = {"small": {"base": 4500, "end": 800}, "large": {"read": 1250, "base": 3000, "practice": 200}}
 BATCH = 64
 POOL = 8  # batches that are drawn and grouped by length together
 WARMUP = 200

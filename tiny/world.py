@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 
 SPLITS = ("train", "dev", "test", "ood")
-SIZES = {"train": 3000, "dev": 500, "test": 2000, "ood": 500}
+SIZES = {"train": 5000, "dev": 500, "test": 2000, "ood": 500}
 YEARS = [str(year) for year in range(1920, 1980)]
 QUESTIONS_PER_WORLD = 50
 
@@ -229,6 +229,8 @@ class World:
             if names is not YEARS:  # one object for one relation of a subject: nobody marries a parent
                 taken = {self.facts.get((subject, other)) for other in KINDS[RELATIONS[relation].subject]}
                 names = [name for name in names if self.allowed(subject, name) and name not in taken]
+                if relation == "spouse":  # nobody is married twice
+                    names = [name for name in names if (name, relation) not in self.facts]
             if not names:
                 raise Impossible
             self.facts[subject, relation] = self.rng.choice(names)
@@ -279,13 +281,22 @@ class World:
 
     def compare(self, bridge: str, relation: str, question: str) -> tuple[str, str, list[tuple[str, str]]]:
         """Question, answer, steps of a comparison of two entities, or of the entities that `bridge` leads to."""
-        a, b = self.pair(RELATIONS[bridge or relation].subject)
-        ends = [self.fact(e, bridge) if bridge else e for e in (a, b)]
-        if ends[0] == ends[1]:
-            raise Impossible
         of_years = "{when}" in question
-        if not of_years and self.rng.random() < 0.5:
-            self.make_equal(*ends, relation)
+        equal = not of_years and self.rng.random() < 0.5
+        kept = dict(self.facts)
+        for _ in range(100):  # decided once, then names are drawn until it fits: else "yes" is rare in small splits
+            try:
+                a, b = self.pair(RELATIONS[bridge or relation].subject)
+                ends = [self.fact(e, bridge) if bridge else e for e in (a, b)]
+                if ends[0] == ends[1]:
+                    raise Impossible
+                if equal:
+                    self.make_equal(*ends, relation)
+                break
+            except Impossible:
+                self.facts = dict(kept)
+        else:
+            raise Impossible
         values = [self.fact(e, relation) for e in ends]
         later = self.rng.random() < 0.5
         if not of_years:

@@ -1,0 +1,299 @@
+"""Proofs for eval.py: intervals against the normal approximation and hand-worked draws, every method against a table
+worked by hand from scripted LMs, and the number of questions asked."""
+
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from data import Example, Paragraph, Run  # noqa: E402
+from eval import METHODS, Outcome, align, as_markdown, bootstrap, evaluate, interval, summarise  # noqa: E402
+
+torch.set_num_threads(1)
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+
+def binary(mean: float, n: int) -> np.ndarray:
+    return (np.arange(n) < round(mean * n)).astype(float)
+
+
+def test_with_one_seed_the_interval_of_a_share_is_that_of_the_normal_approximation():
+    for p, n in ((0.3, 400), (0.5, 1000), (0.8, 600)):
+        low, high = interval(bootstrap(binary(p, n)[None, None])[0])
+        half = 1.96 * np.sqrt(p * (1 - p) / n)
+        assert low == pytest.approx(p - half, abs=0.12 * half)
+        assert high == pytest.approx(p + half, abs=0.12 * half)
+
+
+def test_identical_methods_differ_by_exactly_0_in_every_draw():
+    scores = np.repeat(np.random.default_rng(1).random((1, 3, 50)), 2, axis=0)
+    draws = bootstrap(scores)
+    assert draws.std() > 0 and interval(draws[0] - draws[1]) == [0.0, 0.0]
+
+
+def test_differences_are_paired_so_that_only_questions_that_differ_make_them_uncertain():
+    n, better = 500, 25
+    base = np.tile([1.0, 0.0], n // 2)
+    other = base.copy()
+    other[np.flatnonzero(base == 0)[:better]] = 1  # right on 25 more, wrong on none
+    draws = bootstrap(np.stack([base, other])[:, None])
+    p = better / n
+    half = 1.96 * np.sqrt(p * (1 - p) / n)  # .019; unpaired it would be .062
+    low, high = interval(draws[1] - draws[0])
+    assert (low, high) == (pytest.approx(p - half, abs=0.2 * half), pytest.approx(p + half, abs=0.2 * half))
+
+
+def test_seeds_are_resampled_two_that_differ_wholly_give_0_a_half_and_1_in_the_ratio_1_2_1():
+    scores = np.stack([np.ones(40), np.zeros(40)])[None]
+    draws = bootstrap(scores)[0]
+    values, counts = np.unique(draws.round(9), return_counts=True)
+    assert values.tolist() == [0, 0.5, 1] and counts.sum() == 2000
+    assert abs(counts - np.array([500, 1000, 500])).max() < 4 * np.sqrt(500)
+    assert interval(draws) == pytest.approx([0.0, 1.0])
+
+
+def test_seeds_and_questions_both_add_to_the_variance():
+    rng = np.random.default_rng(3)
+    seeds, n = 5, 200
+    skill, ease = rng.normal(0, 0.1, seeds), rng.normal(0, 0.5, n)
+    draws = bootstrap((skill[:, None] + ease[None])[None], draws=4000)[0]
+    assert draws.var() == pytest.approx(skill.var() / seeds + ease.var() / n, rel=0.12)  # additive: worked by hand
+
+
+# ------------------------------------------------------------------------------------------------ summaries
+
+
+def question(i: int, kind: str, answer: str) -> Example:
+    facts = Paragraph(f"T{i}", (f"Noise {i}.", f"Fact {i} says {answer}."))
+    return Example(f"id{i}", f"q{i}", (facts,), answer, supporting_facts=((0, 1),), type=kind)
+
+
+EXAMPLES = [question(0, "bridge", "Oslo"), question(1, "bridge", "Rome"), question(2, "compare", "yes"),
+            question(3, "compare", "Bern Lake")]  # fmt: skip
+COST = {"seconds per question": 0.5, "tokens per question": 10.0}
+
+
+def make_summary() -> dict:
+    def run(*predictions):
+        return [Outcome(prediction) for prediction in predictions]
+
+    outcomes = {
+        "CoT": [run("oslo", "no", "yes", "Lake")],  # EM 1 0 1 0 · F1 1 0 1 2/3 · AI 1 0 1 0
+        "LM-guided, KD": [run("Oslo.", "the Rome", "no", "in Bern Lake"),  # EM 1 1 0 0 · F1 1 1 0 4/5 · AI 1 1 0 1
+                          run("x", "Rome", "yes", "Bern Lake")],  # EM 0 1 1 1 · F1 the same · AI the same
+    }  # fmt: skip
+    outcomes["CoT"][0][1].note = "two-stage"
+    return summarise(EXAMPLES, outcomes, dict.fromkeys(outcomes, COST))
+
+
+def test_summaries_hold_the_means_that_are_worked_by_hand():
+    table = make_summary()
+    assert (table["questions"], table["seeds"]) == (4, 2)
+    cot, kd = table["methods"]["CoT"], table["methods"]["LM-guided, KD"]
+    assert {m: cot[m]["mean"] for m in ("EM", "F1", "AI")} == pytest.approx({"EM": 0.5, "F1": 8 / 12, "AI": 0.5})
+    assert {m: kd[m]["mean"] for m in ("EM", "F1", "AI")} == pytest.approx({"EM": 5 / 8, "F1": 5.8 / 8, "AI": 6 / 8})
+    assert kd["EM"]["minus CoT"]["mean"] == pytest.approx(1 / 8)
+    assert "minus CoT" not in cot["EM"] and "minus standard" not in kd["EM"]  # not to itself, not to what was not run
+    assert cot["EM of each seed"] == [0.5] and kd["EM of each seed"] == [0.5, 0.75]
+    assert cot["EM by type"] == {"bridge": 0.5, "compare": 0.5}
+    assert kd["EM by type"] == {"bridge": 0.75, "compare": 0.5}
+    assert cot["two-stage"] == 0.25 and kd["two-stage"] == 0
+    for row in (cot, kd):
+        for metric in ("EM", "F1", "AI"):
+            low, high = row[metric]["interval"]
+            assert 0 <= low < row[metric]["mean"] < high <= 1
+    assert all(kd[key] == COST[key] for key in COST)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_markdown_tables_are_rectangles_with_the_figures_in_per_cent():
+    text = as_markdown(make_summary())
+    blocks = [block.splitlines() for block in text.strip().split("\n\n")]
+    tables = [block for block in blocks if block[0].startswith("|")]
+    assert len(tables) == 3  # methods, types, seeds
+    for lines in tables:
+        assert len({len(line) for line in lines}) == 1 and len({line.count("|") for line in lines}) == 1
+        assert set(lines[1]) == {"|", "-"}
+    kd = cells(tables[0][3])
+    assert kd[0] == "LM-guided, KD" and re.fullmatch(r"62\.5 \[\d+\.\d, \d+\.\d\]", kd[1])
+    assert kd[2] == "" and re.fullmatch(r"\+12\.5 \[[+-]\d+\.\d, [+-]\d+\.\d\]", kd[3])  # minus standard, minus CoT
+    assert kd[4:] == ["72.5", "75.0", "0.500", "10.0"]
+    assert cells(tables[0][2])[3] == ""  # CoT's difference to itself
+    assert cells(tables[1][0])[1:] == ["bridge", "compare"] and cells(tables[1][3])[1:] == ["75.0", "50.0"]
+    assert [cells(line) for line in tables[2][2:]] == [["LM-guided, KD", "50.0", "75.0"]]
+    assert "4 questions" in text and "CoT: 25.0 % of the chains named no answer" in text
+
+
+def test_align_pads_cells_and_missing_cells():
+    assert align([["a", "bb"], ["ccc"]]) == "| a   | bb |\n|-----|----|\n| ccc |    |"
+
+
+# ------------------------------------------------------------------------------------------------ every method
+
+
+class Scripted:
+    """A black box: `say(kind, question, rationale, number)` answers; number counts what was asked with that prompt."""
+
+    max_input_tokens, cut, batch_size = 10**6, 0, 64
+
+    def __init__(self, say, stop_at=None):
+        self.say, self.stop_at, self.asked, self.seen = say, stop_at, [], {}
+        self.tokens_written = self.unfinished = 0
+        self.generator = torch.Generator()
+
+    def complete(self, prompts, max_new_tokens, temperature=0.0, progress=""):
+        if progress and progress == self.stop_at:
+            raise KeyboardInterrupt
+        texts = []
+        for prompt in prompts:
+            q = re.search(r"Question: (q\d)\s", prompt)[1]
+            rationale = (re.search(r"Reasoning: (.*)\nAnswer:$", prompt) or [None, ""])[1]
+            ends = {"Therefore, the answer is": "two-stage", "Reasoning:": "rationale", "step by step.": "cot"}
+            kind = "guided" if rationale else "standard"
+            kind = next((name for end, name in ends.items() if prompt.endswith(end)), kind)
+            key = (prompt, temperature)
+            texts.append(self.say(kind, q, rationale, self.seen.setdefault(key, 0)))
+            self.seen[key] += 1
+            self.asked.append((progress, kind))
+            self.tokens_written += 2
+        return texts
+
+
+GOLD = {ex.question: ex.answer for ex in EXAMPLES}
+COT = {  # the texts that M_L writes, sample by sample: greedy takes the first
+    "q0": ["A. So the answer is Oslo.", "So the answer is Bonn.", "So the answer is oslo."],  # right; majority right
+    "q1": ["B. So the answer is Kiel.", "So the answer is Rome.", "So the answer is Rome."],  # wrong; majority right
+    "q2": ["C goes on", "So the answer is no.", "So the answer is no."],  # second stage right; majority wrong
+    "q3": ["So the answer is X.", "So the answer is Y.", "So the answer is Bern Lake."],  # a tie: the first, wrong
+}
+
+
+def large_says(kind, q, rationale, number):
+    match kind:
+        case "standard":
+            return GOLD[q] if q == "q3" else "dunno"
+        case "cot":
+            return COT[q][number]
+        case "two-stage":
+            return "yes"
+        case "guided":  # a faithful reader: right if and only if the rationale says so
+            return GOLD[q] if GOLD[q] in rationale else "lost"
+    raise AssertionError(kind)
+
+
+def small_says(good):
+    """`good`: question → for each sample, whether the rationale holds the answer."""
+
+    def say(kind, q, rationale, number):
+        if kind == "standard":
+            return "yes"
+        assert kind == "rationale"
+        return f"So it is {GOLD[q]}." if good[q][number] else "Who knows."
+
+    return say
+
+
+UNTRAINED = {"q0": [0], "q1": [0], "q2": [0], "q3": [0]}
+KD = [
+    {"q0": [1, 1, 0], "q1": [0, 1, 1], "q2": [1, 0, 0], "q3": [0, 0, 1]},  # greedy 1 0 1 0; majority 1 1 0 0
+    {"q0": [1, 1, 1], "q1": [1, 0, 0], "q2": [1, 1, 0], "q3": [1, 0, 1]},  # greedy 1 1 1 1; majority 1 0 1 1
+]
+EXPECTED = {  # EM of each seed
+    "standard": [1 / 4],
+    "CoT": [2 / 4],
+    "CoT + SC": [2 / 4, 2 / 4],
+    "LM-guided, untrained": [0],
+    "LM-guided, KD": [2 / 4, 4 / 4],
+    "LM-guided, KD + SC": [2 / 4, 3 / 4],
+    "M_S alone": [1 / 4, 1 / 4],
+    "gold rationale": [4 / 4],
+    "other's rationale": [0],
+}
+
+
+@dataclass
+class Anything:
+    name: str = "stub"
+
+
+def make_lms(large=large_says, stop_at=None):
+    class Large(Scripted):
+        def complete(self, prompts, max_new_tokens, temperature=0.0, progress=""):
+            self.seen.clear()  # each call samples anew
+            return super().complete(prompts, max_new_tokens, temperature, progress)
+
+    smalls = {"untrained": [Scripted(small_says(UNTRAINED))], "kd": [Scripted(small_says(kd)) for kd in KD],
+              "direct": [Scripted(small_says(UNTRAINED)) for _ in KD]}  # fmt: skip
+    return Large(large, stop_at), smalls
+
+
+def compare(folder, large, smalls, examples=EXAMPLES):
+    with Run(folder, Anything()) as run:
+        markdown = evaluate(run, examples, large, smalls, samples=3, temperature=0.7, max_new_tokens=50)
+    return markdown, json.loads((folder / "results.json").read_text())
+
+
+def test_every_method_gets_the_exact_match_that_is_worked_by_hand(tmp_path):
+    large, smalls = make_lms()
+    markdown, table = compare(tmp_path / "r", large, smalls)
+    assert {name: row["EM of each seed"] for name, row in table["methods"].items()} == EXPECTED
+    assert set(EXPECTED) == set(METHODS) and markdown == (tmp_path / "r" / "results.md").read_text()
+    assert table["methods"]["CoT"]["two-stage"] == 1 / 4 and table["methods"]["LM-guided, KD"]["two-stage"] == 0
+    # Everything that M_L was asked: once per question, or per sample where samples are drawn, for each seed.
+    asked = {kind: sum(k == kind for _, k in large.asked) for kind in ("standard", "cot", "two-stage", "guided")}
+    assert asked == {"standard": 4, "cot": 4 + 2 * 12, "two-stage": 1 + 2, "guided": 4 + 2 * 4 + 2 * 12 + 8}
+    tokens = {name: row["tokens per question"] for name, row in table["methods"].items()}  # 2 for each text
+    assert tokens["standard"] == 2 and tokens["CoT"] == 2.5 and tokens["LM-guided, KD"] == 4
+    assert tokens["LM-guided, KD + SC"] == 12 and tokens["CoT + SC"] == 6.5
+
+
+def test_called_again_nothing_is_asked_and_the_table_is_the_same(tmp_path):
+    large, smalls = make_lms()
+    first = compare(tmp_path / "r", large, smalls)
+    large, smalls = make_lms()
+    assert compare(tmp_path / "r", large, smalls) == first
+    assert large.asked == [] and all(lm.asked == [] for role in smalls.values() for lm in role)
+
+
+def test_an_interrupted_comparison_asks_only_what_is_missing(tmp_path):
+    _, whole = compare(tmp_path / "whole", *make_lms())
+    large, smalls = make_lms(stop_at="LM-guided, KD + SC")
+    with pytest.raises(KeyboardInterrupt):
+        compare(tmp_path / "r", large, smalls)
+    large, smalls = make_lms()
+    _, table = compare(tmp_path / "r", large, smalls)
+    assert {name for name, _ in large.asked if name} == {"LM-guided, KD + SC", "gold rationale", "other's rationale"}
+    assert [len(lm.asked) for lm in smalls["kd"]] == [12, 12] and not smalls["untrained"][0].asked
+    for result in (whole, table):
+        for row in result["methods"].values():
+            row.pop("seconds per question")
+    assert table == whole
+
+
+def test_methods_without_their_lm_or_without_supporting_facts_are_left_out(tmp_path):
+    bare = [Example(e.id, e.question, e.paragraphs, e.answer) for e in EXAMPLES]
+    large, smalls = make_lms()
+    _, table = compare(tmp_path / "r", large, {"untrained": smalls["untrained"]}, bare)
+    assert set(table["methods"]) == {"standard", "CoT", "CoT + SC", "LM-guided, untrained"} and table["seeds"] == 1
+
+
+def test_self_consistency_shows_a_rationale_that_led_to_the_winning_answer(tmp_path):
+    compare(tmp_path / "r", *make_lms())
+    rows = [json.loads(line) for line in (tmp_path / "r" / "answers.jsonl").read_text().splitlines()]
+    (row,) = (row for row in rows if row["method"] == "LM-guided, KD + SC" and row["seed"] == 0)
+    shown = {a["id"]: (a["prediction"], a["rationale"]) for a in row["answers"]}
+    assert shown["id1"] == ("Rome", "So it is Rome.") and shown["id2"] == ("lost", "Who knows.")

@@ -1,0 +1,441 @@
+"""Proofs for lmcot.py: prompts against METHOD.md, decoding against generate() and brute force, parsing by hand."""
+
+import itertools
+import math
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+import data  # noqa: E402
+import lmcot  # noqa: E402
+from data import Example, Paragraph  # noqa: E402
+from lmcot import LocalLM  # noqa: E402
+from model import T5, T5Config  # noqa: E402
+from tiny import pretrain, world  # noqa: E402
+
+torch.set_num_threads(1)
+PROMPTS = ["Who directed Stormgate?", "When was Moonfall released? In 1931.", "no", "The mayor of Roton", "yes"]
+
+
+def make_model(vocab: int, seed: int = 0, eos: float = 1.0) -> T5:
+    """A random T5 whose texts depend on the prompt; `eos` stretches the output row of EOS, so that lengths vary."""
+    config = T5Config(vocab_size=vocab, d_model=32, d_kv=8, d_ff=48, num_heads=4, num_layers=2, num_decoder_layers=2,
+                      dropout_rate=0.0)  # fmt: skip
+    model = T5(config).init_weights(seed).eval()
+    with torch.no_grad():
+        for block in model.decoder.block:
+            block.layer[1].EncDecAttention.o.weight *= 6  # listen to the prompt
+        model.lm_head.weight *= 2
+        model.lm_head.weight[1] *= eos
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return pretrain.make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return make_model(tokenizer.get_vocab_size() + 5, eos=5.0)  # five rows that the tokenizer lacks, as FLAN has 28
+
+
+@pytest.fixture
+def lm(model, tokenizer):
+    return LocalLM(model, tokenizer)
+
+
+def example(question="Who?", *sentences, answer="Ann"):
+    return Example("x", question, (Paragraph("T", sentences or ("Ann did.", "Bob did not.")),), answer)
+
+
+# ------------------------------------------------------------------------------------------------ parsing
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "prediction"),
+    [
+        ("Ann was born in Oslo. So the answer is Oslo.", "Ann was born in Oslo.", "Oslo"),  # TinyWiki's own
+        ("Ann was born in Oslo. Oslo is in Norway. So the answer is Norway.",
+         "Ann was born in Oslo. Oslo is in Norway.", "Norway"),
+        ("Ann is older. Therefore, the answer is Ann.", "Ann is older.", "Ann"),
+        ("Ann is older. The final answer is: Ann.", "Ann is older.", "Ann"),  # FLAN
+        ("Ann is older. Thus, the final answer is Ann", "Ann is older.", "Ann"),
+        ("Ann is older.\n\nThe answer is: Ann\n\nHope this helps!", "Ann is older.", "Ann"),  # chat
+        ("Ann is older.\nHENCE THE ANSWER IS: no.", "Ann is older.", "no"),
+        ("Is the answer is a phrase? The answer is Bob. Wait. So the answer is Ann.", None, "Ann"),  # the last counts
+        ("It is 3.5 km long. So the answer is 3.5 km. That is long.", "It is 3.5 km long.", "3.5 km"),
+        ("So the answer is yes.", "", "yes"),
+        ("Ann is older. The answer is No. Bob is younger.", "Ann is older.", "No"),
+        ("Ann is older, so the answer is Ann.", "Ann is older", "Ann"),
+        ("The answer is Paris, Texas. Not France.", "", "Paris, Texas"),
+        ("Ann was born in Oslo.", "Ann was born in Oslo.", ""),
+        ("  Ann was born in Oslo. So the answer is", "Ann was born in Oslo. So the answer is", ""),  # cut
+        ("They breathe answer is nothing", "They breathe answer is nothing", ""),
+        ("", "", ""),
+    ],
+)  # fmt: skip
+def test_parse_cot_by_hand(text, reasoning, prediction):
+    got = lmcot.parse_cot(text)
+    assert got[1] == prediction
+    assert reasoning is None or got[0] == reasoning
+
+
+@pytest.mark.parametrize("answer", ["St. Louis", "J. R. R. Tolkien", "Dr. No", "Washington, D. C."])
+def test_periods_of_abbreviations_and_initials_do_not_end_the_answer(answer):
+    assert data.exact_match(lmcot.parse_cot(f"It says so. So the answer is {answer}. That is all.")[1], answer) == 1
+
+
+@pytest.mark.parametrize("reasoning", ["Oslo is in Norway (see above).", 'She said "yes."', "Is it so? It is!"])
+def test_reasoning_keeps_its_last_punctuation(reasoning):
+    assert lmcot.parse_cot(f"{reasoning} So the answer is Oslo.")[0] == reasoning
+
+
+def test_a_conclusion_said_twice_leaves_no_answer_sentence_in_the_reasoning():
+    text = "Ann was born in Oslo. So the answer is Oslo. So the answer is Oslo."
+    assert lmcot.parse_cot(text) == ("Ann was born in Oslo.", "Oslo")
+
+
+@given(st.lists(st.sampled_from(["Ann was born in Oslo.", "Bob is 3.5 m tall.", "No."]), max_size=3),
+       st.sampled_from(["Oslo", "no", "1931", "New York City"]))  # fmt: skip
+def test_what_the_conclusion_states_is_what_parse_cot_returns(sentences, answer):
+    reasoning = " ".join(sentences)
+    text = " ".join([*sentences, lmcot.CONCLUSION.format(answer=answer)])
+    assert lmcot.parse_cot(text) == (reasoning, answer)
+
+
+# ------------------------------------------------------------------------------------------------ prompts, two stages
+
+
+class Recorder:
+    """An LM that keeps its prompts and says what a function says."""
+
+    max_input_tokens, cut = 10**6, 0
+
+    def __init__(self, say):
+        self.say, self.calls = say, []
+
+    def complete(self, prompts, max_new_tokens, temperature=0.0, progress=""):
+        self.calls.append((list(prompts), max_new_tokens, temperature))
+        return [self.say(prompt) for prompt in prompts]
+
+
+QUESTION, CONTEXT = "Who {did} it?", "Ann did. Bob did not."  # braces in texts are not ours to fill
+
+
+def test_prompts_are_those_of_the_method_word_for_word():
+    ex = example(QUESTION)
+    large, small = Recorder(lambda prompt: "So the answer is Ann."), Recorder(lambda prompt: "r")
+    lmcot.standard(large, [ex])
+    lmcot.chain_of_thought(large, [ex], 7, 0.5)
+    lmcot.write_rationales(small, [ex], 9, 0.25)
+    lmcot.answer(large, [ex], ["Because {x}."])
+    task = "Answer the question based on the context.\nQuestion: Who {did} it?\nContext: Ann did. Bob did not.\n"
+    end = 32
+    assert [call for call in large.calls if call[0]] == [
+        ([task + "Answer:"], end, 0.0),
+        ([task + "Let's think step by step."], 7, 0.5),
+        (["Answer the question based on the context and the reasoning.\nQuestion: Who {did} it?\n"
+          "Context: Ann did. Bob did not.\nReasoning: Because {x}.\nAnswer:"], end, 0.0),
+    ]  # fmt: skip
+    rationale = ("Based on the context, generate reasoning step by step to answer the question. "
+                 "Question: Who {did} it? Context: Ann did. Bob did not. Reasoning:")  # fmt: skip
+    assert small.calls == [([rationale], 9, 0.25)]
+
+
+def test_gold_answers_are_in_no_prompt():
+    ex = example("Who?", "Nobody knows.", answer="Xerxes")
+    large = Recorder(lambda prompt: "no idea")
+    lmcot.standard(large, [ex]), lmcot.chain_of_thought(large, [ex]), lmcot.answer(large, [ex], ["r"])
+    assert not any("Xerxes" in prompt for prompts, _, _ in large.calls for prompt in prompts)
+
+
+def test_the_second_stage_asks_exactly_those_whose_first_pass_named_no_answer():
+    texts = {"q0": "A. So the answer is a.", "q1": "B without end", "q2": "So the answer is c.", "q3": ""}
+
+    def say(prompt):
+        if prompt.endswith("Therefore, the answer is"):
+            return "second"
+        return next(text for q, text in texts.items() if f"Question: {q}\n" in prompt)
+
+    large = Recorder(say)
+    thoughts = lmcot.chain_of_thought(large, [example(q) for q in texts], 50, 0.7)
+    assert [(t.rationale, t.prediction, t.parsed) for t in thoughts] == [
+        ("A.", "a", True), ("B without end", "second", False), ("", "c", True), ("", "second", False)]  # fmt: skip
+    (first, _, temperature), (second, length, cold) = large.calls
+    assert len(first) == 4 and temperature == 0.7 and (length, cold) == (32, 0.0)
+    assert second == [
+        f"Answer the question based on the context.\nQuestion: {q}\nContext: Ann did. Bob did not.\n"
+        f"Let's think step by step. {texts[q]}\nTherefore, the answer is" for q in ("q1", "q3")]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ complete
+
+
+def by_hand(lm, prompt, limit):
+    """Greedy decoding of one prompt alone, token by token through the forward pass."""
+    ids, out = torch.tensor([lm.tokenizer.encode(prompt).ids]), [0]
+    while len(out) <= limit and out[-1] != 1:
+        with torch.no_grad():
+            logits = lm.model(ids, torch.ones_like(ids), torch.tensor([out]))[0, -1]
+        logits[0] = -torch.inf
+        logits[lm.tokenizer.get_vocab_size() :] = -torch.inf
+        out.append(int(logits.argmax()))
+    return lm.tokenizer.decode([i for i in out[1:] if i != 1]).strip(), len(out) - 1, out[-1] != 1
+
+
+def test_greedy_texts_are_those_of_the_forward_pass_by_hand_in_order_and_counted(lm):
+    lm.batch_size = 2
+    prompts = [PROMPTS[i] for i in (3, 0, 4, 0, 1, 2, 3)]
+    expected = {prompt: by_hand(lm, prompt, 12) for prompt in PROMPTS}
+    assert lm.complete(prompts, 12) == [expected[prompt][0] for prompt in prompts]
+    assert len({text for text, _, _ in expected.values()}) >= 4  # the prompts matter
+    assert {cut for _, _, cut in expected.values()} == {True, False}  # some end, some are cut
+    assert lm.tokens_written == sum(n for _, n, _ in expected.values())  # a prompt that occurs twice is written once
+    assert lm.unfinished == sum(cut for _, _, cut in expected.values())
+
+
+def test_equal_prompts_are_encoded_once_whatever_their_number(lm, monkeypatch):
+    rows, encode = [], lm.model.encode
+    monkeypatch.setattr(lm.model, "encode", lambda ids, mask: rows.append(len(ids)) or encode(ids, mask))
+    prompts = PROMPTS[:1] * 5 + PROMPTS[1:2] * 3 + PROMPTS[:1] * 2 + PROMPTS[2:3]
+    assert len(lm.complete(prompts, 4, temperature=1.0)) == 11
+    assert sum(rows) == 3
+    rows.clear()
+    lm.complete(prompts, 4)
+    assert sum(rows) == 3
+
+
+def test_samples_of_mixed_multiplicities_go_to_their_own_prompts(lm):
+    """At a temperature near 0 a sample is the greedy text, which names the prompt that it was written for."""
+    lm.batch_size = 3
+    prompts = [PROMPTS[i] for i in (0, 1, 0, 2, 0, 1, 4, 3, 0)]
+    assert lm.complete(prompts, 8, temperature=1e-4) == [by_hand(lm, prompt, 8)[0] for prompt in prompts]
+
+
+def test_copies_of_a_prompt_get_independent_samples_of_the_model_at_that_temperature(lm):
+    ids, n, temperature = torch.tensor([lm.tokenizer.encode(PROMPTS[0]).ids]), 4000, 0.5
+    with torch.no_grad():
+        logits = lm.model(ids, torch.ones_like(ids), torch.tensor([[0]]))[0, 0]
+    logits[0], logits[lm.tokenizer.get_vocab_size() :] = -torch.inf, -torch.inf
+    p = (logits / temperature).softmax(0)
+    expected = Counter()
+    for i, share in enumerate(p.tolist()):
+        expected[lm.tokenizer.decode([i]).strip()] += share * n
+    texts = lm.complete(PROMPTS[:1] * n, 1, temperature=temperature)
+    seen = Counter(texts)
+    common = [t for t, count in expected.items() if count >= 20]
+    assert len(common) >= 5
+    for t in common:  # four standard deviations
+        assert abs(seen[t] - expected[t]) < 4 * math.sqrt(expected[t]), (t, seen[t], expected[t])
+    repeated = sum(a == b for a, b in itertools.pairwise(texts)) / (n - 1)
+    chance = sum((count / n) ** 2 for count in expected.values())
+    assert abs(repeated - chance) < 4 * math.sqrt(chance / n)  # neighbours agree as often as strangers do
+
+
+def test_a_seed_decides_what_is_sampled(model, tokenizer):
+    texts = {seed: [LocalLM(model, tokenizer, seed=seed).complete(PROMPTS[:2] * 5, 6, 1.0) for _ in range(2)]
+             for seed in (0, 1)}  # fmt: skip
+    assert texts[0][0] == texts[0][1] and texts[1][0] == texts[1][1]
+    assert texts[0][0] != texts[1][0]
+    assert len(set(texts[0][0])) > 5
+
+
+def test_no_prompts_give_no_texts(lm):
+    assert lm.complete([], 5) == [] and lm.complete([], 5, 1.0) == [] and lm.score([], []) == []
+
+
+# ------------------------------------------------------------------------------------------------ score
+
+
+def test_scores_are_those_of_one_token_after_the_other(lm):
+    lm.batch_size = 2
+    prompts, answers = PROMPTS[:3] + PROMPTS[:1], ["Roton", "no", "The mayor of Roton is Fitront.", ""]
+    for prompt, answer, score in zip(prompts, answers, lm.score(prompts, answers), strict=True):
+        ids = torch.tensor([lm.tokenizer.encode(prompt).ids])
+        inputs, total = [0], 0.0
+        for token in lm.tokenizer.encode(answer).ids:
+            with torch.no_grad():
+                logits = lm.model(ids, torch.ones_like(ids), torch.tensor([inputs]))[0, -1].double()
+            allowed = logits[1 : lm.tokenizer.get_vocab_size()]  # neither pad nor rows without a token
+            total += float(logits[token] - torch.logsumexp(allowed, 0))
+            inputs.append(token)
+        assert inputs[-1] == 1  # EOS is part of the answer
+        assert score == pytest.approx(total, abs=1e-3)
+
+
+def test_score_agrees_with_the_probability_of_what_is_written(lm):
+    """Greedy one-token answers are the best of all: no other answer scores higher."""
+    best = max(["yes", "no", *world.NAMES["city"]], key=lambda a: lm.score(PROMPTS[:1], [a])[0])
+    everyone = ["yes", "no", *world.NAMES["city"]]
+    scores = lm.score(PROMPTS[:1] * len(everyone), everyone)
+    assert everyone[scores.index(max(scores))] == best
+    assert all(score < 0 for score in scores) and sum(map(math.exp, scores)) < 1
+
+
+# ------------------------------------------------------------------------------------------------ fill
+
+
+def test_a_context_that_is_too_long_loses_whole_sentences_from_its_end_and_is_counted(lm):
+    sentences = [f"Sentence {'x' * (i % 7)} number {i} ends." for i in range(30)]
+    ex, short = example("Who is it?", *sentences), example("Who is it?", "Ann did.")
+    for limit in (60, 111, 200, 347):
+        lm.max_input_tokens, lm.cut = limit, 0
+        long_prompt, short_prompt = lmcot.fill(lmcot.GUIDED, lm, [ex, short], ["Because.", "R."])
+        fitting = [p for n in range(31) if len(lm.tokenizer.encode(p := (
+            "Answer the question based on the context and the reasoning.\nQuestion: Who is it?\n"
+            f"Context: {' '.join(sentences[:n])}\nReasoning: Because.\nAnswer:")).ids) <= limit]  # fmt: skip
+        assert long_prompt == fitting[-1] and 1 < len(fitting) < 31
+        assert lm.cut == 1 and "Context: Ann did.\nReasoning: R.\nAnswer:" in short_prompt
+
+
+def test_nothing_is_cut_or_counted_where_everything_fits(lm):
+    ex = example("Who?", *["Ann did it again and again."] * 40)
+    lm.max_input_tokens = len(lm.tokenizer.encode(lmcot.STANDARD.format(question="Who?", context=ex.context)).ids)
+    assert lmcot.fill(lmcot.STANDARD, lm, [ex]) == [lmcot.STANDARD.format(question="Who?", context=ex.context)]
+    assert lm.cut == 0
+    lm.max_input_tokens -= 1
+    assert lmcot.fill(lmcot.STANDARD, lm, [ex])[0].count("again and again.") == 39 and lm.cut == 1
+
+
+# ------------------------------------------------------------------------------------------------ vote, selection
+
+
+@pytest.mark.parametrize(
+    ("predictions", "winner"),
+    [
+        (["a1", "b2", "b2"], 1),
+        (["Oslo", "Rome", "rome.", "The Rome"], 1),  # normalised; the first spelling of the winner
+        (["Rome", "Oslo", "oslo", "rome"], 0),  # a tie: the first sampled
+        (["Rome", "Oslo", "Paris"], 0),
+        (["x1", "Oslo", "Rome", "Rome", "Oslo"], 1),
+        (["", "Oslo", ""], 0),
+        (["only"], 0),
+    ],
+)
+def test_majority_by_hand(predictions, winner):
+    assert lmcot.majority(predictions) == winner
+
+
+@given(st.lists(st.sampled_from("pqrs"), min_size=1, max_size=9))
+def test_majority_is_the_first_of_the_most_frequent(predictions):
+    most = max(predictions.count(p) for p in predictions)
+    assert lmcot.majority(predictions) == min(i for i, p in enumerate(predictions) if predictions.count(p) == most)
+
+
+def test_select_takes_the_first_of_the_best():
+    assert lmcot.select(["a", "ccc", "bbb", "d"], len) == 1
+    assert lmcot.select(["a", "b"], lambda r: 0.0) == 0
+    assert lmcot.select(["aaaa", "b"], lambda r: -len(r)) == 1
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+@pytest.fixture
+def run(model, tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(world.SIZES, "test", 12)
+    for name in ("s", "l"):
+        model.save_pretrained(tmp_path / name, tokenizer)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lmcot.py", "--small", "s", "--large", "l", *arguments])
+        try:
+            data.run_main(lmcot.main)
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_an_example_is_shown_with_rationale_answer_and_gold(run):
+    record = world.records("test", 0, 12)[7]
+    code, out, _ = run("--example", record["_id"])
+    assert code == 0 and f"Question   {record['question']}\n" in out
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert {"Question", "Context", "Rationale", "Answer", "Gold"} <= lines.keys()
+    assert lines["Gold"] == f"Gold       {record['answer']} (wrong)"  # a random model
+
+
+def test_an_own_question_about_the_world_is_answered_without_gold(run):
+    code, out, _ = run("--question", "Who directed Stormgate?", "--context", "Lara directed Stormgate.".replace(
+        "Lara", world.NAMES["woman"][0]))  # fmt: skip
+    assert code == 0 and "\nAnswer " in out and "Gold" not in out and "Outside" not in out
+
+
+def test_an_own_question_from_outside_the_world_gets_a_sentence_and_no_answer(run):
+    code, out, _ = run("--question", "Who wrote Faust?", "--context", "Goethe wrote Faust.")
+    assert code == 0 and "'Faust', 'Goethe'" in out and "does not answer" in out
+    assert "\nAnswer" not in out and "\nRationale" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--example", "nobody"], "nobody"),
+        (["--small", "nowhere"], "nowhere"),
+        (["--data", "nothing.json"], "nothing.json"),
+    ],
+)
+def test_mistakes_end_in_one_sentence_and_status_2(run, arguments, said):
+    code, _, err = run(*arguments)
+    assert code == 2 and err.startswith("error: ") and said in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--question", "Who?"], "--question and --context go together"), (["--nonsense", "1"], "--nonsense")],
+)
+def test_wrong_flags_end_in_usage_and_status_2(run, arguments, said):
+    code, _, err = run(*arguments)
+    assert code == 2 and err.startswith("usage:") and said in err.splitlines()[-1]
+
+
+# ------------------------------------------------------------------------------------------------ the embedded pair
+
+
+PAIR = [ROOT / "tiny" / name for name in ("small", "large")]
+HAS_PAIR = all((folder / "model.safetensors").is_file() for folder in PAIR)
+needs_pair = pytest.mark.skipif(not HAS_PAIR, reason="tiny/small and tiny/large are not there")
+
+
+@needs_pair
+def test_the_embedded_large_lm_answers_from_a_good_rationale_and_not_from_anothers():
+    large = LocalLM.load(PAIR[1])
+    examples = data.load("tiny", "dev", 60)
+    gold = [" ".join(ex.supporting_sentences) for ex in examples]
+    right = []
+    for rationales in (gold, gold[1:] + gold[:1]):
+        answers = lmcot.answer(large, examples, rationales)
+        right.append(sum(data.exact_match(a, ex.answer) for a, ex in zip(answers, examples, strict=True)))
+    assert right[0] >= 40 and right[0] > right[1]
+
+
+@needs_pair
+def test_the_embedded_pair_has_the_tokenizer_of_the_world_and_transformers_gives_the_same_logits(tokenizer):
+    import transformers
+
+    for folder in PAIR:
+        lm = LocalLM.load(folder)
+        assert lm.tokenizer.get_vocab() == tokenizer.get_vocab()
+        theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+        ids = torch.tensor([tokenizer.encode(PROMPTS[0]).ids])
+        with torch.no_grad():
+            logits = theirs(input_ids=ids, decoder_input_ids=torch.tensor([[0, 300, 400]])).logits
+            torch.testing.assert_close(
+                lm.model(ids, torch.ones_like(ids), torch.tensor([[0, 300, 400]])), logits, rtol=1e-4, atol=1e-3
+            )

@@ -1,0 +1,411 @@
+"""Proofs for train_kd.py: whole runs with random tiny models and a scripted teacher, interrupted and continued."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import data  # noqa: E402
+import lmcot  # noqa: E402
+import train_kd  # noqa: E402
+from lmcot import LocalLM  # noqa: E402
+from model import T5, T5Config  # noqa: E402
+from tiny import pretrain, world  # noqa: E402
+
+torch.set_num_threads(1)
+SIZES = {"train": 32, "dev": 16, "test": 4}
+LIMIT = 60  # tokens of a rationale
+
+
+# ------------------------------------------------------------------------------------------------ the filter, by hand
+
+
+@pytest.mark.parametrize(
+    ("text", "looping"),
+    [
+        ("a b c d a b c d", False),  # twice is what a comparison looks like
+        ("a b c d a b c d a b c d", True),
+        ("a b c d x a b c d y a b c d", True),
+        ("a a a a a", False),  # two 4-grams
+        ("a a a a a a", True),
+        ("a b c a b c a b c", False),  # abca twice, no 4-gram three times
+        ("a b c a b c a b c a b c", True),
+        ("Ann was born in Oslo. Bob was born in Rome. Cid was born in Oslo.", False),
+        ("", False),
+    ],
+)
+def test_looping_is_a_4_gram_three_times(text, looping):
+    assert train_kd.is_looping(text) == looping
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"rationale": ""}, "empty"),
+        ({"tokens": 41}, "cut"),
+        ({"tokens": 40}, ""),
+        ({"rationale": "a b c d " * 3}, "looping"),
+        ({"right": False}, "wrong"),
+        ({"right": False, "rationale": ""}, "empty"),
+        ({"parsed": False}, ""),
+    ],
+)
+def test_faults_by_hand(changes, reason):
+    row = {"rationale": "Ann did it.", "right": True, "tokens": 5, "parsed": True} | changes
+    fault = train_kd.fault(row, 40)
+    assert fault.startswith(reason) and bool(fault) == bool(reason)
+
+
+# ------------------------------------------------------------------------------------------------ a scripted teacher
+
+
+def knowledge():
+    rows = [record for split, size in SIZES.items() for record in world.records(split, 0, size)]
+    texts = {r["question"]: dict(r["context"]) for r in rows}
+    facts = {r["question"]: " ".join(texts[r["question"]][t][i] for t, i in r["supporting_facts"]) for r in rows}
+    return {r["question"]: (int(r["_id"].split("-")[-1]), r["answer"], facts[r["question"]]) for r in rows}
+
+
+KNOWN = knowledge()
+
+
+def plan(number: int) -> str:
+    """What the teacher does with question `number` of a split; of eight, three are good, one of these in two passes."""
+    return ("good", "wrong", "empty", "two-stage", "looping", "long", "good", "wrong in two stages")[number % 8]
+
+
+class Teacher:
+    """M_L as a script. `fail_at`: Ctrl-C at this call for chains of thought."""
+
+    def __init__(self, tokenizer, fail_at=None, right=True, **options):
+        self.tokenizer, self.fail_at, self.right = tokenizer, fail_at, right
+        self.max_input_tokens, self.batch_size = 10**6, options["batch_size"]
+        self.model, self.generator = torch.nn.Linear(2, 2), torch.Generator()
+        self.tokens_written = self.cut = self.unfinished = self.chains = 0
+        self.asked: list[str] = []
+
+    def count_tokens(self, text):
+        return len(self.tokenizer.encode(text).ids)
+
+    def complete(self, prompts, max_new_tokens, temperature=0.0, progress=""):
+        self.chains += any(prompt.endswith("step by step.") for prompt in prompts)
+        if self.chains == self.fail_at:
+            raise KeyboardInterrupt
+        return [self.say(prompt) for prompt in prompts]
+
+    def say(self, prompt):
+        question = re.search(r"Question: (.*)\n", prompt)[1]
+        number, answer, facts = KNOWN[question]
+        kind = plan(number)
+        if prompt.endswith("step by step."):
+            self.asked.append(question)
+            said = answer if self.right and kind != "wrong" else "nonsense"
+            return {"two-stage": facts, "wrong in two stages": facts, "empty": f"So the answer is {answer}.",
+                    "looping": f"{facts}{' the seat of Roburg' * 4}. So the answer is {answer}.",
+                    "long": f"{facts} {' '.join(world.NAMES['woman'])}. So the answer is {answer}.",
+                    }.get(kind, f"{facts} So the answer is {said}.")  # fmt: skip
+        if prompt.endswith("Therefore, the answer is"):
+            return answer if kind == "two-stage" and self.right else "nonsense"
+        return "nonsense"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return pretrain.make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def student(tokenizer, tmp_path_factory):
+    """A random M_S with dropout, so that what is random in training matters."""
+    folder = tmp_path_factory.mktemp("student")
+    config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_model=32, d_kv=8, d_ff=48, num_heads=4, num_layers=1,
+                      num_decoder_layers=1, dropout_rate=0.1)  # fmt: skip
+    T5(config).init_weights(0).save_pretrained(folder, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(student, tokenizer, tmp_path_factory):
+    """One run that nothing interrupts: (folder, what it printed, the (source, target) ids it was trained on)."""
+    with pytest.MonkeyPatch.context() as patch:
+        pairs, original = [], train_kd.make_batches
+
+        def recording(pairs_given, size, rng=None):
+            if rng and not pairs:
+                pairs.extend(pairs_given)
+            return original(pairs_given, size, rng)
+
+        patch.setattr(train_kd, "make_batches", recording)
+        folder = tmp_path_factory.mktemp("whole") / "kd"
+        code, teachers = start(patch, folder, student, tokenizer)
+        assert code == 0
+    return folder, teachers, pairs
+
+
+def start(patch, folder, student, tokenizer, *arguments, **teacher_options):
+    """Run train_kd.py in this process → (exit status, the teachers that were loaded)."""
+    patch.setattr(world, "SIZES", world.SIZES | SIZES)
+    teachers, load = [], LocalLM.load.__func__
+
+    def stub_or_load(cls, place, **options):
+        if str(place) != "teacher":
+            return load(cls, place, **options)
+        teachers.append(Teacher(tokenizer, **teacher_options, **options))
+        return teachers[-1]
+
+    patch.setattr(LocalLM, "load", classmethod(stub_or_load))
+    flags = {"--out": folder, "--small": student, "--large": "teacher", "--max-new-tokens": LIMIT, "--epochs": 3,
+             "--batch-size": 4, "--decode-batch-size": 3, "--lr": 3e-3, "--samples": 2}  # fmt: skip
+    patch.setattr(sys, "argv", ["train_kd.py", *(str(x) for pair in flags.items() for x in pair), *map(str, arguments)])
+    try:
+        data.run_main(train_kd.main)
+    except SystemExit as end:
+        return end.code, teachers
+    finally:
+        patch.setattr(LocalLM, "load", classmethod(load))
+    return 0, teachers
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------ a whole run
+
+
+def test_a_run_leaves_every_rationale_with_what_became_of_it(whole):
+    folder, (teacher,), _ = whole
+    rows = lines(folder / "rationales.jsonl")
+    questions = [r["question"] for split in ("train", "dev") for r in world.records(split, 0, SIZES[split])]
+    assert [row["question"] for row in rows] == questions == teacher.asked[: len(questions)]
+    for row in rows:
+        kind = plan(int(row["id"].split("-")[-1]))
+        facts = KNOWN[row["question"]][2]
+        assert row["right"] == (kind not in ("wrong", "wrong in two stages"))
+        assert row["parsed"] == (kind not in ("two-stage", "wrong in two stages"))
+        assert row["rationale"] == "" if kind == "empty" else row["rationale"].startswith(facts)
+
+
+def test_the_filter_counts_what_the_teacher_did(whole):
+    counts = json.loads((whole[0] / "filter.json").read_text())
+    for split, count in zip(("train", "dev"), counts, strict=True):
+        eighth = SIZES[split] // 8
+        dropped = {name.split()[1]: n for name, n in count.items() if name.startswith("dropped: ")}
+        assert dropped == {"wrong": 2 * eighth, "empty": eighth, "looping": eighth, "cut": eighth}
+        assert (count["asked"], count["kept"]) == (8 * eighth, 3 * eighth)
+        assert count["no answer in the first pass"] == 2 * eighth
+
+
+def test_the_student_learns_exactly_the_good_rationales_without_the_answer_sentence(whole, tokenizer):
+    _, _, pairs = whole
+    good = [r for r in world.records("train", 0, SIZES["train"])
+            if plan(int(r["_id"].split("-")[-1])) in ("good", "two-stage")]  # fmt: skip
+    assert len(pairs) == len(good) == 12
+    for (source, target), record in zip(pairs, good, strict=True):
+        text = tokenizer.decode(target)
+        assert text == KNOWN[record["question"]][2] and "answer is" not in text and target[-1] == 1
+        prompt = tokenizer.decode(source)
+        assert prompt.startswith("Based on the context, generate reasoning step by step to answer the question. "
+                                 f"Question: {record['question']} Context: ")  # fmt: skip
+        assert prompt.endswith(" Reasoning:") and source[-1] == 1
+        gold = {title for title, _ in record["supporting_facts"]}
+        context = " ".join(s for title, ss in record["context"] if title in gold for s in ss)
+        assert f"Context: {context} Reasoning:" in prompt
+
+
+def test_training_lowers_the_held_out_loss_and_saves_the_best_epoch(whole, student):
+    folder = whole[0]
+    metrics = lines(folder / "metrics.jsonl")
+    assert [m["epoch"] for m in metrics] == [0, 1, 2, 3]
+    losses = [m["held_out_loss"] for m in metrics]
+    assert min(losses) < 0.97 * losses[0]
+    # The held-out loss of the saved model, by hand: one pair after the other, as a mean over tokens.
+    lm, total, tokens = LocalLM.load(folder / "model"), 0.0, 0
+    dev = data.load("tiny", "dev", SIZES["dev"])
+    examples = [e for e in dev if plan(KNOWN[e.question][0]) in ("good", "two-stage")]
+    for prompt, example in zip(lmcot.fill(lmcot.RATIONALE, lm, examples), examples, strict=True):
+        target = KNOWN[example.question][2]
+        ids, labels = (torch.tensor([lm.tokenizer.encode(t).ids]) for t in (prompt, target))
+        with torch.no_grad():
+            logits = lm.model(ids, torch.ones_like(ids), torch.cat([torch.zeros(1, 1, dtype=int), labels[:, :-1]], 1))
+        total -= float(logits[0].log_softmax(-1)[range(labels.shape[1]), labels[0]].sum())
+        tokens += labels.shape[1]
+    assert total / tokens == pytest.approx(min(losses), rel=1e-4)
+    before = T5.from_pretrained(student).state_dict()
+    assert all(not torch.equal(before[name], p) for name, p in lm.model.state_dict().items() if p.ndim == 2)
+
+
+def test_the_table_at_the_end_has_every_method_that_needs_no_other_student(whole):
+    table = json.loads((whole[0] / "results.json").read_text())
+    assert set(table["methods"]) == {"standard", "CoT", "CoT + SC", "LM-guided, untrained", "LM-guided, KD",
+                                     "LM-guided, KD + SC", "gold rationale", "other's rationale"}  # fmt: skip
+    # The test questions are 0 to 3 by plan: good, wrong, empty (its answer is right), two-stage (right).
+    assert table["questions"] == 4 and table["methods"]["CoT"]["EM"]["mean"] == 0.75
+    assert table["methods"]["CoT"]["two-stage"] == 0.25 and table["methods"]["standard"]["EM"]["mean"] == 0
+
+
+def test_the_same_command_again_prints_the_table_and_asks_and_trains_nothing(
+    whole, student, tokenizer, monkeypatch, capsys
+):
+    folder = whole[0]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, teachers = start(monkeypatch, folder, student, tokenizer)
+    assert code == 0 and not any(t.asked for t in teachers)
+    assert (folder / "results.md").read_text().strip() in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+# ------------------------------------------------------------------------------------------------ interruptions
+
+
+def same_run(a, b):
+    def results(folder):
+        table = json.loads((folder / "results.json").read_text())
+        for row in table["methods"].values():
+            row.pop("seconds per question")
+        return table
+
+    for name in ("model/model.safetensors", "rationales.jsonl", "filter.json"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    last = [torch.load(folder / "state.pt", weights_only=True) for folder in (a, b)]
+    assert all(torch.equal(last[0]["model"][key], p) for key, p in last[1]["model"].items())
+    assert results(a) == results(b)
+
+
+def test_interrupted_while_the_teacher_writes_only_the_rest_is_asked_and_the_result_is_the_same(
+    whole, student, tokenizer, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "kd"
+    code, _ = start(monkeypatch, folder, student, tokenizer, fail_at=3)  # after two chunks of 4 · 3 questions
+    assert code == 130 and len(lines(folder / "rationales.jsonl")) == 24
+    code, (teacher,) = start(monkeypatch, folder, student, tokenizer)
+    questions = [r["question"] for split in ("train", "dev") for r in world.records(split, 0, SIZES[split])]
+    assert code == 0 and teacher.asked[: len(questions) - 24] == questions[24:]
+    assert not set(teacher.asked) & set(questions[:24])
+    same_run(whole[0], folder)
+
+
+@pytest.mark.parametrize("moment", ["in the second epoch", "while its state is written"])
+def test_interrupted_in_training_the_run_goes_on_bit_identically(
+    moment, whole, student, tokenizer, tmp_path, monkeypatch, capsys
+):
+    folder, calls = tmp_path / "kd", []
+    place, name, last_call = {"in the second epoch": (train_kd, "held_out_loss", 3),
+                              "while its state is written": (torch, "save", 2)}[moment]  # fmt: skip
+    original = getattr(place, name)
+
+    def interrupted(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == last_call:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, interrupted)
+    code, _ = start(monkeypatch, folder, student, tokenizer)
+    monkeypatch.setattr(place, name, original)
+    assert code == 130 and len(calls) == last_call
+    assert torch.load(folder / "state.pt", weights_only=True)["epoch"] == 1
+    code, (teacher,) = start(monkeypatch, folder, student, tokenizer)
+    trained_on = {r["question"] for split in ("train", "dev") for r in world.records(split, 0, SIZES[split])}
+    assert code == 0 and not set(teacher.asked) & trained_on
+    same_run(whole[0], folder)
+
+
+def test_each_epoch_is_logged_once_whenever_the_run_was_interrupted(whole, student, tokenizer, tmp_path, monkeypatch):
+    folder, save = tmp_path / "kd", torch.save
+    monkeypatch.setattr(torch, "save", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert start(monkeypatch, folder, student, tokenizer)[0] == 130
+    monkeypatch.setattr(torch, "save", save)
+    assert start(monkeypatch, folder, student, tokenizer)[0] == 0
+    assert lines(folder / "metrics.jsonl") == lines(whole[0] / "metrics.jsonl")
+
+
+# ------------------------------------------------------------------------------------------------ other ways to run it
+
+
+def test_another_seed_gives_another_student(whole, student, tokenizer, tmp_path, monkeypatch):
+    assert start(monkeypatch, tmp_path / "kd", student, tokenizer, "--seed", 1, "--epochs", 1)[0] == 0
+    first, other = lines(whole[0] / "metrics.jsonl"), lines(tmp_path / "kd" / "metrics.jsonl")
+    assert first[0] == other[0] and first[1] != other[1]
+
+
+def test_the_control_learns_answers_and_asks_the_teacher_no_rationales(student, tokenizer, tmp_path, monkeypatch):
+    pairs, original = [], train_kd.make_batches
+    monkeypatch.setattr(train_kd, "make_batches", lambda p, *rest: pairs.append(p) or original(p, *rest))
+    assert start(monkeypatch, tmp_path / "d", student, tokenizer, "--target", "answer", "--epochs", 1)[0] == 0
+    assert not (tmp_path / "d" / "rationales.jsonl").exists()
+    learned = max(pairs, key=len)
+    records = world.records("train", 0, SIZES["train"])
+    assert [tokenizer.decode(target) for _, target in learned] == [r["answer"] for r in records]
+    sources = [tokenizer.decode(source) for source, _ in learned]
+    assert all(s.startswith("Answer the question based on the context. ") and s.endswith(" Answer:") for s in sources)
+    table = json.loads((tmp_path / "d" / "results.json").read_text())
+    assert "M_S alone" in table["methods"] and "LM-guided, KD" not in table["methods"]
+
+
+def test_without_the_filter_wrong_answers_stay_and_broken_texts_still_go(student, tokenizer, tmp_path, monkeypatch):
+    assert start(monkeypatch, tmp_path / "n", student, tokenizer, "--no-filter", "--epochs", 1)[0] == 0
+    train, dev = json.loads((tmp_path / "n" / "filter.json").read_text())
+    assert (train["kept"], dev["kept"]) == (5 * SIZES["train"] // 8, 5 * SIZES["dev"] // 8)
+    assert {name.split()[1] for name in train if name.startswith("dropped: ")} == {"empty", "looping", "cut"}
+
+
+def one_sentence(capsys, *said):
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ") or "Traceback" in line]
+    assert len(err) == 1 and all(word in err[0] for word in said), err
+
+
+def test_a_teacher_that_is_never_right_ends_the_run_in_one_sentence(student, tokenizer, tmp_path, monkeypatch, capsys):
+    code, _ = start(monkeypatch, tmp_path / "kd", student, tokenizer, right=False)
+    # "empty", "looping" and "long" chains still name the right answer, and are dropped for other reasons
+    assert code == 2 and not (tmp_path / "kd" / "model").exists()
+    one_sentence(capsys, "nothing to learn from")
+
+
+def test_other_settings_in_the_same_folder_are_refused_and_named(whole, student, tokenizer, monkeypatch, capsys):
+    code, teachers = start(monkeypatch, whole[0], student, tokenizer, "--lr", 0.5, "--patience", 7)
+    assert code == 2 and not any(t.asked for t in teachers)
+    one_sentence(capsys, "lr is 0.003 there and 0.5 here", "patience is 2 there and 7 here", "--overwrite")
+
+
+def test_a_missing_folder_of_a_model_is_named_in_one_sentence(student, tokenizer, tmp_path, monkeypatch, capsys):
+    code, _ = start(monkeypatch, tmp_path / "kd", tmp_path / "nowhere", tokenizer)
+    assert code == 2
+    one_sentence(capsys, "nowhere")
+
+
+def test_a_mistyped_model_folder_can_be_corrected_without_overwrite(student, tokenizer, tmp_path, monkeypatch):
+    assert start(monkeypatch, tmp_path / "kd", tmp_path / "nowhere", tokenizer)[0] == 2
+    assert start(monkeypatch, tmp_path / "kd", student, tokenizer, fail_at=1)[0] == 130  # goes on as far as the teacher
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--learning-rate", "1"], "--learning-rate"), (["--target", "poem"], "--target"), (["--epochs", "0"], "--epochs"),
+     (["--data", "x.json"], "--test-data"), (["--lr", "much"], "--lr")],
+)  # fmt: skip
+def test_wrong_flags_end_in_usage_and_status_2(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_kd.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        data.run_main(train_kd.main)
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.startswith("usage:") and said in err.splitlines()[-1]
+
+
+def test_a_missing_data_file_ends_the_real_program_in_one_sentence_and_status_2(tmp_path):
+    command = [sys.executable, ROOT / "train_kd.py", "--out", "kd"]
+    command += ["--data", "nowhere.json", "--test-data", "nowhere.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: nowhere.json: there is no such file")
