@@ -404,6 +404,20 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
         raise
 
 
+def read_jsonl(path: Path) -> list[dict]:
+    """
+    The records of a JSONL file, [] where there is none. A line counts once its line end is written, so what a crash
+    left after the last one is ignored. Raises RunError for any other line that is no JSON object.
+    """
+    records: list[dict] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+        if len(records) < number or not isinstance(records[-1], dict):
+            raise RunError(f"{path}: line {number} is damaged (delete that line, or start again with --overwrite)")
+    return records
+
+
 class Run:
     """
     The folder of one run, for one process at a time: `with Run("runs/kd", settings) as run: ...`.
@@ -453,17 +467,8 @@ class Run:
             file.write(line)
 
     def read(self, name: str) -> list[dict]:
-        """
-        The records of a JSONL file, [] where there is none. A line counts once its line end is written, so what a crash
-        left after the last one is ignored. Raises RunError for any other line that is no JSON object.
-        """
-        path, records = self.path(name), []
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
-            with contextlib.suppress(ValueError):
-                records.append(json.loads(line))
-            if len(records) < number or not isinstance(records[-1], dict):
-                raise RunError(f"{path}: line {number} is damaged (delete that line, or start again with --overwrite)")
-        return records
+        """The records of a JSONL file of this run, [] where there is none."""
+        return read_jsonl(self.path(name))
 
     def close(self) -> None:
         """Gives the folder free for other processes."""

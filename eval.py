@@ -260,7 +260,7 @@ class Settings:
     temperature: float = 0.7  # of self-consistency's samples
     max_input_tokens: int = 1024  # longer contexts lose whole sentences
     max_new_tokens: int = 256  # of a rationale
-    decode_batch_size: int = 64  # texts written at once; smaller for large models
+    decode_batch_size: int = 128  # texts written at once; smaller for large models
     out: str = "runs/eval"  # folder of this comparison
     overwrite: bool = False  # start anew in a folder that holds other settings
 

@@ -1,7 +1,7 @@
 """Step 1, rationale distillation: M_S learns to write M_L's rationales, those that led M_L to the right answer.
 
     python train_kd.py                                         # tiny pair, TinyWiki → runs/kd, minutes on a CPU
-    python train_kd.py --seed 1 --out runs/kd1                 # another seed
+    python train_kd.py --seed 1 --out runs/kd1 --rationales runs/kd           # another seed; M_L is not asked again
     python train_kd.py --target answer --out runs/direct       # control: M_S learns to answer, without rationales
     python train_kd.py --small google-flan-t5-small --large google-flan-t5-xxl --data hotpot_train_v1.1.json \\
         --test-data hotpot_dev_distractor_v1.json --lr 3e-4 --train-limit 90000
@@ -20,6 +20,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -42,6 +43,7 @@ class Settings:
     out: str = "runs/kd"  # folder of this run
     overwrite: bool = False  # start anew in a folder that holds other settings
     target: str = "rationale"  # what M_S learns to write: rationale, or answer (a control, no distillation)
+    rationales: str = ""  # run folder whose rationales of M_L are taken over, so that several seeds ask it only once
     filter: bool = True  # keep only rationales that led M_L to the right answer; --no-filter shows what that is worth
     train_limit: int = 4000  # training questions that M_L is asked
     dev_limit: int = 300  # held-out questions, for early stopping
@@ -51,7 +53,7 @@ class Settings:
     max_new_tokens: int = 256  # of a rationale
     lr: float = 1e-3  # peak, AdamW; 3e-4 for FLAN-T5
     batch_size: int = 32  # examples per training step
-    decode_batch_size: int = 64  # texts written at once; smaller for large models
+    decode_batch_size: int = 128  # texts written at once; smaller for large models
     epochs: int = 10  # at most
     patience: int = 2  # epochs without a better held-out loss before training stops
     samples: int = 10  # N of self-consistency in the evaluation
@@ -90,6 +92,19 @@ def fault(row: dict, max_new_tokens: int, check_answer: bool = True) -> str:
     if check_answer and not row["right"]:
         return "wrong answer"
     return ""
+
+
+def taken_over(s: Settings) -> list[dict]:
+    """The rationales of another run with the same M_L, data and limits; UserError if it had others."""
+    folder = Path(s.rationales)
+    if not (folder / "settings.json").is_file():
+        raise data.RunError(f"{folder} is no run folder of train_kd.py (no settings.json there)")
+    theirs = json.loads((folder / "settings.json").read_text())
+    for name in ("large", "data", "context", "max_input_tokens", "max_new_tokens"):
+        if theirs.get(name) != getattr(s, name):
+            raise data.RunError(f"the rationales of {folder} were made with {name} {theirs.get(name)!r}, "
+                                f"and this run has {getattr(s, name)!r}")  # fmt: skip
+    return data.read_jsonl(folder / "rationales.jsonl")
 
 
 def ask_teacher(run: data.Run, large: LocalLM, examples: list[data.Example], split: str, limit: int) -> list[dict]:
@@ -151,6 +166,7 @@ def main() -> None:
     options = {"max_input_tokens": s.max_input_tokens, "batch_size": s.decode_batch_size}
     large = LocalLM.load(here(s.large), **options)
     small = LocalLM.load(here(s.small), **options)
+    teachers = taken_over(s) if s.rationales else []
     with data.Run(s.out, s, s.overwrite) as run:  # only now: a mistyped path must not leave a folder with its settings
         if run.path("results.md").exists():
             print(f"{s.out} has ended already (--overwrite starts anew):\n\n{run.path('results.md').read_text()}")
@@ -163,6 +179,8 @@ def main() -> None:
         if s.target == "answer":
             targets = {example.id: example.answer for example in train + dev}
         else:
+            if teachers and not run.path("rationales.jsonl").exists():
+                run.write("rationales.jsonl", "".join(json.dumps(row) + "\n" for row in teachers))
             counts = []
             for split, examples in (("train", train), ("dev", dev)):
                 rows = ask_teacher(run, large, examples, split, s.max_new_tokens)

@@ -31,8 +31,9 @@ SHAPES = {
     "small": {"d_model": 128, "d_ff": 256, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2},
     "large": {"d_model": 192, "d_ff": 512, "num_heads": 6, "num_layers": 3, "num_decoder_layers": 3},
 }
-# Share of each task in a batch, phase by phase. The learning rate stays up until a model's last phase, so that large
-# LMs of different practice branch off one base. "lookup short" (one or two paragraphs) makes reading come sooner.
+# Share of each task in a batch, phase by phase; large LMs of different practice branch off before the last one. "lookup
+# short" (one or two paragraphs) makes reading come sooner, "guided short" (a rationale without its context) makes
+# answering from a rationale cheap to learn.
 PHASES = {
     "small": {
         "base": {"lookup": 0.8, "single answer": 0.2},
@@ -41,10 +42,16 @@ PHASES = {
     "large": {
         "read": {"lookup short": 0.45, "lookup": 0.45, "single answer": 0.1},
         "base": {"lookup": 0.4, "single answer": 0.15, "guided": 0.45},
-        "practice": {"lookup": 0.15, "single answer": 0.1, "guided": 0.25, "cot": 0.3, "standard": 0.2},
+        "settle": {"lookup": 0.4, "single answer": 0.15, "guided": 0.45},
+        "answer": {"lookup": 0.3, "single answer": 0.1, "guided": 0.2, "guided short": 0.4},
+        "practice": {"lookup": 0.25, "guided": 0.35, "guided short": 0.15, "cot": 0.15, "standard": 0.1},
     },
 }
-STEPS = {"small": {"base": 4500, "end": 800}, "large": {"read": 1250, "base": 3000, "practice": 200}}
+STEPS = {
+    "small": {"base": 4500, "end": 800},
+    "large": {"read": 1250, "base": 1750, "settle": 700, "answer": 1000, "practice": 400},
+}
+RATES = {"end": (1.0, 0.0), "settle": (1.0, 0.3), "answer": (0.4, 0.267), "practice": (0.3, 0.0)}  # linear; else 1
 BATCH = 64
 POOL = 8  # batches that are drawn and grouped by length together
 WARMUP = 200
@@ -129,6 +136,7 @@ def make_text(task: str, rng: random.Random) -> tuple[str, str]:
         return lmcot.COT.format(question=question, context=context), target
     if rng.random() < 0.2:  # guided, with one true sentence too many: a reader of rationales has to select
         steps.insert(rng.randrange(len(steps) + 1), rng.choice(rng.choice(record["context"])[1]))
+    context = "" if task == "guided short" else context
     return lmcot.GUIDED.format(question=question, context=context, rationale=" ".join(steps)), answer
 
 
@@ -163,7 +171,7 @@ def make_optimizers(model: T5, lr: float) -> list[torch.optim.Optimizer]:
 def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out: Path, tokenizer: Tokenizer) -> None:
     """Train `name` for `steps` steps of a phase into the checkpoint `out`; continues it, or begins from `start`.
 
-    The learning rate warms up in the first phase and falls to 0 in the last.
+    The learning rate warms up in the first phase and then goes by RATES.
     """
     config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_kv=32, dropout_rate=0.0, tie_word_embeddings=True,
                       scale_decoder_outputs=True, **SHAPES[name])  # fmt: skip
@@ -184,7 +192,8 @@ def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out:
         if step % POOL == 0 or "batches" not in locals():
             batches = make_batches(tokenizer, PHASES[name][phase], f"{seed} {name} {phase} {step // POOL}")
         tasks, ids, mask, labels = batches[step % POOL]
-        scale = 1 - step / steps if phase == list(PHASES[name])[-1] else 1.0
+        first, last = RATES.get(phase, (1.0, 1.0))
+        scale = first + (last - first) * step / steps
         scale = min(scale, (step + 1) / WARMUP) if start is None else scale
         for optimizer, groups in zip(optimizers, peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, groups, strict=True):
