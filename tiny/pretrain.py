@@ -1,7 +1,7 @@
 """Make the embedded pair of LMs from nothing: the tokenizer, tiny/small and tiny/large.
 
     python tiny/pretrain.py                       # both, about two hours on two cores; run again to continue
-    python tiny/pretrain.py --only large --practice 600 --out runs/strong      # a better or worse rationale writer
+    python tiny/pretrain.py --practice 600 --out runs/strong        # a large LM that writes better rationales, or worse
 
 Both models read TinyWiki paragraphs and copy the sentences that single questions ask for. The large one also learns to
 answer a multi-hop question from a good rationale; then, in a short last phase, it practises chain of thought and
@@ -13,6 +13,7 @@ import argparse
 import random
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,27 +32,26 @@ SHAPES = {
     "small": {"d_model": 128, "d_ff": 256, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2},
     "large": {"d_model": 192, "d_ff": 512, "num_heads": 6, "num_layers": 3, "num_decoder_layers": 3},
 }
-# Share of each task in a batch, phase by phase; large LMs of different practice branch off before the last one. "lookup
-# short" (one or two paragraphs) makes reading come sooner, "guided short" (a rationale without its context) makes
-# answering from a rationale cheap to learn.
+# Share of each task in a batch, phase by phase. The large LM grows out of the finished small one (see `grow`); large
+# LMs of different practice branch off before the last phase. "guided short" is a rationale without its context: cheap,
+# and rich in comparisons.
 PHASES = {
     "small": {
         "base": {"lookup": 0.8, "single answer": 0.2},
         "end": {"lookup": 0.8, "single answer": 0.2},
     },
     "large": {
-        "read": {"lookup short": 0.45, "lookup": 0.45, "single answer": 0.1},
-        "base": {"lookup": 0.4, "single answer": 0.15, "guided": 0.45},
-        "settle": {"lookup": 0.4, "single answer": 0.15, "guided": 0.45},
-        "answer": {"lookup": 0.3, "single answer": 0.1, "guided": 0.2, "guided short": 0.4},
-        "practice": {"lookup": 0.25, "guided": 0.35, "guided short": 0.15, "cot": 0.15, "standard": 0.1},
+        "base": {"lookup": 0.2, "single answer": 0.1, "guided": 0.25, "guided short": 0.45},
+        "practice": {"lookup": 0.15, "single answer": 0.1, "guided": 0.3, "cot": 0.25, "standard": 0.2},
     },
 }
-STEPS = {
-    "small": {"base": 4500, "end": 800},
-    "large": {"read": 1250, "base": 1750, "settle": 700, "answer": 1000, "practice": 400},
+STEPS = {"small": {"base": 4500, "end": 800}, "large": {"base": 1500, "practice": 200}}
+RATES = {  # of the learning rate, from the first to the last step of a phase
+    ("small", "base"): (1.0, 1.0),
+    ("small", "end"): (1.0, 0.0),
+    ("large", "base"): (0.5, 0.2),
+    ("large", "practice"): (0.3, 0.0),
 }
-RATES = {"end": (1.0, 0.0), "settle": (1.0, 0.3), "answer": (0.4, 0.267), "practice": (0.3, 0.0)}  # linear; else 1
 BATCH = 64
 POOL = 8  # batches that are drawn and grouped by length together
 WARMUP = 200
@@ -90,13 +90,13 @@ def make_tokenizer() -> Tokenizer:
 # ------------------------------------------------------------------------------------------------ training texts
 
 
-def single_questions(rng: random.Random, others: tuple[int, ...]) -> tuple[str, list[tuple[str, str, str]]]:
-    """A context, and three facts of it as (question, sentence, answer); `others`: how many paragraphs besides one."""
+def single_questions(rng: random.Random) -> tuple[str, list[tuple[str, str, str]]]:
+    """A context of one to four paragraphs, and three facts of it as (question, sentence, answer)."""
     w = world.World("train", str(rng.random()))
     while True:
         try:
             titles = [w.rng.choice(world.NAMES[w.rng.choice(list(world.KINDS))])]
-            for _ in range(w.rng.choice(others)):  # half of the paragraphs are about somebody named before
+            for _ in range(w.rng.choice((0, 1, 1, 2, 3))):  # half of the paragraphs are about somebody named before
                 named = [o for (s, _), o in w.facts.items() if s in titles and o not in world.YEARS]
                 named = [o for o in named if o not in (*titles, *world.NAMES["country"])]
                 stranger = w.rng.choice(world.NAMES[w.rng.choice(list(world.KINDS))])
@@ -115,8 +115,8 @@ def single_questions(rng: random.Random, others: tuple[int, ...]) -> tuple[str, 
 
 def make_text(task: str, rng: random.Random) -> tuple[str, str]:
     """One (source, target) of a task."""
-    if task in ("lookup", "lookup short", "single answer"):
-        context, facts = single_questions(rng, (0, 1) if task == "lookup short" else (0, 1, 1, 2, 3))
+    if task in ("lookup", "single answer"):
+        context, facts = single_questions(rng)
         if task == "single answer":
             question, _, answer = facts[0]
             return lmcot.STANDARD.format(question=question, context=context), answer
@@ -124,7 +124,8 @@ def make_text(task: str, rng: random.Random) -> tuple[str, str]:
         question, target = (" ".join(fact[i] for fact in facts) for i in (0, 1))
         return lmcot.RATIONALE.format(question=question, context=context), target
     w = world.World("train", str(rng.random()))
-    record = w.record(w.rng.choices(world.TYPES, world.WEIGHTS)[0], distractors=rng.choice((0, 0, 0, 1, 2)))
+    weights = (15, 40, 40, 5) if task == "guided short" else world.WEIGHTS
+    record = w.record(w.rng.choices(world.TYPES, weights)[0], distractors=rng.choice((0, 0, 0, 1, 2)))
     text = dict(record["context"])
     context = " ".join(sentence for _, sentences in record["context"] for sentence in sentences)
     steps = [text[title][i] for title, i in record["supporting_facts"]]
@@ -171,7 +172,7 @@ def make_optimizers(model: T5, lr: float) -> list[torch.optim.Optimizer]:
 def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out: Path, tokenizer: Tokenizer) -> None:
     """Train `name` for `steps` steps of a phase into the checkpoint `out`; continues it, or begins from `start`.
 
-    The learning rate warms up in the first phase and then goes by RATES.
+    The large LM's base begins from the small LM's last checkpoint.
     """
     config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_kv=32, dropout_rate=0.0, tie_word_embeddings=True,
                       scale_decoder_outputs=True, **SHAPES[name])  # fmt: skip
@@ -179,7 +180,11 @@ def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out:
     optimizers = make_optimizers(model, LEARNING_RATE)
     peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
     step, seconds = 0, 0.0
-    if source := out if out.exists() else start:
+    if name == "large" and phase == "base" and not out.exists():
+        small = T5(replace(config, **SHAPES["small"]))
+        small.load_state_dict(torch.load(start, weights_only=True)["model"])
+        grow(small, model)
+    elif source := out if out.exists() else start:
         state = torch.load(source, weights_only=True)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -192,9 +197,10 @@ def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out:
         if step % POOL == 0 or "batches" not in locals():
             batches = make_batches(tokenizer, PHASES[name][phase], f"{seed} {name} {phase} {step // POOL}")
         tasks, ids, mask, labels = batches[step % POOL]
-        first, last = RATES.get(phase, (1.0, 1.0))
+        first, last = RATES[name, phase]
         scale = first + (last - first) * step / steps
-        scale = min(scale, (step + 1) / WARMUP) if start is None else scale
+        if phase == "base":
+            scale *= min(1.0, (step + 1) / WARMUP)
         for optimizer, groups in zip(optimizers, peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, groups, strict=True):
                 group["lr"] = peak * scale
@@ -221,6 +227,26 @@ def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out:
     bar.close()
 
 
+@torch.no_grad()
+def grow(small: T5, large: T5) -> None:
+    """Make `large` compute what `small` computes: its weights in a corner, new parts that read but do not write yet.
+
+    New units, heads and blocks keep their random inputs and get zero outputs (Net2Net, Chen et al. 2016), so reading is
+    learned once, in the small LM. RMSNorm divides by the mean over more entries, which its weight makes up for.
+    """
+    ratio = (small.config.d_model / large.config.d_model) ** 0.5
+    for name, p in large.named_parameters():
+        if name.split(".")[-2] in ("o", "wo", "shared"):
+            p.zero_()  # nothing new is written to the residual stream
+        elif name.endswith("norm.weight"):
+            p.fill_(1.0)
+    wide = dict(large.named_parameters())
+    for name, p in small.named_parameters():
+        corner = wide[name][tuple(slice(size) for size in p.shape)]
+        # The decoder's last norm keeps its scale: d_model^-1/2, which follows it, has shrunk by the same ratio.
+        corner.copy_(p * ratio if p.ndim == 1 and name != "decoder.final_layer_norm.weight" else p)
+
+
 def export(checkpoint: Path, folder: Path, tokenizer: Tokenizer, name: str) -> None:
     """The trained, tied model → an untied one in FLAN's layout: lm_head = shared · d_model^-1/2, unscaled; in bf16."""
     config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_kv=32, dropout_rate=0.0, **SHAPES[name])
@@ -233,9 +259,8 @@ def export(checkpoint: Path, folder: Path, tokenizer: Tokenizer, name: str) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=SHAPES, help="make one of the two")
     practice = STEPS["large"]["practice"]
-    parser.add_argument("--practice", type=int, default=practice, help="steps of the large LM's last phase")
+    parser.add_argument("--practice", type=int, default=practice, help=f"steps of the large LM's last phase ({practice})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints, for continuing")
@@ -243,12 +268,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = make_tokenizer()
-    for name in [args.only] if args.only else SHAPES:
-        last, path = None, name
+    last = None
+    for name in SHAPES:
+        path = name
         for phase, steps in (STEPS[name] | ({"practice": args.practice} if name == "large" else {})).items():
             path = f"{path}-{phase}{steps}"
             checkpoint = args.work / f"seed{args.seed}" / f"{path}.pt"
-            train(name, phase, steps, args.seed, last, checkpoint, tokenizer)
+            train(name, phase, steps, args.seed, last, checkpoint, tokenizer)  # nothing is done twice
             last = checkpoint
         export(last, args.out / name, tokenizer, name)
         print(f"{args.out / name}: {(args.out / name / 'model.safetensors').stat().st_size / 1e6:.1f} MB")
