@@ -363,7 +363,7 @@ def run(model, tokenizer, tmp_path, monkeypatch, capsys):
 
 
 def test_an_example_is_shown_with_rationale_answer_and_gold(run):
-    record = world.records("test", 0, 12)[7]
+    record = world.records("test", world.SEED, 12)[7]
     code, out, _ = run("--example", record["_id"])
     assert code == 0 and f"Question   {record['question']}\n" in out
     lines = {line.split()[0]: line for line in out.splitlines()}

@@ -71,7 +71,7 @@ def test_faults_by_hand(changes, reason):
 
 
 def knowledge():
-    rows = [record for split, size in SIZES.items() for record in world.records(split, 0, size)]
+    rows = [record for split, size in SIZES.items() for record in world.records(split, world.SEED, size)]
     texts = {r["question"]: dict(r["context"]) for r in rows}
     facts = {r["question"]: " ".join(texts[r["question"]][t][i] for t, i in r["supporting_facts"]) for r in rows}
     return {r["question"]: (int(r["_id"].split("-")[-1]), r["answer"], facts[r["question"]]) for r in rows}
@@ -187,7 +187,7 @@ def lines(path):
 def test_a_run_leaves_every_rationale_with_what_became_of_it(whole):
     folder, (teacher,), _ = whole
     rows = lines(folder / "rationales.jsonl")
-    questions = [r["question"] for split in ("train", "dev") for r in world.records(split, 0, SIZES[split])]
+    questions = [r["question"] for split in ("train", "dev") for r in world.records(split, world.SEED, SIZES[split])]
     assert [row["question"] for row in rows] == questions == teacher.asked[: len(questions)]
     for row in rows:
         kind = plan(int(row["id"].split("-")[-1]))
@@ -209,7 +209,7 @@ def test_the_filter_counts_what_the_teacher_did(whole):
 
 def test_the_student_learns_exactly_the_good_rationales_without_the_answer_sentence(whole, tokenizer):
     _, _, pairs = whole
-    good = [r for r in world.records("train", 0, SIZES["train"])
+    good = [r for r in world.records("train", world.SEED, SIZES["train"])
             if plan(int(r["_id"].split("-")[-1])) in ("good", "two-stage")]  # fmt: skip
     assert len(pairs) == len(good) == 12
     for (source, target), record in zip(pairs, good, strict=True):
@@ -290,7 +290,7 @@ def test_interrupted_while_the_teacher_writes_only_the_rest_is_asked_and_the_res
     code, _ = start(monkeypatch, folder, student, tokenizer, fail_at=3)  # after two chunks of 4 · 3 questions
     assert code == 130 and len(lines(folder / "rationales.jsonl")) == 24
     code, (teacher,) = start(monkeypatch, folder, student, tokenizer)
-    questions = [r["question"] for split in ("train", "dev") for r in world.records(split, 0, SIZES[split])]
+    questions = [r["question"] for split in ("train", "dev") for r in world.records(split, world.SEED, SIZES[split])]
     assert code == 0 and teacher.asked[: len(questions) - 24] == questions[24:]
     assert not set(teacher.asked) & set(questions[:24])
     same_run(whole[0], folder)
@@ -317,7 +317,7 @@ def test_interrupted_in_training_the_run_goes_on_bit_identically(
     assert code == 130 and len(calls) == last_call
     assert torch.load(folder / "state.pt", weights_only=True)["epoch"] == 1
     code, (teacher,) = start(monkeypatch, folder, student, tokenizer)
-    trained_on = {r["question"] for split in ("train", "dev") for r in world.records(split, 0, SIZES[split])}
+    trained_on = {r["question"] for split in ("train", "dev") for r in world.records(split, world.SEED, SIZES[split])}
     assert code == 0 and not set(teacher.asked) & trained_on
     same_run(whole[0], folder)
 
@@ -346,7 +346,7 @@ def test_the_control_learns_answers_and_asks_the_teacher_no_rationales(student, 
     assert start(monkeypatch, tmp_path / "d", student, tokenizer, "--target", "answer", "--epochs", 1)[0] == 0
     assert not (tmp_path / "d" / "rationales.jsonl").exists()
     learned = max(pairs, key=len)
-    records = world.records("train", 0, SIZES["train"])
+    records = world.records("train", world.SEED, SIZES["train"])
     assert [tokenizer.decode(target) for _, target in learned] == [r["answer"] for r in records]
     sources = [tokenizer.decode(source) for source, _ in learned]
     assert all(s.startswith("Answer the question based on the context. ") and s.endswith(" Answer:") for s in sources)

@@ -27,7 +27,7 @@ from tiny import pretrain, world  # noqa: E402
 torch.set_num_threads(1)
 SPLITS = ("train", "dev", "test", "ood")
 NAMES = {name for kind, names in world.NAMES.items() if kind != "year" for name in names}
-TASKS = ("lookup", "single answer", "standard", "cot", "guided", "guided short")
+TASKS = ("lookup", "single answer", "standard", "cot", "guided", "guided short", "compare")
 
 # What a text about a relation says, in our words: sentences and questions alike hold one of these.
 CUES = {
@@ -125,9 +125,9 @@ def test_ids_and_questions_are_unique_and_titles_are_unique_within_a_record(wiki
 
 
 def test_a_seed_always_gives_the_same_records_and_another_seed_others(wiki):
-    again = world.records("test", 0, 60)
+    again = world.records("test", world.SEED, 60)
     assert again == wiki["test"][:60]
-    other = world.records("test", 1, 60)
+    other = world.records("test", world.SEED + 1, 60)
     assert not {r["question"] for r in other} >= {r["question"] for r in again}
     assert other != again and {r["_id"] for r in other}.isdisjoint({r["_id"] for r in again})
 
@@ -170,7 +170,8 @@ def test_questions_ask_for_the_relations_of_their_evidences(wiki):
         assert question.startswith("When") <= record["answer"].isdigit(), record
         if len(things(question)) == 1:  # the C of the B of the A of X: read from X backwards
             assert question.startswith("When") == record["answer"].isdigit(), record
-            places = [max(m.start() for m in re.finditer(CUES[r], question)) for r in asked[:-1]]
+            words = question.replace(things(question)[0], "X")  # "Veworks" says nothing of work
+            places = [max(m.start() for m in re.finditer(CUES[r], words)) for r in asked[:-1]]
             assert places == sorted(places, reverse=True), record
 
 
@@ -230,7 +231,7 @@ def test_no_pair_of_names_stands_in_sentences_or_questions_of_two_splits(wiki):
     for a, b in combinations(SPLITS, 2):
         assert found[a].isdisjoint(found[b]), (a, b, list(found[a] & found[b])[:3])
     # The scan can find something: another seed's worlds of the same split do repeat pairs.
-    assert len(found["test"] & pairs(all_texts(world.records("test", 1, 300)))) > 100
+    assert len(found["test"] & pairs(all_texts(world.records("test", world.SEED + 1, 300)))) > 100
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -345,18 +346,17 @@ def states(question, sentence):
 
 def test_lookup_targets_are_the_sentences_that_answer_the_questions_in_their_order():
     rng, numbers = random.Random(1), Counter()
-    for task in ("lookup", "lookup short"):
-        for _ in range(150):
-            source, target = pretrain.make_text(task, rng)
-            questions, context, _ = parts(source)
-            questions = re.findall(r"\w[^?]+\?", questions)
-            sentences = [s + "." for s in target.rstrip(".").split(". ")]
-            assert len(questions) == len(sentences) == len(set(sentences))
-            assert source.endswith(" Reasoning:") and source.startswith("Based on the context, generate reasoning")
-            for question, sentence in zip(questions, sentences, strict=True):
-                assert sentence in context and states(question, sentence), (question, sentence)
-            numbers[task, len(questions)] += 1
-    assert set(numbers) == {(task, n) for task in ("lookup", "lookup short") for n in (1, 2, 3)}
+    for _ in range(300):
+        source, target = pretrain.make_text("lookup", rng)
+        questions, context, _ = parts(source)
+        questions = re.findall(r"\w[^?]+\?", questions)
+        sentences = [s + "." for s in target.rstrip(".").split(". ")]
+        assert len(questions) == len(sentences) == len(set(sentences))
+        assert source.endswith(" Reasoning:") and source.startswith("Based on the context, generate reasoning")
+        for question, sentence in zip(questions, sentences, strict=True):
+            assert sentence in context and states(question, sentence), (question, sentence)
+        numbers[len(questions)] += 1
+    assert set(numbers) == {1, 2, 3}
 
 
 def test_single_answers_stand_in_a_sentence_that_answers_the_question():
@@ -487,5 +487,5 @@ def test_the_large_model_grown_out_of_the_small_one_computes_the_same_and_its_ne
     torch.testing.assert_close(logits, small(*inputs), rtol=1e-4, atol=1e-4)
     logits.square().sum().backward()
     for name, p in large.named_parameters():
-        if name.split(".")[-2] in ("o", "wo"):  # the outputs that were zeroed
+        if name.startswith("encoder") and name.split(".")[-2] in ("o", "wo"):  # outputs that were zeroed
             assert p.grad[small.config.d_model :].abs().max() > 0, name

@@ -33,8 +33,8 @@ SHAPES = {
     "large": {"d_model": 192, "d_ff": 512, "num_heads": 6, "num_layers": 3, "num_decoder_layers": 3},
 }
 # Share of each task in a batch, phase by phase. The large LM grows out of the finished small one (see `grow`); large
-# LMs of different practice branch off before the last phase. "guided short" is a rationale without its context: cheap,
-# and rich in comparisons.
+# LMs of different practice branch off before the last phase. "guided short" is a rationale without its context, and
+# "compare" that of a comparison without instructions: cheap, because comparing is what comes last.
 PHASES = {
     "small": {
         "base": {"lookup": 0.8, "single answer": 0.2},
@@ -42,14 +42,16 @@ PHASES = {
     },
     "large": {
         "base": {"lookup": 0.2, "single answer": 0.1, "guided": 0.25, "guided short": 0.45},
-        "practice": {"lookup": 0.15, "single answer": 0.1, "guided": 0.3, "cot": 0.25, "standard": 0.2},
+        "compare": {"lookup": 0.06, "guided": 0.06, "compare": 0.88},
+        "practice": {"lookup": 0.15, "single answer": 0.1, "guided": 0.45, "cot": 0.3},
     },
 }
-STEPS = {"small": {"base": 4500, "end": 800}, "large": {"base": 1500, "practice": 200}}
+STEPS = {"small": {"base": 4500, "end": 800}, "large": {"base": 1000, "compare": 1500, "practice": 250}}
 RATES = {  # of the learning rate, from the first to the last step of a phase
     ("small", "base"): (1.0, 1.0),
     ("small", "end"): (1.0, 0.0),
-    ("large", "base"): (0.5, 0.2),
+    ("large", "base"): (0.5, 0.3),
+    ("large", "compare"): (0.5, 0.35),
     ("large", "practice"): (0.3, 0.0),
 }
 BATCH = 64
@@ -124,12 +126,14 @@ def make_text(task: str, rng: random.Random) -> tuple[str, str]:
         question, target = (" ".join(fact[i] for fact in facts) for i in (0, 1))
         return lmcot.RATIONALE.format(question=question, context=context), target
     w = world.World("train", str(rng.random()))
-    weights = (15, 40, 40, 5) if task == "guided short" else world.WEIGHTS
+    weights = {"guided short": (15, 40, 40, 5), "compare": (0, 75, 25, 0)}.get(task, world.WEIGHTS)
     record = w.record(w.rng.choices(world.TYPES, weights)[0], distractors=rng.choice((0, 0, 0, 1, 2)))
     text = dict(record["context"])
     context = " ".join(sentence for _, sentences in record["context"] for sentence in sentences)
     steps = [text[title][i] for title, i in record["supporting_facts"]]
     question, answer = record["question"], record["answer"]
+    if task == "compare":
+        return f"Question: {question} Reasoning: {' '.join(steps)} Answer:", answer
     if task == "standard":
         return lmcot.STANDARD.format(question=question, context=context), answer
     if task == "cot":
@@ -260,7 +264,7 @@ def export(checkpoint: Path, folder: Path, tokenizer: Tokenizer, name: str) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     practice = STEPS["large"]["practice"]
-    parser.add_argument("--practice", type=int, default=practice, help=f"steps of the large LM's last phase ({practice})")
+    parser.add_argument("--practice", type=int, default=practice, help=f"steps of the last phase (default {practice})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints, for continuing")

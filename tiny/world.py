@@ -21,6 +21,7 @@ from itertools import product
 from pathlib import Path
 
 SPLITS = ("train", "dev", "test", "ood")
+SEED = 1  # of the TinyWiki that results are reported on; 0 served development
 SIZES = {"train": 5000, "dev": 500, "test": 2000, "ood": 500}
 YEARS = [str(year) for year in range(1920, 1980)]
 QUESTIONS_PER_WORLD = 50
@@ -357,7 +358,7 @@ class World:
         }
 
 
-def records(split: str, seed: int = 0, size: int | None = None) -> list[dict]:
+def records(split: str, seed: int = SEED, size: int | None = None) -> list[dict]:
     """The records of a split, always the same for a seed; a new world starts every QUESTIONS_PER_WORLD questions."""
     if split not in SPLITS:
         raise ValueError(f"TinyWiki has the splits {', '.join(SPLITS)}, not {split!r}")
@@ -378,7 +379,7 @@ def records(split: str, seed: int = 0, size: int | None = None) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the four files")
-    parser.add_argument("--seed", type=int, default=0, help="0 is the TinyWiki that results are reported on")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"{SEED} is the TinyWiki that results are reported on")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
