@@ -200,8 +200,8 @@ def main() -> None:
             answers = small.tokenizer.encode_batch([targets[example.id] for example in kept])
             pairs[split] = [(p.ids, a.ids) for p, a in zip(prompts, answers, strict=True)]
             if not pairs[split]:
-                raise data.RunError(f"nothing to learn from: the filter kept no {split} rationale of M_L "
-                                    f"({s.large} answered none of {len(examples)} questions rightly)")  # fmt: skip
+                raise data.RunError(f"nothing to learn from: the filter dropped all {len(examples)} {split} rationales "
+                                    f"of {s.large} (see the table); ask more questions or another M_L")  # fmt: skip
 
         # ---- 3: M_S learns to write them
         before = lmcot.write_rationales(small, dev[:3], s.max_new_tokens)
