@@ -345,12 +345,14 @@ class T5(nn.Module):
         top_p: float = 1.0,
         forbid: tuple[int, ...] = (),
         generator: torch.Generator | None = None,
+        encoded: Tensor | None = None,
     ) -> Generated:
         """Write N = num_samples continuations of each of B sources, (B, S) → `Generated`.
 
-        temperature 0 is greedy; top_k 0 and top_p 1 switch those limits off; forbid lists ids that are never written.
-        One encoder pass and one set of cross keys and values serve all N samples. Unfinished samples live on a grid of
-        sources × slots; what has ended leaves it, so the batch shrinks as sequences end.
+        temperature 0 is greedy; top_k 0 and top_p 1 switch those limits off; forbid lists ids that are never written;
+        encoded is what `encode` gave, where that is at hand. One encoder pass and one set of cross keys and values
+        serve all N samples. Unfinished samples live on a grid of sources × slots; what has ended leaves it, so the
+        batch shrinks as sequences end.
         """
         if self.training:
             raise RuntimeError("generate() needs model.eval(): dropout would change what is written")
@@ -358,7 +360,7 @@ class T5(nn.Module):
             raise ValueError("generate() needs counts above 0, temperature and top_k of at least 0, and 0 < top_p <= 1")
         c, device = self.config, input_ids.device
         B, N, T = len(input_ids), num_samples, max_new_tokens
-        encoded = self.encode(input_ids, attention_mask)
+        encoded = self.encode(input_ids, attention_mask) if encoded is None else encoded
         cross_bias = mask_bias(attention_mask[:, None, None, :], encoded.dtype)
         cross = [(*block.layer[1].EncDecAttention.keys_values(encoded), cross_bias) for block in self.decoder.block]
         cache = [tuple(encoded.new_empty(2, B * N, c.num_heads, min(T, 32), c.d_kv)) for _ in self.decoder.block]

@@ -1,0 +1,356 @@
+"""Proofs for rl.py: every formula against a plain loop or a value worked by hand, and PPO as a whole against tasks
+whose optimum is known."""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+import rl  # noqa: E402
+from model import T5, T5Config  # noqa: E402
+
+torch.set_num_threads(1)
+FORBID = (0, 2)
+
+
+def tiny_policy(seed=0, vocab=12):
+    config = T5Config(vocab_size=vocab, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2,
+                      dropout_rate=0.0)  # fmt: skip
+    return T5(config).init_weights(seed).eval()
+
+
+def sources(count, vocab=12, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    source = torch.randint(3, vocab, (count, 6), generator=g)
+    mask = torch.ones_like(source)
+    mask[::2, 4:] = 0  # ragged
+    return source.masked_fill(mask == 0, 0), mask
+
+
+@st.composite
+def ragged(draw):
+    """Four tensors (R, T) in float64 and a mask of rows of 1 to T tokens; what is beyond the mask is rubbish."""
+    rows, length = draw(st.integers(1, 5)), draw(st.integers(1, 7))
+    lengths = torch.tensor([draw(st.integers(1, length)) for _ in range(rows)])
+    mask = torch.arange(length)[None, :] < lengths[:, None]
+    g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    a, b, c, d = (torch.randn(rows, length, generator=g, dtype=torch.float64) for _ in range(4))
+    return a, b, c, d, mask
+
+
+# ------------------------------------------------------------------------------------------------ worked by hand
+
+
+def test_three_tokens_by_hand():
+    """One rationale of three tokens, score 2, β .1, γ 1, λ .5: all figures were worked out on paper."""
+    mask = torch.tensor([[True, True, True, False]])
+    logp, logp_ref = torch.tensor([[-1.0, -2.0, -1.0, -9.0]]), torch.tensor([[-2.0, -1.0, -1.0, 7.0]])
+    rewards = rl.token_rewards(logp, logp_ref, torch.tensor([2.0]), mask, 0.1)
+    torch.testing.assert_close(rewards, torch.tensor([[-0.1, 0.1, 2.0, 0.0]]))
+    values = torch.tensor([[1.0, 0.5, 1.5, 99.0]])
+    advantages, returns = rl.gae(rewards, values, mask, 1.0, 0.5)
+    # δ = (-.1 + .5 - 1, .1 + 1.5 - .5, 2 + 0 - 1.5) = (-.6, 1.1, .5); A_3 = .5, A_2 = 1.1 + .25, A_1 = -.6 + .675
+    torch.testing.assert_close(advantages, torch.tensor([[0.075, 1.35, 0.5, 0.0]]))
+    torch.testing.assert_close(returns, torch.tensor([[1.075, 1.85, 2.0, 0.0]]))
+
+
+def test_losses_by_hand():
+    mask = torch.tensor([[True, True], [True, False]])
+    old = torch.zeros(2, 2)
+    new = torch.tensor([[math.log(1.5), math.log(0.5)], [math.log(1.1), 5.0]])
+    advantages = torch.tensor([[1.0, 1.0], [-2.0, 50.0]])
+    # min(1.5, 1.2) = 1.2; min(.5, .8) = .5; min(-2.2, -2.2) = -2.2 → -(1.2 + .5 - 2.2) / 3
+    assert float(rl.ppo_loss(new, old, advantages, mask, 0.2)) == pytest.approx(0.5 / 3, abs=1e-6)
+    values, values_old = torch.tensor([[1.0, 0.0], [0.3, 9.0]]), torch.tensor([[0.0, 0.0], [0.2, 0.0]])
+    returns = torch.tensor([[1.0, 0.5], [0.0, 0.0]])
+    # clipped: .2, 0, .3 → max((0, .64), (.25, .25), (.09, .09)) = .98, half its mean over 3
+    assert float(rl.value_loss(values, values_old, returns, mask, 0.2)) == pytest.approx(0.98 / 6, abs=1e-6)
+
+
+def test_the_kl_coefficient_moves_by_at_most_a_fifth_of_the_episodes_share_of_the_horizon():
+    assert rl.adapt_beta(0.1, kl=12.0, target=6.0, episodes=1000) == pytest.approx(0.1 * 1.02)
+    assert rl.adapt_beta(0.1, kl=0.0, target=6.0, episodes=1000) == pytest.approx(0.1 * 0.98)
+    assert rl.adapt_beta(0.1, kl=6.6, target=6.0, episodes=1000) == pytest.approx(0.1 * 1.01)
+    assert rl.adapt_beta(0.1, kl=6.0, target=6.0, episodes=1000) == pytest.approx(0.1)
+
+
+# ------------------------------------------------------------------------------------------------ against plain loops
+
+
+@settings(max_examples=60, deadline=None)
+@given(ragged(), st.floats(0.5, 1.0), st.floats(0.0, 1.0))
+def test_gae_equals_the_sum_over_all_future_deltas_row_by_row(tensors, gamma, lam):
+    rewards, values, _, _, mask = tensors
+    advantages, returns = rl.gae(rewards, values, mask, gamma, lam)
+    for row in range(len(mask)):
+        n = int(mask[row].sum())
+        r, v = rewards[row, :n].tolist(), [*values[row, :n].tolist(), 0.0]
+        for t in range(n):
+            expected = sum((gamma * lam) ** (k - t) * (r[k] + gamma * v[k + 1] - v[k]) for k in range(t, n))
+            assert float(advantages[row, t]) == pytest.approx(expected, abs=1e-9)
+            assert float(returns[row, t]) == pytest.approx(expected + v[t], abs=1e-9)
+        assert advantages[row, n:].eq(0).all() and returns[row, n:].eq(0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(ragged())
+def test_with_lambda_and_gamma_1_the_return_is_the_sum_of_the_rewards_to_come(tensors):
+    rewards, values, _, _, mask = tensors
+    _, returns = rl.gae(rewards, values, mask, 1.0, 1.0)
+    to_come = (rewards * mask).flip(1).cumsum(1).flip(1) * mask
+    torch.testing.assert_close(returns, to_come)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ragged())
+def test_whitening_sees_real_tokens_only(tensors):
+    x, _, _, _, mask = tensors
+    white = rl.whiten(x, mask)
+    real = [float(x[i, t]) for i in range(len(x)) for t in range(x.shape[1]) if mask[i, t]]
+    mean = sum(real) / len(real)
+    std = math.sqrt(sum((value - mean) ** 2 for value in real) / len(real))
+    expected = [(value - mean) / std if len(real) > 1 else 0.0 for value in real]
+    assert white[mask].tolist() == pytest.approx(expected, abs=1e-9)
+    assert white[~mask].eq(0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_whitening_equal_advantages_gives_nothing_however_rounding_moves_them(scale):
+    g = torch.Generator().manual_seed(0)
+    mask = torch.rand(8, 5, generator=g) < 0.8
+    noise = 1 + 1e-7 * torch.randn(8, 5, generator=g)
+    assert rl.whiten(scale * noise, mask).eq(0).all()
+    assert rl.whiten(1e-7 * torch.randn(8, 5, generator=g), mask).eq(0).all()
+    assert rl.whiten(torch.full((1, 1), 3.0), torch.ones(1, 1, dtype=torch.bool)).eq(0).all()  # one token alone
+
+
+@settings(max_examples=60, deadline=None)
+@given(ragged(), st.floats(0.05, 0.5))
+def test_losses_and_their_gradients_equal_those_of_a_loop_over_tokens(tensors, clip):
+    new, old, third, fourth, mask = tensors
+    places = mask.nonzero().tolist()
+
+    def loop_policy(new):
+        total = 0.0
+        for i, t in places:
+            ratio = torch.exp(new[i, t] - old[i, t])
+            if third[i, t] > 0:  # clipped where the ratio has already gone the way the advantage points
+                total = total + (ratio if ratio < 1 + clip else torch.tensor(1 + clip, dtype=new.dtype)) * third[i, t]
+            else:
+                total = total + (ratio if ratio > 1 - clip else torch.tensor(1 - clip, dtype=new.dtype)) * third[i, t]
+        return -total / len(places)
+
+    def loop_value(new):
+        total = 0.0
+        for i, t in places:
+            move = new[i, t] - old[i, t]
+            near = old[i, t] + (move if abs(move) <= clip else clip * float(move.detach().sign()))
+            errors = (new[i, t] - fourth[i, t]) ** 2, (near - fourth[i, t]) ** 2
+            total = total + (errors[0] if errors[0] >= errors[1] else errors[1])
+        return total / (2 * len(places))
+
+    for ours, loop in (
+        (lambda x: rl.ppo_loss(x, old, third, mask, clip), loop_policy),
+        (lambda x: rl.value_loss(x, old, fourth, mask, clip), loop_value),
+    ):
+        a, b = (new.clone().requires_grad_() for _ in range(2))
+        loss, expected = ours(a), torch.as_tensor(loop(b))
+        assert loss.item() == pytest.approx(float(expected.detach()), abs=1e-9)
+        if expected.requires_grad:
+            expected.backward()
+        loss.backward()
+        torch.testing.assert_close(a.grad, b.grad if b.grad is not None else torch.zeros_like(b))
+
+
+@settings(max_examples=40, deadline=None)
+@given(ragged())
+def test_the_score_lands_on_the_last_real_token_alone_and_every_real_token_pays_kl(tensors):
+    logp, logp_ref, scores, _, mask = tensors
+    rewards = rl.token_rewards(logp, logp_ref, scores[:, 0], mask, 0.3)
+    for i in range(len(mask)):
+        n = int(mask[i].sum())
+        for t in range(mask.shape[1]):
+            kl = -0.3 * float(logp[i, t] - logp_ref[i, t]) if t < n else 0.0
+            assert float(rewards[i, t]) == pytest.approx(kl + (float(scores[i, 0]) if t == n - 1 else 0.0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(ragged())
+def test_explained_variance_is_1_for_a_perfect_critic_0_for_a_constant_one(tensors):
+    returns, _, _, _, mask = tensors
+    if mask.sum() > 1:
+        assert rl.explained_variance(returns, returns, mask) == pytest.approx(1)
+        assert rl.explained_variance(torch.full_like(returns, 0.7), returns, mask) == pytest.approx(0, abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ rollouts
+
+
+@pytest.fixture(scope="module")
+def rolled():
+    policy, reference = tiny_policy(), tiny_policy()
+    head = rl.ValueHead(32)
+    source, mask = sources(5)
+    r = rl.rollout(policy, reference, head, source, mask, 3, 10, FORBID, torch.Generator().manual_seed(0))
+    return policy, reference, head, r
+
+
+def test_at_step_0_the_kl_is_0_the_ratio_1_and_the_values_0(rolled):
+    policy, _, head, r = rolled
+    assert (r.logp_old - r.logp_ref).abs().max() == 0 and r.values.abs().max() == 0
+    logp, _, _ = rl.teacher_forced(policy, head, policy.encode(r.source, r.source_mask), r.source_mask, r.ids, r.mask,
+                                   FORBID)  # fmt: skip
+    assert ((logp - r.logp_old).exp() - 1).abs().max() < 1e-5
+    assert rl.rollout_metrics(r)["kl"] == 0
+
+
+def test_sampled_and_teacher_forced_log_probabilities_agree_and_belong_to_the_row_and_source(rolled):
+    policy, _, head, r = rolled
+    assert r.ids.shape[0] == 15 and len({tuple(row) for row in r.ids.tolist()}) > 10
+    for row in range(15):
+        n = int(r.mask[row].sum())
+        length = int(r.source_mask[row // 3].sum())
+        source = r.source[row // 3 : row // 3 + 1, :length]  # alone and without padding
+        logits = policy(source, torch.ones_like(source), policy.shift_right(r.ids[row : row + 1, :n]))
+        p = torch.softmax(logits[0].index_fill(1, torch.tensor(FORBID), -torch.inf), 1)
+        expected = p[range(n), r.ids[row, :n]].log()
+        torch.testing.assert_close(r.logp_old[row, :n], expected, rtol=1e-4, atol=1e-4)
+        _, entropy, _ = rl.teacher_forced(policy, head, policy.encode(source, torch.ones_like(source)),
+                                          torch.ones_like(source), r.ids[row : row + 1, :n], r.mask[row : row + 1, :n],
+                                          FORBID)  # fmt: skip
+        torch.testing.assert_close(entropy[0], torch.distributions.Categorical(p).entropy(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_mask_ends_with_the_first_eos_and_ended_says_whether_there_is_one(rolled):
+    r = rolled[3]
+    for ids, mask, ended in zip(r.ids.tolist(), r.mask.tolist(), r.ended.tolist(), strict=True):
+        n = ids.index(1) + 1 if 1 in ids else len(ids)
+        assert mask == [True] * n + [False] * (len(ids) - n) and ended == (1 in ids)
+        assert not set(ids[:n]) & set(FORBID)
+    assert 0 < float(r.ended.float().mean()) < 1  # both kinds occur
+
+
+def test_each_encoder_runs_once_per_prompt_in_a_rollout():
+    policy, reference = tiny_policy(), tiny_policy(1)
+    rows = []
+    for model in (policy, reference):
+        model.encoder.block[0].register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    source, mask = sources(5)
+    rl.rollout(policy, reference, rl.ValueHead(32), source, mask, 4, 6, FORBID, torch.Generator().manual_seed(0))
+    assert rows == [5, 5]
+
+
+def test_no_gradient_is_nan_although_forbidden_ids_have_probability_0(rolled):
+    policy, _, _, r = rolled
+    head = rl.ValueHead(32)
+    encoded = policy.encode(r.source, r.source_mask)
+    logp, _, values = rl.teacher_forced(policy, head, encoded, r.source_mask, r.ids, r.mask, FORBID)
+    (logp.sum() + values.sum()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in [*policy.parameters(), *head.parameters()] if p.grad is not None)
+    policy.zero_grad()
+
+
+# ------------------------------------------------------------------------------------------------ PPO as a whole
+
+
+def train(policy, reference, score, steps, beta, lr=3e-3, prompts=8, samples=8, length=8, lam=0.95):
+    """A loop as that of train_rl.py; `score` maps a rollout to scores (R,). Returns the KL of each step."""
+    head = rl.ValueHead(32)
+    parameters = [*policy.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr, eps=1e-5)
+    source, source_mask = sources(prompts)
+    kls = []
+    for step in range(steps):
+        g = torch.Generator().manual_seed(step)
+        r = rl.rollout(policy, reference, head, source, source_mask, samples, length, FORBID, g)
+        kls.append(rl.rollout_metrics(r)["kl"])
+        rewards = rl.token_rewards(r.logp_old, r.logp_ref, score(r), r.mask, beta)
+        advantages, returns = rl.gae(rewards, r.values, r.mask, 1.0, lam)
+        white = rl.whiten(advantages, r.mask)
+        for _ in range(2):
+            encoded = policy.encode(source, source_mask)
+            logp, _, values = rl.teacher_forced(policy, head, encoded, source_mask, r.ids, r.mask, FORBID)
+            loss = rl.ppo_loss(logp, r.logp_old, white, r.mask, 0.2)
+            loss = loss + 0.1 * rl.value_loss(values, r.values, returns, r.mask, 0.2)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return kls
+
+
+def test_a_toy_reward_rises_to_near_its_optimum():
+    """The share of tokens that are token 5: 1/10 at first, and 7/8 is the most that a text of 8 tokens with EOS has."""
+
+    def share(r):
+        return ((r.ids == 5) & r.mask).sum(1) / 8
+
+    torch.manual_seed(0)
+    policy, reference = tiny_policy(), tiny_policy()
+    source, mask = sources(8)
+    before = share(rl.rollout(policy, reference, rl.ValueHead(32), source, mask, 32, 8, FORBID,
+                              torch.Generator().manual_seed(99)))  # fmt: skip
+    train(policy, reference, share, steps=120, beta=0.0)
+    after = share(rl.rollout(policy, reference, rl.ValueHead(32), source, mask, 32, 8, FORBID,
+                             torch.Generator().manual_seed(99)))  # fmt: skip
+    assert before.mean() < 0.2 and after.mean() > 0.9
+
+
+def test_without_reward_a_perturbed_policy_comes_back_to_the_reference():
+    torch.manual_seed(0)
+    policy, reference = tiny_policy(), tiny_policy()
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(0.3 * p.std() * torch.randn_like(p)) if p.ndim == 2 else None
+    kls = train(policy, reference, lambda r: torch.zeros(len(r.ids)), steps=80, beta=1.0)
+    assert kls[0] > 0.5 and sum(kls[-10:]) / 10 < 0.3 * kls[0]
+
+
+def test_equal_rewards_and_a_right_critic_change_nothing():
+    """All rationales score 1 and the critic says so: what is left of the advantages is rounding."""
+    policy, reference = tiny_policy(), tiny_policy()
+    source, mask = sources(4)
+    head = rl.ValueHead(32)
+    torch.nn.init.constant_(head.bias, 1.0)
+    r = rl.rollout(policy, reference, head, source, mask, 4, 8, FORBID, torch.Generator().manual_seed(0))
+    r.values = r.values + 1e-7 * torch.randn(r.values.shape, generator=torch.Generator().manual_seed(1)) * r.mask
+    rewards = rl.token_rewards(r.logp_old, r.logp_ref, torch.ones(16), r.mask, 0.05)
+    advantages, _ = rl.gae(rewards, r.values, r.mask, 1.0, 0.95)
+    assert 0 < advantages.abs().max() < 1e-5
+    white = rl.whiten(advantages, r.mask)
+    encoded = policy.encode(source, mask)
+    logp, _, _ = rl.teacher_forced(policy, head, encoded, mask, r.ids, r.mask, FORBID)
+    rl.ppo_loss(logp, r.logp_old, white, r.mask, 0.2).backward()
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in policy.parameters())
+
+
+# ------------------------------------------------------------------------------------------------ warnings
+
+HEALTHY = {"reward": 5.0, "kl": 1.0, "ratio_max": 1.5, "entropy": 0.5, "length": 20.0, "ended": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("now", "word"),
+    [
+        ({"ratio_max": 80.0}, "sampling and scoring"), ({"kl": -2.0}, "sampling and scoring"),
+        ({"kl": 90.0, "reward": 7.0}, "hacking"), ({"entropy": 0.05}, "collapse"), ({"entropy": 2.5}, "gibberish"),
+        ({"length": 2.0}, "shrink"), ({"length": 62.0}, "no longer end"), ({"ended": 0.3}, "no longer end"),
+    ],
+)  # fmt: skip
+def test_each_failure_signature_is_named_and_a_healthy_run_names_none(now, word):
+    assert rl.warnings([HEALTHY, HEALTHY | {"reward": 6.0}], 64) == []
+    (found,) = rl.warnings([HEALTHY, HEALTHY | now], 64)
+    assert word in found and ":" in found
+
+
+def test_a_reward_that_stays_flat_for_50_steps_is_named():
+    assert rl.warnings([HEALTHY] * 49, 64) == []
+    assert "not risen" in rl.warnings([HEALTHY] * 50, 64)[0]
+    assert rl.warnings([HEALTHY] * 49 + [HEALTHY | {"reward": 5.5}], 64) == []
