@@ -84,6 +84,11 @@ class LocalLM:
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer.encode(text).ids)
 
+    def decode(self, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
+        """Generated ids and their mask, (R, T) each → R texts."""
+        rows = [row[:length] for row, length in zip(ids.tolist(), mask.sum(1).tolist(), strict=True)]
+        return [text.strip() for text in self.tokenizer.decode_batch(rows)]
+
     def complete(
         self, prompts: Sequence[str], max_new_tokens: int, temperature: float = 0.0, progress: str = ""
     ) -> list[str]:
@@ -105,10 +110,9 @@ class LocalLM:
             self.tokens_written += int(out.mask.sum())
             eos = self.model.config.eos_token_id
             self.unfinished += int(out.mask.any(2).sum() - (out.ids == eos).any(2).sum())
-            texts = self.tokenizer.decode_batch([row[: int(n)].tolist() for row, n in zip(
-                out.ids.flatten(0, 1), out.mask.flatten(0, 1).sum(1), strict=True)])  # fmt: skip
+            texts = self.decode(out.ids.flatten(0, 1), out.mask.flatten(0, 1))
             for i, prompt in enumerate(batch):
-                written[prompt] = [text.strip() for text in texts[i * samples : (i + 1) * samples]]
+                written[prompt] = texts[i * samples : (i + 1) * samples]
             bar.update(len(batch))
         bar.close()
         taken: Counter[str] = Counter()

@@ -6,7 +6,7 @@ import random
 import re
 import sys
 from collections import Counter, defaultdict
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,7 +27,7 @@ from tiny import pretrain, world  # noqa: E402
 torch.set_num_threads(1)
 SPLITS = ("train", "dev", "test", "ood")
 NAMES = {name for kind, names in world.NAMES.items() if kind != "year" for name in names}
-TASKS = ("lookup", "single answer", "standard", "cot", "guided", "guided short", "compare")
+TASKS = ("lookup", "single answer", "cot", "guided", "guided short", "compare")  # "years" names nobody
 
 # What a text about a relation says, in our words: sentences and questions alike hold one of these.
 CUES = {
@@ -181,7 +181,8 @@ def test_no_paragraph_contradicts_the_gold_facts_of_its_record(wiki):
         for record in records:
             married = defaultdict(set)
             for title, sentences in record["context"]:
-                assert all(title in things(s) and len(things(s)) == 2 for s in sentences)
+                assert all(len(things(s)) == 2 for s in sentences)
+                assert [title in things(s) for s in sentences] == [True] * 3 + [False] * (len(sentences) - 3)
                 assert len(set(sentences)) == len(sentences)
                 for s in sentences:
                     if re.search(CUES["spouse"], s):
@@ -189,6 +190,25 @@ def test_no_paragraph_contradicts_the_gold_facts_of_its_record(wiki):
                         married[a].add(b)
                         married[b].add(a)
             assert all(len(others) == 1 for others in married.values()), (record["_id"], dict(married))
+
+
+def test_wherever_a_step_leads_on_the_same_is_said_of_somebody_else_with_another_answer(wiki):
+    """No question is answered by looking for the one sentence of the gold paragraphs that has the asked relation."""
+    others = Counter()
+    for record in (record for split in SPLITS for record in wiki[split]):
+        texts, steps = dict(record["context"]), record["evidences"]
+        for (s, _, o), (then, asked, end) in pairwise(steps):
+            if o != then:
+                continue
+            *own, aside = texts[s]
+            assert len(own) == 3 and re.search(CUES[asked], aside)
+            assert s not in things(aside) and then not in things(aside)
+            assert end not in things(aside), (record, aside)
+            others[asked, any(set(things(aside)) & set(things(sentence)) for sentence in own)] += 1
+    for relation in {relation for relation, _ in others}:
+        named, stranger = others[relation, True], others[relation, False]
+        assert named + stranger > 50, relation
+    assert sum(n for (_, named), n in others.items() if named) > 0.5 * others.total()
 
 
 def test_the_splits_hold_four_types_yes_and_no_first_and_later_and_at_least_ten_relations(wiki):
@@ -269,14 +289,14 @@ def tokenizer():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text())
+@given(st.text().filter(lambda text: not re.search("<pad>|</s>|<unk>", text)))  # special pieces are what they say
 def test_no_text_is_unknown(text):
     ids = make_once().encode(text).ids
     assert 2 not in ids and ids.count(1) == 1 and ids[-1] == 1 and 0 not in ids
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text())
+@given(st.text().filter(lambda text: not re.search("<pad>|</s>|<unk>", text)))
 def test_every_text_comes_back_but_for_outer_white_space_and_breaks(text):
     tokenizer = make_once()
     expected = re.sub(r"[\n\t]", " ", text).strip()
@@ -393,18 +413,12 @@ def test_guided_answers_follow_from_a_rationale_that_has_at_most_one_sentence_to
     assert 200 < exact < 285  # in a fifth of the texts there is one more
 
 
-def test_standard_targets_are_answers_that_some_sentences_of_the_context_give():
+def test_years_are_compared_rightly():
     rng = random.Random(5)
     for _ in range(60):
-        source, answer = pretrain.make_text("standard", rng)
-        question, context, _ = parts(source)
-        assert source.endswith("\nAnswer:")
-        if answer not in ("yes", "no"):
-            assert answer in things(" ".join(context)) and answer in NAMES | set(map(str, range(1920, 1980)))
-        if len(names := things(question)) == 2 and answer not in ("yes", "no"):
-            assert answer in names
-        hops = [(s, t) for s in context for t in context if s != t]
-        assert answer in {solve(question, list(hop)) for hop in hops} or len(names) == 2
+        source, answer = pretrain.make_text("years", rng)
+        when, a, b = re.fullmatch(r"Question: Which is (first|later), (\d+) or (\d+)\? Answer:", source).groups()
+        assert int(answer) == (min if when == "first" else max)(int(a), int(b)) and a != b
 
 
 # ------------------------------------------------------------------------------------------------ pretraining

@@ -32,26 +32,27 @@ SHAPES = {
     "small": {"d_model": 128, "d_ff": 256, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2},
     "large": {"d_model": 192, "d_ff": 512, "num_heads": 6, "num_layers": 3, "num_decoder_layers": 3},
 }
-# Share of each task in a batch, phase by phase. The large LM grows out of the finished small one (see `grow`); large
-# LMs of different practice branch off before the last phase. "guided short" is a rationale without its context, and
-# "compare" that of a comparison without instructions: cheap, because comparing is what comes last.
+# Share of each task in a batch, phase by phase. The large LM grows out of the finished small one (see `grow`) and first
+# learns what comes last in reasoning, to compare, from short texts: bare years, then rationales without instructions.
+# "guided short" is a rationale without its context. Large LMs of different practice branch off before the last phase.
 PHASES = {
     "small": {
         "base": {"lookup": 0.8, "single answer": 0.2},
         "end": {"lookup": 0.8, "single answer": 0.2},
     },
     "large": {
-        "base": {"lookup": 0.2, "single answer": 0.1, "guided": 0.25, "guided short": 0.45},
-        "compare": {"lookup": 0.06, "guided": 0.06, "compare": 0.88},
+        "compare": {"years": 0.2, "compare": 0.8},
+        "base": {"lookup": 0.2, "single answer": 0.1, "guided": 0.3, "guided short": 0.2, "compare": 0.17,
+                 "years": 0.03},
         "practice": {"lookup": 0.15, "single answer": 0.1, "guided": 0.45, "cot": 0.3},
     },
-}
-STEPS = {"small": {"base": 4500, "end": 800}, "large": {"base": 1000, "compare": 1500, "practice": 250}}
+}  # fmt: skip
+STEPS = {"small": {"base": 4500, "end": 800}, "large": {"compare": 1200, "base": 1200, "practice": 500}}
 RATES = {  # of the learning rate, from the first to the last step of a phase
     ("small", "base"): (1.0, 1.0),
     ("small", "end"): (1.0, 0.0),
+    ("large", "compare"): (0.5, 0.5),
     ("large", "base"): (0.5, 0.3),
-    ("large", "compare"): (0.5, 0.35),
     ("large", "practice"): (0.3, 0.0),
 }
 BATCH = 64
@@ -104,7 +105,7 @@ def single_questions(rng: random.Random) -> tuple[str, list[tuple[str, str, str]
                 stranger = w.rng.choice(world.NAMES[w.rng.choice(list(world.KINDS))])
                 title = w.rng.choice(named) if named and w.rng.random() < 0.5 else stranger
                 titles += [title] if title not in titles else []
-            paragraphs = {title: w.paragraph(title, []) for title in titles}
+            paragraphs = {title: w.paragraph(title, [], w.rng.choice((1, 3, 3))) for title in titles}
             break
         except world.Impossible:
             continue
@@ -117,6 +118,10 @@ def single_questions(rng: random.Random) -> tuple[str, list[tuple[str, str, str]
 
 def make_text(task: str, rng: random.Random) -> tuple[str, str]:
     """One (source, target) of a task."""
+    if task == "years":
+        a, b = rng.sample(world.YEARS, 2)
+        when = rng.choice(("first", "later"))
+        return f"Question: Which is {when}, {a} or {b}? Answer:", min(a, b) if when == "first" else max(a, b)
     if task in ("lookup", "single answer"):
         context, facts = single_questions(rng)
         if task == "single answer":
@@ -126,7 +131,7 @@ def make_text(task: str, rng: random.Random) -> tuple[str, str]:
         question, target = (" ".join(fact[i] for fact in facts) for i in (0, 1))
         return lmcot.RATIONALE.format(question=question, context=context), target
     w = world.World("train", str(rng.random()))
-    weights = {"guided short": (15, 40, 40, 5), "compare": (0, 75, 25, 0)}.get(task, world.WEIGHTS)
+    weights = {"guided short": (15, 40, 40, 5), "compare": (0, 65, 35, 0)}.get(task, world.WEIGHTS)
     record = w.record(w.rng.choices(world.TYPES, weights)[0], distractors=rng.choice((0, 0, 0, 1, 2)))
     text = dict(record["context"])
     context = " ".join(sentence for _, sentences in record["context"] for sentence in sentences)
@@ -134,8 +139,6 @@ def make_text(task: str, rng: random.Random) -> tuple[str, str]:
     question, answer = record["question"], record["answer"]
     if task == "compare":
         return f"Question: {question} Reasoning: {' '.join(steps)} Answer:", answer
-    if task == "standard":
-        return lmcot.STANDARD.format(question=question, context=context), answer
     if task == "cot":
         target = " ".join([*steps, lmcot.CONCLUSION.format(answer=answer)])
         return lmcot.COT.format(question=question, context=context), target
@@ -176,7 +179,7 @@ def make_optimizers(model: T5, lr: float) -> list[torch.optim.Optimizer]:
 def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out: Path, tokenizer: Tokenizer) -> None:
     """Train `name` for `steps` steps of a phase into the checkpoint `out`; continues it, or begins from `start`.
 
-    The large LM's base begins from the small LM's last checkpoint.
+    The large LM begins from the small LM's last checkpoint.
     """
     config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_kv=32, dropout_rate=0.0, tie_word_embeddings=True,
                       scale_decoder_outputs=True, **SHAPES[name])  # fmt: skip
@@ -184,7 +187,7 @@ def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out:
     optimizers = make_optimizers(model, LEARNING_RATE)
     peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
     step, seconds = 0, 0.0
-    if name == "large" and phase == "base" and not out.exists():
+    if (name, phase) == ("large", "compare") and not out.exists():
         small = T5(replace(config, **SHAPES["small"]))
         small.load_state_dict(torch.load(start, weights_only=True)["model"])
         grow(small, model)
@@ -203,7 +206,7 @@ def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out:
         tasks, ids, mask, labels = batches[step % POOL]
         first, last = RATES[name, phase]
         scale = first + (last - first) * step / steps
-        if phase == "base":
+        if phase == next(iter(PHASES[name])):
             scale *= min(1.0, (step + 1) / WARMUP)
         for optimizer, groups in zip(optimizers, peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, groups, strict=True):

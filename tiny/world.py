@@ -5,7 +5,9 @@
 A world assigns facts to invented names (people, films, books, cities, countries, organisations). Names are shared by
 all worlds and facts are not: who directed a film differs from world to world, so nothing can be answered from memory
 and everything has to be read. Each record holds the paragraphs its question needs (gold), distractor paragraphs,
-the supporting facts in the order of the reasoning, and `evidences` triples as 2WikiMultihopQA has them.
+the supporting facts in the order of the reasoning, and `evidences` triples as 2WikiMultihopQA has them. Where a question
+goes on from somebody (the birthplace of the director), the gold text says the same of somebody else (the composer), so
+that a reader who skips the first step has to guess.
 
 Splits share no pair of entities: a fact (subject, object) and a comparison (A, B) may occur only in the split that
 `split_of` gives to the two names. So a pair that a test question is about is in no training text, of any world.
@@ -22,7 +24,7 @@ from pathlib import Path
 
 SPLITS = ("train", "dev", "test", "ood")
 SEED = 1  # of the TinyWiki that results are reported on; 0 served development
-SIZES = {"train": 5000, "dev": 500, "test": 2000, "ood": 500}
+SIZES = {"train": 12000, "dev": 500, "test": 2000, "ood": 500}
 YEARS = [str(year) for year in range(1920, 1980)]
 QUESTIONS_PER_WORLD = 50
 
@@ -163,6 +165,11 @@ KINDS = {kind: [name for name, r in RELATIONS.items() if r.subject == kind] for 
 FAMILY = ("mother", "father", "spouse")  # two of these in a row are a question of the type inference
 
 
+def kind_of(entity: str) -> str:
+    """The kind of an entity that has a paragraph."""
+    return next(kind for kind in DESCRIBED if entity in NAMES[kind])
+
+
 def fits(first: str, second: str) -> bool:
     """Whether the object of one relation can be the subject of the next."""
     kind = RELATIONS[first].object
@@ -257,10 +264,23 @@ class World:
     def state(self, subject: str, relation: str) -> str:
         return self.rng.choice(RELATIONS[relation].sentences).format(s=subject, o=self.fact(subject, relation))
 
+    def lookalike(self, subject: str, relation: str, asked: str) -> tuple[str, str]:
+        """Where a step leads on to `asked`, the same about somebody else of whom the subject's text speaks.
+
+        Who composed a film has a birthplace too, so a reader who looks for "born" alone cannot tell it from the
+        director's → (a relation of the subject that names somebody else, or "", and their name).
+        """
+        others = [r for r in KINDS[kind_of(subject)] if r != relation and fits(r, asked)]
+        other = self.rng.choice(others) if others else ""
+        name = self.fact(subject, other) if other else self.rng.choice(NAMES[RELATIONS[asked].subject])
+        then = self.fact(subject, relation)
+        if {name, self.fact(name, asked)} & {subject, then, self.fact(then, asked)}:
+            raise Impossible  # no second way to the answer, and no circle
+        return other, name
+
     def paragraph(self, entity: str, needed: list[str], size: int = 3) -> tuple[list[str], dict[str, int]]:
         """`size` sentences about an entity, the needed relations among them → sentences, and index by relation."""
-        kind = next(kind for kind in KINDS if entity in NAMES[kind])
-        others = [name for name in KINDS[kind] if name not in needed]
+        others = [name for name in KINDS[kind_of(entity)] if name not in needed]
         relations = needed + self.rng.sample(others, max(0, min(size - len(needed), len(others))))
         self.rng.shuffle(relations)
         return [self.state(entity, r) for r in relations], {r: i for i, r in enumerate(relations)}
@@ -337,7 +357,15 @@ class World:
                 needed: dict[str, list[str]] = {}
                 for subject, relation in steps:
                     needed.setdefault(subject, []).append(relation)
+                asides = {}
+                for (subject, relation), (then, asked) in itertools.pairwise(steps):
+                    if self.facts[subject, relation] == then:
+                        other, name = self.lookalike(subject, relation, asked)
+                        needed[subject] += [other] * (other != "" and other not in needed[subject])
+                        asides[subject] = name, asked
                 paragraphs = {e: self.paragraph(e, relations) for e, relations in needed.items()}
+                for subject, fact in asides.items():
+                    paragraphs[subject][0].append(self.state(*fact))
                 mentioned = [o for (s, _), o in self.facts.items() if s in needed and o not in YEARS]
                 strangers = [self.rng.choice(NAMES[self.rng.choice(list(KINDS))]) for _ in range(distractors)]
                 for entity in self.rng.sample(mentioned, min(distractors // 2, len(mentioned))) + strangers:
