@@ -1,12 +1,12 @@
 """Methods × questions → one table that says whether it worked.
 
-    python eval.py                                     # runs/kd (and runs/direct, if there), 1,000 TinyWiki questions
-    python eval.py --kd "runs/kd*" --out runs/eval-seeds           # several seeds of KD, one folder each
+    python eval.py                              # runs/kd (runs/rl, runs/direct if there), 1,000 TinyWiki questions
+    python eval.py --kd "runs/kd*" --rl "runs/rl*" --out runs/eval-seeds          # several seeds, one folder each
     python eval.py --small google-flan-t5-small --large google-flan-t5-xxl --data hotpot_dev_distractor_v1.json
 
 Every method sees the same questions, so differences are paired. Intervals are 95 % percentile bootstrap over questions
 and seeds together (both are resampled, 2,000 times). The pair of LMs is fixed: seeds vary what is random given the pair
-(KD's batches, what is sampled), not its pretraining.
+(KD's batches, RL's rollouts, what is sampled), not its pretraining.
 Other files import from here with `from eval import …`: `eval` is also the name of a builtin.
 """
 
@@ -21,12 +21,14 @@ import numpy as np
 
 import data
 import lmcot
+import rewards
 from data import Example
 from lmcot import LocalLM, here
 from model import UserError
 
 METRICS = {"EM": data.exact_match, "F1": data.token_f1, "AI": data.answer_inclusion}
-BASELINES = ("standard", "CoT")  # the methods that differences are taken to
+BASELINES = ("standard", "CoT", "LM-guided, KD")  # the methods that differences are taken to
+QUALITY = ("R_aspect", *rewards.ASPECTS)  # of rationales, R_aspect with all weights 1
 BOOTSTRAPS = 2000
 
 # name → (the M_S it needs, whether it differs from seed to seed, what it is)
@@ -37,10 +39,15 @@ METHODS = {
     "LM-guided, untrained": ("untrained", False, "M_S as it was pretrained writes the rationale"),
     "LM-guided, KD": ("kd", True, "M_S after rationale distillation writes it"),
     "LM-guided, KD + SC": ("kd", True, "majority over N rationales sampled from M_S"),
+    "LM-guided, KD, best of N": ("kd", True, "of N rationales sampled from it, the one with the highest R_aspect"),
+    "LM-guided, RL": ("rl", True, "M_S after rationale refinement writes it"),
+    "LM-guided, RL + SC": ("rl", True, "majority over N rationales sampled from it"),
+    "LM-guided, RL, best of N": ("rl", True, "of N rationales sampled from it, the one with the highest R_aspect"),
     "M_S alone": ("direct", True, "control: M_S fine-tuned to answer directly, no M_L"),
     "gold rationale": ("", False, "ceiling: the supporting sentences as the rationale"),
     "other's rationale": ("", False, "floor: another question's supporting sentences"),
 }
+WITHOUT_RATIONALE = ("standard", "M_S alone")
 NEED_FACTS = ("gold rationale", "other's rationale")  # left out where the data names no supporting sentences
 
 
@@ -79,16 +86,28 @@ def run_method(
             return think(examples, 0.0)
         case "CoT + SC":
             return vote(think(many, temperature))
-        case "LM-guided, untrained" | "LM-guided, KD":
+        case "LM-guided, untrained" | "LM-guided, KD" | "LM-guided, RL":
             return guide(examples, lmcot.write_rationales(small, examples, max_new_tokens, progress=name))
-        case "LM-guided, KD + SC":
+        case "LM-guided, KD + SC" | "LM-guided, RL + SC":
             return vote(guide(many, lmcot.write_rationales(small, many, max_new_tokens, temperature, progress=name)))
+        case "LM-guided, KD, best of N" | "LM-guided, RL, best of N":
+            texts = lmcot.write_rationales(small, many, max_new_tokens, temperature, progress=name)
+            groups = [texts[i : i + samples] for i in range(0, len(texts), samples)]
+            # Judged before M_L answers: selection is to save its calls.
+            return guide(examples, [group[lmcot.select(group, lambda text, e=example: quality(text, e)["R_aspect"])]
+                                    for group, example in zip(groups, examples, strict=True)])  # fmt: skip
         case "M_S alone":
             return [Outcome(prediction) for prediction in lmcot.standard(small, examples, progress=name)]
         case "gold rationale" | "other's rationale":
             gold = [" ".join(example.supporting_sentences) for example in examples]
             return guide(examples, gold if name == "gold rationale" else gold[1:] + gold[:1])
     raise ValueError(f"no method {name!r}")
+
+
+def quality(rationale: str, example: Example, prediction: str | None = None) -> dict[str, float]:
+    """The eight aspects and their sum."""
+    aspects = rewards.aspects(rationale, example.question, example.context, prediction)
+    return {"R_aspect": sum(aspects.values()), **aspects}
 
 
 # ------------------------------------------------------------------------------------------------ statistics
@@ -117,29 +136,39 @@ def summarise(examples: Sequence[Example], outcomes: dict[str, list[list[Outcome
     A method with one run (it is deterministic, or was trained once) stands for all seeds.
     """
     seeds = max(len(runs) for runs in outcomes.values())
-    names = list(outcomes)
-    table: dict = {"questions": len(examples), "seeds": seeds, "methods": {name: {} for name in names}}
-    for metric, score in METRICS.items():
-        scores = np.array([
-            [[score(o.prediction, e.answers) for o, e in zip(run, examples, strict=True)] for run in outcomes[name]]
-            if len(outcomes[name]) == seeds
-            else [[score(o.prediction, e.answers) for o, e in zip(outcomes[name][0], examples, strict=True)]] * seeds
-            for name in names
-        ])  # fmt: skip
-        means, draws = scores.mean((1, 2)), bootstrap(scores)
+    table: dict = {"questions": len(examples), "seeds": seeds, "methods": {name: {} for name in outcomes}}
+    types = np.array([example.type for example in examples])
+
+    def tabulate(measure: str, scores: dict[str, np.ndarray]) -> None:
+        """Means, intervals and differences of one measure; scores: method → (runs, questions)."""
+        names = list(scores)
+        every = np.stack([np.broadcast_to(rows, (seeds, len(examples))) for rows in scores.values()])
+        means, draws = every.mean((1, 2)), bootstrap(every)
         for i, name in enumerate(names):
             row = table["methods"][name]
-            row[metric] = {"mean": float(means[i]), "interval": interval(draws[i])}
+            row[measure] = {"mean": float(means[i]), "interval": interval(draws[i])}
             for base in BASELINES:
                 if base in names and name != base:
                     j = names.index(base)
                     difference = {"mean": float(means[i] - means[j]), "interval": interval(draws[i] - draws[j])}
-                    row[metric][f"minus {base}"] = difference
-            if metric == "EM":
-                row["EM of each seed"] = [float(v) for v in scores[i].mean(1)][: len(outcomes[name])]
-                types = np.array([example.type for example in examples])
-                row["EM by type"] = {t: float(scores[i][:, types == t].mean()) for t in sorted(set(types)) if t}
-    for name in names:
+                    row[measure][f"minus {base}"] = difference
+
+    for metric, score in METRICS.items():
+        scores = {name: np.array([[score(o.prediction, e.answers) for o, e in zip(run, examples, strict=True)]
+                                  for run in runs]) for name, runs in outcomes.items()}  # fmt: skip
+        tabulate(metric, scores)
+        if metric == "EM":
+            for name, rows in scores.items():
+                row = table["methods"][name]
+                row["EM of each seed"] = rows.mean(1).tolist()
+                row["EM by type"] = {t: float(rows[:, types == t].mean()) for t in sorted(set(types)) if t}
+    rated = {name: [[quality(o.rationale, e, o.prediction) for o, e in zip(run, examples, strict=True)] for run in runs]
+             for name, runs in outcomes.items() if name not in WITHOUT_RATIONALE}  # fmt: skip
+    for aspect in QUALITY:
+        if rated:
+            tabulate(aspect, {name: np.array([[each[aspect] for each in run] for run in runs])
+                              for name, runs in rated.items()})  # fmt: skip
+    for name in outcomes:
         flat = [outcome for run in outcomes[name] for outcome in run]
         table["methods"][name]["two-stage"] = sum(o.note == "two-stage" for o in flat) / len(flat)
         table["methods"][name].update(costs[name])
@@ -147,36 +176,55 @@ def summarise(examples: Sequence[Example], outcomes: dict[str, list[list[Outcome
 
 
 def as_markdown(table: dict) -> str:
-    """The tables of a summary; every figure is in per cent except the costs."""
+    """The tables of a summary; answers in per cent, aspects in [0, 1], R_aspect their sum."""
 
-    def percent(value: float, sign: str = "") -> str:
-        return f"{100 * value:{sign}.1f}"
+    def number(value: float, measure: str, sign: str = "") -> str:
+        return f"{100 * value:{sign}.1f}" if measure in METRICS else f"{value:{sign}.2f}"
 
-    def with_interval(cell: dict, sign: str = "") -> str:
-        low, high = (percent(bound, sign) for bound in cell["interval"])
-        return f"{percent(cell['mean'], sign)} [{low}, {high}]"
+    def with_interval(cell: dict, measure: str, sign: str = "") -> str:
+        low, high = (number(bound, measure, sign) for bound in cell["interval"])
+        return f"{number(cell['mean'], measure, sign)} [{low}, {high}]"
 
-    differences = [f"minus {base}" for base in BASELINES]
-    rows = [["method", "EM [95 %]", *(f"EM {d}" for d in differences), "F1", "AI", "s/question", "tokens/question"]]
-    for name, row in table["methods"].items():
-        em = row["EM"]
-        versus = [with_interval(em[d], "+") if d in em else "" for d in differences]
-        costs = [f"{row['seconds per question']:.3f}", f"{row['tokens per question']:.1f}"]
-        rows.append([name, with_interval(em), *versus, percent(row["F1"]["mean"]), percent(row["AI"]["mean"]), *costs])
+    def percent(value: float) -> str:
+        return number(value, "EM")
+
+    methods = table["methods"]
+    rows = [["method", "EM [95 %]", "F1", "AI", "R_aspect", "s/question", "tokens/question"]]
+    for name, row in methods.items():
+        rows.append([name, with_interval(row["EM"], "EM"), percent(row["F1"]["mean"]), percent(row["AI"]["mean"]),
+                     number(row["R_aspect"]["mean"], "R_aspect") if "R_aspect" in row else "",
+                     f"{row['seconds per question']:.3f}", f"{row['tokens per question']:.1f}"])  # fmt: skip
     parts = [align(rows)]
+    differences = [f"minus {base}" for base in BASELINES if base in methods]
+    if differences and len(methods) > 1:
+        rows = [["EM", *differences]]
+        rows += [[name, *(with_interval(row["EM"][d], "EM", "+") if d in row["EM"] else "" for d in differences)]
+                 for name, row in methods.items()]  # fmt: skip
+        parts.append(align(rows))
+    rated = {name: row for name, row in methods.items() if "R_aspect" in row}
+    if rated:
+        rows = [["aspect of rationales", *rewards.ASPECTS]]
+        rows += [[name, *(number(row[a]["mean"], a) for a in rewards.ASPECTS)] for name, row in rated.items()]
+        parts.append(align(rows))
+    if "LM-guided, RL" in rated and "LM-guided, KD" in rated:
+        row = methods["LM-guided, RL"]
+        rows = [["", "LM-guided, KD", "LM-guided, RL", "RL minus KD [95 %]"]]
+        rows += [[m, *(number(methods[name][m]["mean"], m) for name in rows[0][1:3]),
+                  with_interval(row[m]["minus LM-guided, KD"], m, "+")] for m in (*METRICS, *QUALITY)]  # fmt: skip
+        parts.append(align(rows))
     types = next(iter(table["methods"].values()))["EM by type"]
     if types:
         rows = [["EM by question type", *types]]
-        rows += [[name, *map(percent, row["EM by type"].values())] for name, row in table["methods"].items()]
+        rows += [[name, *map(percent, row["EM by type"].values())] for name, row in methods.items()]
         parts.append(align(rows))
     if table["seeds"] > 1:
         rows = [["EM of each seed", *map(str, range(table["seeds"]))]]
         rows += [[name, *map(percent, row["EM of each seed"])]
-                 for name, row in table["methods"].items() if len(row["EM of each seed"]) > 1]  # fmt: skip
+                 for name, row in methods.items() if len(row["EM of each seed"]) > 1]  # fmt: skip
         parts.append(align(rows))
     size = f"{table['questions']} questions, {table['seeds']} seed{'s' * (table['seeds'] > 1)}"
     notes = [f"{size}; intervals: bootstrap over questions and seeds."]
-    for name, row in table["methods"].items():
+    for name, row in methods.items():
         if row["two-stage"]:
             notes.append(f"{name}: {100 * row['two-stage']:.1f} % of the chains named no answer and were asked again.")
     notes += table.get("notes", [])
@@ -199,7 +247,7 @@ def evaluate(
     run: data.Run, examples: list[Example], large: LocalLM, smalls: dict[str, list[LocalLM]], samples: int,
     temperature: float, max_new_tokens: int,
 ) -> str:  # fmt: skip
-    """Run every method whose M_S is in `smalls` ("untrained", "kd", "direct": one per seed) and write the table.
+    """Run every method whose M_S is in `smalls` ("untrained", "kd", "rl", "direct": one per seed) and write the table.
 
     Each method's answers go to answers.jsonl as it ends; called again, what is there is not asked again. Writes
     results.json and results.md into the run folder and returns the Markdown.
@@ -249,6 +297,7 @@ def evaluate(
 @dataclass
 class Settings:
     kd: str = "runs/kd"  # run folder of train_kd.py; a pattern such as "runs/kd*" takes one seed from each
+    rl: str = "runs/rl"  # run folders of train_rl.py, as many as of KD (left out if there is none)
     direct: str = "runs/direct"  # run folders of train_kd.py --target answer (a control; left out if there is none)
     small: str = "tiny/small"  # folder of M_S before training
     large: str = "tiny/large"  # folder of M_L
@@ -279,14 +328,15 @@ def main() -> None:
     examples = data.load(settings.data, settings.split, settings.limit, settings.context)
     options = {"max_input_tokens": settings.max_input_tokens, "batch_size": settings.decode_batch_size}
     smalls = {"untrained": [LocalLM.load(here(settings.small), **options)]}
-    for role in ("kd", "direct"):
+    for role in ("kd", "rl", "direct"):
         pattern = getattr(settings, role)
         if folders := sorted(f for f in glob.glob(pattern) if (Path(f) / "model").is_dir()):
             smalls[role] = [LocalLM.load(Path(folder) / "model", **options) for folder in folders]
         elif role == "kd":
             raise UserError(f"no trained M_S in {pattern}: run train_kd.py first, or name its folder with --kd")
-    if len(smalls.get("direct", smalls["kd"])) not in (1, len(smalls["kd"])):
-        raise UserError("--direct names another number of folders than --kd: give one, or one for each seed")
+    for role in ("rl", "direct"):
+        if len(smalls.get(role, smalls["kd"])) not in (1, len(smalls["kd"])):
+            raise UserError(f"--{role} names another number of folders than --kd: give one, or one for each seed")
     large = LocalLM.load(here(settings.large), **options)
     with data.Run(settings.out, settings, settings.overwrite) as run:
         print(evaluate(run, examples, large, smalls, settings.samples, settings.temperature, settings.max_new_tokens))

@@ -1,7 +1,7 @@
 """LM-guided chain of thought: a small LM writes the rationale, a large frozen LM answers from it.
 
     python lmcot.py                                          # one TinyWiki question: context, rationale, answer
-    python lmcot.py --example tiny-test-1-7                  # another one, by its id
+    python lmcot.py --example tiny-test-2-7                  # another one, by its id
     python lmcot.py --question "…" --context "…"             # your own
 
 Lee et al. 2024 (arXiv 2404.03414). M_S, the small LM, is the only one that is ever trained (`train_kd.py`,
@@ -222,7 +222,7 @@ class Settings:
     context: str = ""  # the text in which the answer stands
     example: str = ""  # id of an example of --data (default: the first)
     data: str = "tiny"  # tiny, or a file: HotpotQA / 2WikiMultihopQA .json, own .jsonl
-    small: str = ""  # folder of M_S (default: runs/kd/model if it exists, else tiny/small)
+    small: str = ""  # folder of M_S (default: the first that exists of runs/rl/model, runs/kd/model, tiny/small)
     large: str = "tiny/large"  # folder of M_L
 
     def check(self) -> None:
@@ -254,8 +254,8 @@ def main() -> None:
         if settings.example and settings.example not in examples:
             raise UserError(f"{settings.data} has no example with the id {settings.example!r}")
         example = examples[settings.example or next(iter(examples))]
-    trained = Path("runs/kd/model")
-    small = LocalLM.load(here(settings.small or (str(trained) if trained.exists() else "tiny/small")))
+    trained = next((f for f in ("runs/rl/model", "runs/kd/model") if Path(f).exists()), "tiny/small")
+    small = LocalLM.load(here(settings.small or trained))
     large = LocalLM.load(here(settings.large))
 
     print(f"Question   {example.question}\nContext    {example.context}")

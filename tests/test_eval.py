@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+import rewards  # noqa: E402
 from data import Example, Paragraph, Run  # noqa: E402
 from eval import METHODS, Outcome, align, as_markdown, bootstrap, evaluate, interval, summarise  # noqa: E402
 
@@ -85,13 +86,15 @@ COST = {"seconds per question": 0.5, "tokens per question": 10.0}
 
 
 def make_summary() -> dict:
-    def run(*predictions):
-        return [Outcome(prediction) for prediction in predictions]
+    def run(*predictions, good=""):
+        marks = good.ljust(4)
+        return [Outcome(p, "So it is." * (mark == "x")) for p, mark in zip(predictions, marks, strict=True)]
 
     outcomes = {
         "CoT": [run("oslo", "no", "yes", "Lake")],  # EM 1 0 1 0 · F1 1 0 1 2/3 · AI 1 0 1 0
-        "LM-guided, KD": [run("Oslo.", "the Rome", "no", "in Bern Lake"),  # EM 1 1 0 0 · F1 1 1 0 4/5 · AI 1 1 0 1
-                          run("x", "Rome", "yes", "Bern Lake")],  # EM 0 1 1 1 · F1 the same · AI the same
+        "LM-guided, KD": [run("Oslo.", "the Rome", "no", "in Bern Lake", good="xxx "),
+                          # EM 1 1 0 0 · F1 1 1 0 4/5 · AI 1 1 0 1
+                          run("x", "Rome", "yes", "Bern Lake", good="x xx")],  # EM 0 1 1 1 · F1 the same · AI the same
     }  # fmt: skip
     outcomes["CoT"][0][1].note = "two-stage"
     return summarise(EXAMPLES, outcomes, dict.fromkeys(outcomes, COST))
@@ -124,18 +127,37 @@ def test_markdown_tables_are_rectangles_with_the_figures_in_per_cent():
     text = as_markdown(make_summary())
     blocks = [block.splitlines() for block in text.strip().split("\n\n")]
     tables = [block for block in blocks if block[0].startswith("|")]
-    assert len(tables) == 3  # methods, types, seeds
+    assert [cells(lines[0])[0] for lines in tables] == [
+        "method", "EM", "aspect of rationales", "EM by question type", "EM of each seed"
+    ]  # fmt: skip
     for lines in tables:
         assert len({len(line) for line in lines}) == 1 and len({line.count("|") for line in lines}) == 1
         assert set(lines[1]) == {"|", "-"}
-    kd = cells(tables[0][3])
+    methods, differences, aspects, types, seeds = tables
+    kd = cells(methods[3])
     assert kd[0] == "LM-guided, KD" and re.fullmatch(r"62\.5 \[\d+\.\d, \d+\.\d\]", kd[1])
-    assert kd[2] == "" and re.fullmatch(r"\+12\.5 \[[+-]\d+\.\d, [+-]\d+\.\d\]", kd[3])  # minus standard, minus CoT
-    assert kd[4:] == ["72.5", "75.0", "0.500", "10.0"]
-    assert cells(tables[0][2])[3] == ""  # CoT's difference to itself
-    assert cells(tables[1][0])[1:] == ["bridge", "compare"] and cells(tables[1][3])[1:] == ["75.0", "50.0"]
-    assert [cells(line) for line in tables[2][2:]] == [["LM-guided, KD", "50.0", "75.0"]]
+    assert kd[2:] == ["72.5", "75.0", "3.00", "0.500", "10.0"]  # R_aspect: six of eight rationales have 8 · ½
+    assert cells(differences[0]) == ["EM", "minus CoT", "minus LM-guided, KD"]
+    assert cells(differences[2])[1] == "" and cells(differences[3])[2] == ""  # to itself
+    assert re.fullmatch(r"\+12\.5 \[[+-]\d+\.\d, [+-]\d+\.\d\]", cells(differences[3])[1])
+    assert cells(differences[2])[2].startswith("-12.5 [")
+    assert cells(aspects[2]) == ["CoT", *["0.00"] * 8] and cells(aspects[3])[1:] == ["0.38"] * 8
+    assert cells(types[0])[1:] == ["bridge", "compare"] and cells(types[3])[1:] == ["75.0", "50.0"]
+    assert [cells(line) for line in seeds[2:]] == [["LM-guided, KD", "50.0", "75.0"]]
     assert "4 questions" in text and "CoT: 25.0 % of the chains named no answer" in text
+
+
+def test_refined_rationales_are_compared_with_distilled_ones_in_answers_and_every_aspect(tmp_path):
+    markdown, table = compare(tmp_path / "r", *make_lms())
+    kd, rl = table["methods"]["LM-guided, KD"], table["methods"]["LM-guided, RL"]
+    assert (kd["R_aspect"]["mean"], rl["R_aspect"]["mean"]) == pytest.approx((3.0, 2.0))  # 6 and 4 good ones of 8
+    assert rl["R_aspect"]["minus LM-guided, KD"]["mean"] == pytest.approx(-1)
+    low, high = rl["fluency"]["minus LM-guided, KD"]["interval"]
+    assert -0.5 <= low < -1 / 8 < high <= 0.5
+    block = next(block for block in markdown.split("\n\n") if "RL minus KD" in block)
+    rows = {row[0]: row[1:] for row in map(cells, block.splitlines())}
+    assert rows["EM"][:2] == ["75.0", "50.0"] and rows["EM"][2].startswith("-25.0 [")
+    assert rows["R_aspect"][:2] == ["3.00", "2.00"] and set(rows) >= set(rewards.ASPECTS)
 
 
 def test_align_pads_cells_and_missing_cells():
@@ -158,6 +180,7 @@ class Scripted:
     def complete(self, prompts, max_new_tokens, temperature=0.0, progress=""):
         if progress and progress == self.stop_at:
             raise KeyboardInterrupt
+        self.seen.clear()  # each call samples anew
         texts = []
         for prompt in prompts:
             q = re.search(r"Question: (q\d)\s", prompt)[1]
@@ -212,6 +235,10 @@ KD = [
     {"q0": [1, 1, 0], "q1": [0, 1, 1], "q2": [1, 0, 0], "q3": [0, 0, 1]},  # greedy 1 0 1 0; majority 1 1 0 0
     {"q0": [1, 1, 1], "q1": [1, 0, 0], "q2": [1, 1, 0], "q3": [1, 0, 1]},  # greedy 1 1 1 1; majority 1 0 1 1
 ]
+RL = [
+    {"q0": [1, 1, 1], "q1": [0, 0, 1], "q2": [1, 0, 0], "q3": [0, 1, 1]},  # greedy 1 0 1 0; majority 1 0 0 1
+    {"q0": [0, 0, 0], "q1": [1, 1, 1], "q2": [0, 0, 1], "q3": [1, 1, 0]},  # greedy 0 1 0 1; majority 0 1 0 1
+]
 EXPECTED = {  # EM of each seed
     "standard": [1 / 4],
     "CoT": [2 / 4],
@@ -219,10 +246,24 @@ EXPECTED = {  # EM of each seed
     "LM-guided, untrained": [0],
     "LM-guided, KD": [2 / 4, 4 / 4],
     "LM-guided, KD + SC": [2 / 4, 3 / 4],
+    "LM-guided, KD, best of N": [4 / 4, 4 / 4],  # right where any of the three is good
+    "LM-guided, RL": [2 / 4, 2 / 4],
+    "LM-guided, RL + SC": [2 / 4, 2 / 4],
+    "LM-guided, RL, best of N": [4 / 4, 3 / 4],
     "M_S alone": [1 / 4, 1 / 4],
     "gold rationale": [4 / 4],
     "other's rationale": [0],
 }
+
+
+@pytest.fixture(autouse=True)
+def scripted_quality(monkeypatch):
+    """Aspects that say outright which of the scripted rationales are good: .5 of each for these, 0 for the others."""
+
+    def aspects(rationale, question, context, prediction=None):
+        return dict.fromkeys(rewards.ASPECTS, 0.5 * rationale.startswith("So it is"))
+
+    monkeypatch.setattr(rewards, "aspects", aspects)
 
 
 @dataclass
@@ -231,14 +272,10 @@ class Anything:
 
 
 def make_lms(large=large_says, stop_at=None):
-    class Large(Scripted):
-        def complete(self, prompts, max_new_tokens, temperature=0.0, progress=""):
-            self.seen.clear()  # each call samples anew
-            return super().complete(prompts, max_new_tokens, temperature, progress)
-
     smalls = {"untrained": [Scripted(small_says(UNTRAINED))], "kd": [Scripted(small_says(kd)) for kd in KD],
+              "rl": [Scripted(small_says(rl)) for rl in RL],
               "direct": [Scripted(small_says(UNTRAINED)) for _ in KD]}  # fmt: skip
-    return Large(large, stop_at), smalls
+    return Scripted(large, stop_at), smalls
 
 
 def compare(folder, large, smalls, examples=EXAMPLES):
@@ -255,10 +292,11 @@ def test_every_method_gets_the_exact_match_that_is_worked_by_hand(tmp_path):
     assert table["methods"]["CoT"]["two-stage"] == 1 / 4 and table["methods"]["LM-guided, KD"]["two-stage"] == 0
     # Everything that M_L was asked: once per question, or per sample where samples are drawn, for each seed.
     asked = {kind: sum(k == kind for _, k in large.asked) for kind in ("standard", "cot", "two-stage", "guided")}
-    assert asked == {"standard": 4, "cot": 4 + 2 * 12, "two-stage": 1 + 2, "guided": 4 + 2 * 4 + 2 * 12 + 8}
+    assert asked == {"standard": 4, "cot": 4 + 2 * 12, "two-stage": 1 + 2, "guided": 4 + 2 * 2 * (4 + 12 + 4) + 8}
     tokens = {name: row["tokens per question"] for name, row in table["methods"].items()}  # 2 for each text
     assert tokens["standard"] == 2 and tokens["CoT"] == 2.5 and tokens["LM-guided, KD"] == 4
     assert tokens["LM-guided, KD + SC"] == 12 and tokens["CoT + SC"] == 6.5
+    assert tokens["LM-guided, RL, best of N"] == 8  # M_L answers from the chosen one only
 
 
 def test_called_again_nothing_is_asked_and_the_table_is_the_same(tmp_path):
@@ -276,8 +314,9 @@ def test_an_interrupted_comparison_asks_only_what_is_missing(tmp_path):
         compare(tmp_path / "r", large, smalls)
     large, smalls = make_lms()
     _, table = compare(tmp_path / "r", large, smalls)
-    assert {name for name, _ in large.asked if name} == {"LM-guided, KD + SC", "gold rationale", "other's rationale"}
-    assert [len(lm.asked) for lm in smalls["kd"]] == [12, 12] and not smalls["untrained"][0].asked
+    later = list(METHODS)[list(METHODS).index("LM-guided, KD + SC") :]
+    assert {name for name, _ in large.asked if name} == set(later) - {"M_S alone"}
+    assert [len(lm.asked) for lm in smalls["kd"]] == [24, 24] and not smalls["untrained"][0].asked
     for result in (whole, table):
         for row in result["methods"].values():
             row.pop("seconds per question")

@@ -249,7 +249,8 @@ def test_training_lowers_the_held_out_loss_and_saves_the_best_epoch(whole, stude
 def test_the_table_at_the_end_has_every_method_that_needs_no_other_student(whole):
     table = json.loads((whole[0] / "results.json").read_text())
     assert set(table["methods"]) == {"standard", "CoT", "CoT + SC", "LM-guided, untrained", "LM-guided, KD",
-                                     "LM-guided, KD + SC", "gold rationale", "other's rationale"}  # fmt: skip
+                                     "LM-guided, KD + SC", "LM-guided, KD, best of N", "gold rationale",
+                                     "other's rationale"}  # fmt: skip
     # The test questions are 0 to 3 by plan: good, wrong, empty (its answer is right), two-stage (right).
     assert table["questions"] == 4 and table["methods"]["CoT"]["EM"]["mean"] == 0.75
     assert table["methods"]["CoT"]["two-stage"] == 0.25 and table["methods"]["standard"]["EM"]["mean"] == 0

@@ -27,7 +27,7 @@ from tiny import pretrain, world  # noqa: E402
 torch.set_num_threads(1)
 SPLITS = ("train", "dev", "test", "ood")
 NAMES = {name for kind, names in world.NAMES.items() if kind != "year" for name in names}
-TASKS = ("lookup", "single answer", "cot", "guided", "guided short", "compare")  # "years" names nobody
+TASKS = ("lookup", "follow-up", "single answer", "cot", "guided", "guided short", "compare")  # "years" names nobody
 
 # What a text about a relation says, in our words: sentences and questions alike hold one of these.
 CUES = {
@@ -377,6 +377,25 @@ def test_lookup_targets_are_the_sentences_that_answer_the_questions_in_their_ord
             assert sentence in context and states(question, sentence), (question, sentence)
         numbers[len(questions)] += 1
     assert set(numbers) == {1, 2, 3}
+
+
+def test_follow_up_questions_are_about_whom_the_first_sentence_names_and_never_an_unseen_pair_of_relations(wiki):
+    unseen = {(r["evidences"][0][1], r["evidences"][1][1]) for r in wiki["ood"] if r["type"] == "unseen_pair"}
+    rng, seen = random.Random(6), set()
+    for _ in range(400):
+        source, target = pretrain.make_text("follow-up", rng)
+        question, context, _ = parts(source)
+        first, then = re.findall(r"\w[^?]+\?", question)
+        one, two = (s + "." for s in target.rstrip(".").split(". "))
+        assert one in context and two in context and states(first, one)
+        (start,) = things(first)
+        (between,) = set(things(one)) - {start}
+        that = f"that {next(kind for kind in world.DESCRIBED if between in world.NAMES[kind])}"
+        assert things(then) == [] and that in then and states(then.replace(that, between), two)
+        asked = [(first, start), (then, that)]
+        seen.add(tuple(next(name for name, r in world.RELATIONS.items() if r.question.format(s=subject) == text)
+                       for text, subject in asked))  # fmt: skip
+    assert len(seen) > 30 and len(unseen) >= 5 and not seen & unseen
 
 
 def test_single_answers_stand_in_a_sentence_that_answers_the_question():

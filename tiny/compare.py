@@ -1,6 +1,6 @@
 """Several finished runs side by side, one row each: what KD gains with large LMs that write rationales better or worse.
 
-    python tiny/compare.py runs/kd-weak runs/kd runs/kd-strong       # prints a Markdown table from their results.json
+python tiny/compare.py runs/kd-weak runs/kd runs/kd-strong       # prints a Markdown table from their results.json
 """
 
 import json

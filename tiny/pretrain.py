@@ -37,8 +37,8 @@ SHAPES = {
 # "guided short" is a rationale without its context. Large LMs of different practice branch off before the last phase.
 PHASES = {
     "small": {
-        "base": {"lookup": 0.8, "single answer": 0.2},
-        "end": {"lookup": 0.8, "single answer": 0.2},
+        "base": {"lookup": 0.5, "follow-up": 0.35, "single answer": 0.15},
+        "end": {"lookup": 0.5, "follow-up": 0.35, "single answer": 0.15},
     },
     "large": {
         "compare": {"years": 0.2, "compare": 0.8},
@@ -68,7 +68,7 @@ SAVE_EVERY = 250
 def make_tokenizer() -> Tokenizer:
     """Unigram pieces: each word and name of TinyWiki is one, and single letters and bytes spell everything else."""
     texts = [lmcot.STANDARD, lmcot.COT, lmcot.TWO_STAGE, lmcot.RATIONALE, lmcot.GUIDED, lmcot.CONCLUSION]
-    texts += ["yes no first later"]
+    texts += ["yes no first later that person organisation city"]
     for relation in world.RELATIONS.values():
         texts += [*relation.sentences, relation.question, relation.noun]
     for table in (world.INFERENCES, world.COMPARISONS, world.SAME, world.BRIDGE_COMPARISONS, world.BRIDGE_SAME):
@@ -93,27 +93,48 @@ def make_tokenizer() -> Tokenizer:
 # ------------------------------------------------------------------------------------------------ training texts
 
 
-def single_questions(rng: random.Random) -> tuple[str, list[tuple[str, str, str]]]:
-    """A context of one to four paragraphs, and three facts of it as (question, sentence, answer)."""
+def reading(rng: random.Random) -> tuple[world.World, str, dict[tuple[str, str], str]]:
+    """A world, a context of one to four paragraphs from it, and the context's facts: (subject, relation) → sentence.
+
+    More than half of the paragraphs are about somebody whom another one names.
+    """
     w = world.World("train", str(rng.random()))
-    while True:
-        try:
-            titles = [w.rng.choice(world.NAMES[w.rng.choice(list(world.KINDS))])]
-            for _ in range(w.rng.choice((0, 1, 1, 2, 3))):  # half of the paragraphs are about somebody named before
-                named = [o for (s, _), o in w.facts.items() if s in titles and o not in world.YEARS]
-                named = [o for o in named if o not in (*titles, *world.NAMES["country"])]
-                stranger = w.rng.choice(world.NAMES[w.rng.choice(list(world.KINDS))])
-                title = w.rng.choice(named) if named and w.rng.random() < 0.5 else stranger
-                titles += [title] if title not in titles else []
-            paragraphs = {title: w.paragraph(title, [], w.rng.choice((1, 3, 3))) for title in titles}
-            break
-        except world.Impossible:
-            continue
-    facts = [(t, r, sentences[i]) for t, (sentences, where) in paragraphs.items() for r, i in where.items()]
-    picked = w.rng.sample(facts, min(3, len(facts)))
-    order = w.rng.sample(titles, len(titles))
-    context = " ".join(sentence for title in order for sentence in paragraphs[title][0])
-    return context, [(world.RELATIONS[r].question.format(s=t), sentence, w.facts[t, r]) for t, r, sentence in picked]
+    size, not_described = w.rng.choice((1, 2, 2, 3, 4)), (*world.NAMES["country"], *world.YEARS)
+    paragraphs: dict[str, tuple[list[str], dict[str, int]]] = {}
+    while len(paragraphs) < size:
+        named = [o for (s, _), o in w.facts.items() if s in paragraphs and o not in (*paragraphs, *not_described)]
+        stranger = w.rng.choice(world.NAMES[w.rng.choice(world.DESCRIBED)])
+        title = w.rng.choice(named) if named and w.rng.random() < 0.6 else stranger
+        if title not in paragraphs:
+            try:
+                paragraphs[title] = w.paragraph(title, [], w.rng.choice((1, 3, 3)))
+            except world.Impossible:
+                continue
+    titles = w.rng.sample(list(paragraphs), size)
+    context = " ".join(sentence for title in titles for sentence in paragraphs[title][0])
+    return w, context, {(t, r): sentences[i] for t, (sentences, where) in paragraphs.items() for r, i in where.items()}
+
+
+def reading_text(task: str, rng: random.Random) -> tuple[str, str]:
+    """What M_S learns to read and copy by: questions each of which one sentence answers."""
+    w, context, sentences = reading(rng)
+    facts = w.rng.sample(list(sentences), min(len(sentences), w.rng.choice((1, 2, 3))))
+    if task == "single answer":
+        subject, relation = facts[0]
+        question = world.RELATIONS[relation].question.format(s=subject)
+        return lmcot.STANDARD.format(question=question, context=context), w.facts[facts[0]]
+    questions = [world.RELATIONS[relation].question.format(s=subject) for subject, relation in facts]
+    if task == "follow-up":
+        steps = [(first, then) for first in sentences for then in sentences
+                 if w.facts[first] == then[0] and (first[1], then[1]) not in world.OOD_PAIRS]  # fmt: skip
+        if not steps:  # nothing in this context follows from anything
+            return reading_text(task, rng)
+        facts = w.rng.choice(steps)
+        questions = [world.RELATIONS[relation].question for _, relation in facts]
+        that = f"that {world.kind_of(facts[1][0])}"
+        questions = [questions[0].format(s=facts[0][0]), questions[1].format(s=that)]
+    target = " ".join(sentences[fact] for fact in facts)
+    return lmcot.RATIONALE.format(question=" ".join(questions), context=context), target
 
 
 def make_text(task: str, rng: random.Random) -> tuple[str, str]:
@@ -122,16 +143,10 @@ def make_text(task: str, rng: random.Random) -> tuple[str, str]:
         a, b = rng.sample(world.YEARS, 2)
         when = rng.choice(("first", "later"))
         return f"Question: Which is {when}, {a} or {b}? Answer:", min(a, b) if when == "first" else max(a, b)
-    if task in ("lookup", "single answer"):
-        context, facts = single_questions(rng)
-        if task == "single answer":
-            question, _, answer = facts[0]
-            return lmcot.STANDARD.format(question=question, context=context), answer
-        facts = facts[: rng.choice((1, 2, 3))]
-        question, target = (" ".join(fact[i] for fact in facts) for i in (0, 1))
-        return lmcot.RATIONALE.format(question=question, context=context), target
+    if task in ("lookup", "follow-up", "single answer"):
+        return reading_text(task, rng)
     w = world.World("train", str(rng.random()))
-    weights = {"guided short": (15, 40, 40, 5), "compare": (0, 65, 35, 0)}.get(task, world.WEIGHTS)
+    weights = {"compare": (0, 65, 35, 0), "cot": world.WEIGHTS}.get(task, (35, 15, 40, 10))
     record = w.record(w.rng.choices(world.TYPES, weights)[0], distractors=rng.choice((0, 0, 0, 1, 2)))
     text = dict(record["context"])
     context = " ".join(sentence for _, sentences in record["context"] for sentence in sentences)

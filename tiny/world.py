@@ -5,9 +5,9 @@
 A world assigns facts to invented names (people, films, books, cities, countries, organisations). Names are shared by
 all worlds and facts are not: who directed a film differs from world to world, so nothing can be answered from memory
 and everything has to be read. Each record holds the paragraphs its question needs (gold), distractor paragraphs,
-the supporting facts in the order of the reasoning, and `evidences` triples as 2WikiMultihopQA has them. Where a question
-goes on from somebody (the birthplace of the director), the gold text says the same of somebody else (the composer), so
-that a reader who skips the first step has to guess.
+the supporting facts in the order of the reasoning, and `evidences` triples as 2WikiMultihopQA has them. Where a
+question goes on from somebody (the birthplace of the director), the gold text says the same of somebody else (the
+composer), so that a reader who skips the first step has to guess.
 
 Splits share no pair of entities: a fact (subject, object) and a comparison (A, B) may occur only in the split that
 `split_of` gives to the two names. So a pair that a test question is about is in no training text, of any world.
@@ -23,7 +23,7 @@ from itertools import product
 from pathlib import Path
 
 SPLITS = ("train", "dev", "test", "ood")
-SEED = 1  # of the TinyWiki that results are reported on; 0 served development
+SEED = 2  # of the TinyWiki that results are reported on; 0 and 1 served development
 SIZES = {"train": 12000, "dev": 500, "test": 2000, "ood": 500}
 YEARS = [str(year) for year in range(1920, 1980)]
 QUESTIONS_PER_WORLD = 50

@@ -1,0 +1,456 @@
+"""
+Proofs for rewards.py and lab/validity.py: scores worked by hand from the definitions in the docstrings, properties that
+any score must have, numpy for the running moments, and real rationales with one property broken.
+"""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data
+import rewards
+from data import UserError
+from lab import validity
+from rewards import ASPECTS, Combination, aspects, read
+
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+
+# Six sentences; "vega" stands in two of them ("It" is Vega), "direc" in two, "born" in two.
+CONTEXT = (
+    "Vega is a 1950 film. It was directed by Ann Lie. Ann Lie was born in Oslo. "
+    "Bo Nyman was born in Bergen. Lyra is a new film. Lyra was directed by Bo Nyman."
+)
+QUESTION = "Where was the director of Vega born?"
+DIRECTED, BORN = "Vega was directed by Ann Lie.", "Ann Lie was born in Oslo."
+CLEAN = f"{DIRECTED} {BORN}"
+
+
+def score(aspect, rationale, question=QUESTION, context=CONTEXT, prediction=None):
+    return aspects(rationale, question, context, prediction)[aspect]
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_aspects_are_the_papers_in_its_order():
+    assert ASPECTS == (
+        "factuality", "relevance", "logicality", "consistency", "coherence", "fluency", "naturalness", "readability"
+    )  # fmt: skip
+    assert tuple(aspects(CLEAN, QUESTION, CONTEXT)) == ASPECTS
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("D. P. Varma lives in St. Louis. He sings.", 2), ("Is it so? Yes! It is.", 3), ("A b\nC d", 2), (" . ", 0)],
+)
+def test_sentences_end_at_stops_and_not_at_abbreviations(text, count):
+    assert len(rewards.split(text)) == count
+
+
+def test_names_are_capitals_and_numbers_outside_the_closed_classes():
+    sentence = rewards.read_sentence("The film Moon River was made in 1950, for Lyra's owner.")
+    assert sentence.mentions == (frozenset({"moon", "river"}), frozenset({"1950"}), frozenset({"lyra"}))
+    assert sentence.terms == {"moon", "river", "1950", "lyra", "film", "mad", "owner"}
+
+
+@pytest.mark.parametrize(
+    ("text", "back"),
+    [
+        ("He was born.", True),
+        ("The album peaked.", True),
+        ("The birth year of Ann is 1950.", False),
+        ("Ann won.", False),
+    ],
+)
+def test_a_sentence_points_back_where_it_names_nobody_first(text, back):
+    assert rewards.read_sentence(text).points_back is back
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("live", "lives"), ("director", "directed"), ("based", "base"), ("films", "film")]
+)
+def test_forms_of_a_word_are_one_term(a, b):
+    assert rewards.read_sentence(f"It is {a}.").terms == rewards.read_sentence(f"It is {b}.").terms
+
+
+def test_the_subject_of_a_sentence_that_points_back_is_that_of_the_one_before():
+    assert [set(s) for s in rewards.read_context(CONTEXT).subjects] == [
+        {"vega"}, {"vega"}, {"ann", "lie"}, {"bo", "nyman"}, {"lyra"}, {"lyra"}
+    ]  # fmt: skip
+
+
+# ---- The aspects, by hand --------------------------------------------------------------------------------------------
+
+
+def test_a_clean_rationale_is_perfect_but_for_its_length():
+    found = aspects(CLEAN, QUESTION, CONTEXT, "Oslo")
+    assert [found[a] for a in ASPECTS[:7]] == [1.0] * 7
+    assert found["readability"] == pytest.approx(1 / (1 + (6 / 30) ** 2))  # two sentences of six words
+
+
+@pytest.mark.parametrize(
+    ("rationale", "expected"),
+    [
+        (f"{DIRECTED} Ann Lie was born in Bergen.", (0.5 + 0) / 2),  # no sentence has both names
+        (f"{DIRECTED} Ann Holm was born in Oslo.", (0.75 + 0.5) / 2),  # half of one mention is found
+        ("The director of Lyra is Bo Nyman.", 1.0),  # a paraphrase: the words found are all it says
+        ("Bo Nyman was directed by Lyra.", 1.0),  # blind to places within a sentence, as the docstring admits
+        ("Ann Lie directed Vega in 1950.", 0.0),  # no single sentence says it
+    ],
+)
+def test_factuality_by_hand(rationale, expected):
+    assert score("factuality", rationale) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("rationale", "expected"),
+    [
+        (DIRECTED, 2 / 3),  # the question's terms vega, direc, born are equally rare here
+        (f"{CLEAN} Bo Nyman was born in Bergen.", 2 / 3),  # one step of three hangs on nothing
+        ("Lyra was directed by Bo Nyman.", 0.0),
+        (CONTEXT, 0.0),  # copied whole
+    ],
+)
+def test_relevance_by_hand(rationale, expected):
+    assert score("relevance", rationale) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("rationale", "prediction", "expected"),
+    [
+        (CLEAN, "Oslo", 1.0),
+        (CLEAN, None, 1.0),
+        (CLEAN, "Bergen", 0.0),
+        (CLEAN, "yes", 0.0),
+        (CLEAN, "Vega", 0.5),  # the question gave it
+        (DIRECTED, None, 0.25),
+        (BORN, None, 0.0),  # nothing leads from Vega to Ann Lie
+        (f"{CLEAN} Bo Nyman was born in Bergen.", "Oslo", math.sqrt(2 / 3)),  # a side remark
+        (f"{CLEAN} So the answer is Bergen.", "Oslo", 0.0),  # what the text concludes counts, not the prediction
+    ],
+)
+def test_logicality_of_a_chain_by_hand(rationale, prediction, expected):
+    assert score("logicality", rationale, prediction=prediction) == pytest.approx(expected)
+
+
+YEARS = "Ann Lie was born in 1950. Bo Nyman was born in 1940."
+SAME = "Were Ann Lie and Bo Nyman born in the same city?"
+APART, TOGETHER = (
+    "Ann Lie was born in Oslo. Bo Nyman was born in Bergen.",
+    "Ann Lie was born in Oslo. Oslo bred Bo Nyman.",
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "steps", "prediction", "expected"),
+    [
+        ("Who was born first, Ann Lie or Bo Nyman?", YEARS, "Bo Nyman", 1.0),
+        ("Who was born first, Ann Lie or Bo Nyman?", YEARS, "Ann Lie", 0.0),
+        ("Who is younger, Ann Lie or Bo Nyman?", YEARS, "Ann Lie", 1.0),
+        ("Who is younger, Ann Lie or Bo Nyman?", YEARS, "Bo Nyman", 0.0),
+        ("Who was born first, Ann Lie or Bo Nyman?", "Ann Lie was born in 1950. Bo Nyman lives in Oslo.", None, 0.5),
+        (SAME, APART, "no", 1.0),
+        (SAME, APART, "yes", 0.0),
+        (SAME, TOGETHER, "yes", 1.0),
+        (SAME, TOGETHER, "Oslo", 0.0),
+        ("Are both Ann Lie and Bo Nyman actors?", YEARS, "yes", 0.5),  # nothing can be told
+    ],
+)  # fmt: skip
+def test_logicality_of_a_comparison_by_hand(question, steps, prediction, expected):
+    assert score("logicality", steps, question, f"{CONTEXT} {steps}", prediction) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        ("Ann Lie was born in Bergen.", 0.5),
+        ("Ann Lie was not born in Oslo.", 0.5),
+        ("Bo Nyman was born in Oslo.", 1.0),  # another subject
+        ("Ann Lie was born in 1950.", 1.0),  # another kind of thing
+        ("Ann Lie was born in Oslo.", 1.0),  # a repetition is no contradiction
+        ("Ann Lie was born in Bergen. Ann Lie was born in Rome.", 0.25),  # three pairs
+    ],
+)
+def test_consistency_by_hand(second, expected):
+    assert score("consistency", f"{BORN} {second}") == expected
+
+
+@pytest.mark.parametrize(
+    ("rationale", "expected"),
+    [
+        (f"{BORN} {DIRECTED}", 0.5),
+        (f"{DIRECTED} Bo Nyman was born in Bergen.", 0.5),
+        ("Vega is a 1950 film. It was directed by Ann Lie.", 1.0),
+        ("It was directed by Ann Lie. Ann Lie was born in Oslo.", 0.75),  # "It" (Vega) has no step before it
+        ("Ann Lie directed Vega. Lyra is a new film. It was directed by Ann Lie.", (1 + 0 + 0.5) / 3),
+    ],
+)
+def test_coherence_by_hand(rationale, expected):
+    assert score("coherence", rationale) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("rationale", "pairs"),
+    [
+        ("Ann Lie was born in Oslo.", [1, 1, 1, 1, 1, 1, 1]),  # every pair is in the context
+        ("Oslo in is the.", [1, 1, 0, 1, 0]),  # no verb after a preposition, no end after a determiner
+        ("Lyra pleased the Oslo crowd", [1, 0.4, 0.3, 1, 0.4, 0]),  # no stop; open words in a row are only half likely
+        ("ann Lie was The owner.", [0, 1, 1, 0, 1, 1]),  # capitals the wrong way round
+    ],
+)
+def test_fluency_by_hand(rationale, pairs):
+    assert rewards.fluency(read(rationale, QUESTION, CONTEXT)) == pytest.approx(np.mean(pairs) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("rationale", "expected"),
+    [
+        (f"{BORN} {BORN}", 1 / 2),
+        (f"{BORN} {BORN} {BORN}", 1 / 3),
+        ("Ann Lie was born in was born in Oslo.", (1 - 3 / 9) ** 2),
+        (f"As an AI language model, I know this. {BORN}", 1 / 2),
+        (f"{BORN} Anyway, it goes with everything else.", 1 / 2),  # names nothing that the context or question knows
+        (CONTEXT, 0.0),
+        ("Vega is a 1950 film. It was directed by Ann Lie. Ann Lie was born in Oslo.", 1.0),  # half of it
+        (CONTEXT.replace(" Lyra is a new film.", ""), 2 - 2 * 5 / 6),
+    ],
+)
+def test_naturalness_by_hand(rationale, expected):
+    assert score("naturalness", rationale) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("rationale", "expected"),
+    [
+        ("Ann was " + "very " * 27 + "happy.", 1 / 2),  # one sentence of 30 words
+        ("Ann was " + "very " * 57 + "happy.", 1 / 5),
+        ("Ann (Lie) was born in Oslo.", 1 / (1 + (6 / 30) ** 2 + (2 / 6 / 0.15) ** 2)),
+    ],
+)
+def test_readability_by_hand(rationale, expected):
+    assert score("readability", rationale) == pytest.approx(expected)
+
+
+# ---- Properties ------------------------------------------------------------------------------------------------------
+
+pieces = st.one_of(
+    st.text(max_size=20), st.sampled_from([*CONTEXT.split(), *rewards.CLASS, "So the answer is", "\n", ". ", "İ", "ß"])
+)
+texts = st.lists(pieces, max_size=25).map(" ".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts, texts, texts, st.none() | texts)
+def test_every_score_of_any_text_is_in_its_range_and_always_the_same(rationale, question, context, prediction):
+    found = aspects(rationale, question, context, prediction)
+    assert tuple(found) == ASPECTS and all(type(v) is float and 0 <= v <= 1 for v in found.values())
+    for cache in (rewards.read_sentence, rewards.split, rewards.read_context):
+        cache.cache_clear()
+    assert aspects(rationale, question, context, prediction) == found
+
+
+@pytest.mark.parametrize(
+    "rationale",
+    ["", " \n", "?!", QUESTION, QUESTION.replace("?", "."), "Oslo", "in Oslo, Norway.", "So the answer is Oslo."],
+)
+def test_without_a_statement_there_is_nothing_to_score(rationale):
+    assert set(aspects(rationale, QUESTION, CONTEXT, "Oslo").values()) == {0.0}
+
+
+# ---- TinyWiki: what the reward ranks ---------------------------------------------------------------------------------
+
+
+def swapped_name(example, rng):
+    """One name or year of one step becomes another of the context."""
+    steps = list(example.supporting_sentences)
+    i = rng.randrange(len(steps))
+    old = rng.choice(sorted(m for m in steps[i].strip(".").replace(",", "").split() if m[0].isupper() or m.isdigit()
+                            if m not in ("The",)))  # fmt: skip
+    pool = {
+        w
+        for s in example.sentences
+        for w in s.strip(".").replace(",", "").split()
+        if w.isdigit() == old.isdigit() and (w[0].isupper() or w.isdigit()) and w != "The" and w not in steps[i]
+    }
+    steps[i] = steps[i].replace(old, rng.choice(sorted(pool)))
+    return " ".join(steps)
+
+
+def off_support(example, rng):
+    return rng.choice([s for s in example.sentences if s not in example.supporting_sentences])
+
+
+EDITS = {
+    "first half": lambda e, rng: " ".join(e.supporting_sentences[: len(e.supporting_sentences) // 2]),
+    "second half": lambda e, rng: " ".join(e.supporting_sentences[len(e.supporting_sentences) // 2 :]),
+    "last hop wrong": lambda e, rng: " ".join([*e.supporting_sentences[:-1], off_support(e, rng)]),
+    "a name swapped": swapped_name,
+    "one sentence twice": lambda e, rng: " ".join(e.supporting_sentences[:1] * 2),
+    "a true sentence": off_support,
+    "whole context": lambda e, rng: e.context,
+    "question": lambda e, rng: e.question,
+    "answer": lambda e, rng: e.answer,
+    "nothing": lambda e, rng: "",
+}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    pytest.importorskip("tiny.world")
+    return data.load("tiny", "dev", limit=150)
+
+
+def totals(examples, of):
+    rng = random.Random(0)
+    return np.array([rewards.r_aspect(aspects(of(e, rng), e.question, e.context)) for e in examples])
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_correct_rationale_ranks_above_its_edits_in_total(tiny, edit):
+    gold = totals(tiny, lambda e, rng: " ".join(e.supporting_sentences))
+    edited = totals(tiny, EDITS[edit])
+    assert validity.auroc(gold, edited, np.arange(len(tiny)))[0] >= 0.9
+    assert gold.mean() > edited.mean() + 0.7 and gold.mean() > 7.5
+    if edit in ("question", "answer", "nothing"):
+        assert edited.max() == 0
+    if edit == "whole context":
+        assert edited.max() < gold.min()
+
+
+# ---- The reward ------------------------------------------------------------------------------------------------------
+
+
+def test_r_aspect_is_the_weighted_sum():
+    scores = dict(zip(ASPECTS, [1, 0.5, 0.25, 0, 1, 1, 1, 0.125], strict=True))
+    assert rewards.r_aspect(scores) == 4.875
+    weights = rewards.parse_weights("factuality=2, fluency=0,relevance=-1")
+    assert rewards.r_aspect(scores, weights) == 2 - 0.5 + 0.25 + 0 + 1 + 0 + 1 + 0.125
+    assert rewards.parse_weights("") == rewards.parse_weights("1") == dict.fromkeys(ASPECTS, 1.0)
+    assert rewards.parse_weights("0,fluency=2") == dict.fromkeys(ASPECTS, 0.0) | {"fluency": 2.0}
+
+
+@pytest.mark.parametrize(("text", "said"), [("fluency", "no number"), ("fluency=x", "no number"), ("style=1", "style")])
+def test_a_wrong_weight_gets_one_sentence(text, said):
+    with pytest.raises(UserError, match=said):
+        rewards.parse_weights(text)
+
+
+def test_r_task_is_exact_match_or_f1_with_the_best_gold_answer():
+    assert rewards.r_task("the Oslo", ["Bergen", "Oslo"]) == 1.0
+    assert rewards.r_task("Oslo city", ["Bergen", "Oslo"]) == 0.0
+    assert rewards.r_task("Oslo city", ["Bergen", "Oslo"], metric="f1") == pytest.approx(2 / 3)
+
+
+def test_the_sum_is_the_sum():
+    assert Combination(task_weight=2.0)([1.0, 2.5], [0.0, 1.0]) == [1.0, 4.5]
+
+
+pairs = st.tuples(st.floats(0, 8), st.sampled_from([0.0, 1.0]))  # R_aspect, R_taskAcc
+batches = st.lists(st.lists(pairs, min_size=1, max_size=9), min_size=1, max_size=6)
+
+
+@given(batches, st.floats(0, 3))
+def test_the_standardized_combination_agrees_with_numpy_and_continues_from_its_state(given_batches, task_weight):
+    combination = Combination("standardized", task_weight)
+    for i, batch in enumerate(given_batches):
+        combination = Combination(**json.loads(json.dumps(vars(combination))))  # as a resumed run does
+        result = combination(*zip(*batch, strict=True))
+        seen = np.array([pair for b in given_batches[: i + 1] for pair in b])
+        scaled = (np.array(batch) - seen.mean(0)) / np.maximum(seen.std(0), 0.05)
+        np.testing.assert_allclose(result, scaled[:, 0] + task_weight * scaled[:, 1], atol=1e-8)
+    assert combination([], []) == []
+
+
+# ---- Validity --------------------------------------------------------------------------------------------------------
+
+
+def test_auroc_against_a_count_over_all_pairs():
+    rng = np.random.default_rng(1)
+    clean, corrupted = rng.integers(3, 9, 40) / 8, rng.integers(0, 7, 40) / 8
+    brute = np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a in clean for b in corrupted])
+    value, low, high = validity.auroc(clean, corrupted, np.arange(40))
+    assert value == pytest.approx(brute) and low < value < high
+    resampled = []
+    for _ in range(400):  # the textbook bootstrap: draw records, count again
+        i = rng.integers(0, 40, 40)
+        resampled.append(((clean[i][:, None] > corrupted[i]) + 0.5 * (clean[i][:, None] == corrupted[i])).mean())
+    assert np.allclose([low, high], np.quantile(resampled, [0.025, 0.975]), atol=0.03)
+
+
+def test_a_record_with_two_texts_widens_the_interval():
+    rng = np.random.default_rng(2)
+    clean, corrupted = rng.random(30) + 0.3, rng.random(30)
+    twice = np.tile(clean, 2), np.tile(corrupted, 2)
+    apart = validity.auroc(*twice, np.arange(60))
+    together = validity.auroc(*twice, np.tile(np.arange(30), 2))
+    assert together[0] == apart[0] and together[2] - together[1] > 1.2 * (apart[2] - apart[1])
+
+
+def test_corruptions_do_what_their_names_say():
+    steps = ["Vega was directed by Ann Lie.", "Ann Lie was raised by Bo Nyman.", "Bo Nyman was born in Oslo."]
+    paragraphs = (
+        data.Paragraph("Vega", tuple(steps)),
+        data.Paragraph("Lyra", ("Lyra is by Cy Dale now.", "Cy Dale lives in Rome now.", "Lyra is a film of Cy Dale.")),
+    )
+    example = data.Example("i", "Where?", paragraphs, "Oslo", supporting_facts=((0, 0), (0, 1), (0, 2)), type="bridge")
+    record = validity.Clean(example, steps, ["Vega", "Ann Lie", "Bo Nyman"], ["Vega", "Ann Lie"])
+    elsewhere = validity.Clean(
+        data.Example("j", "Q?", (data.Paragraph("Z", ("Zed Young saw Quito.", "Dee Wu saw Lima.")),), "Lima"),
+        [],
+        [],
+        [],
+    )
+
+    def corrupt(aspect, variant):
+        function, *_ = validity.CORRUPTIONS[aspect]
+        text = function(record, [elsewhere], random.Random(f"{aspect} {variant}"), variant)
+        assert text == function(record, [elsewhere], random.Random(f"{aspect} {variant}"), variant)
+        return text
+
+    assert record.text() == " ".join([*steps, "So the answer is Oslo."])
+    for variant, names in ((0, ("Lyra", "Cy Dale", "Rome")), (1, ("Zed Young", "Quito", "Dee Wu", "Lima"))):
+        assert any(name in corrupt("factuality", variant) for name in names)
+    assert not any(step in corrupt("relevance", 0) for step in steps)
+    assert sum(step in corrupt("relevance", 1) for step in steps) == 2
+    assert corrupt("logicality", 0) == " ".join([*steps[1:], "So the answer is Oslo."])
+    assert corrupt("logicality", 1).startswith(" ".join(steps)) and "answer is Oslo" not in corrupt("logicality", 1)
+    assert corrupt("consistency", 0).count(" was not ") == 1
+    shuffled = corrupt("coherence", 0)
+    assert all(step in shuffled for step in steps) and not shuffled.startswith(steps[0])
+    dropped = corrupt("fluency", 1).split()
+    assert len(dropped) == len(record.text().split()) - 6 and set(dropped) <= set(record.text().split())
+    assert sorted(corrupt("fluency", 0).split()) == sorted(record.text().split())
+    assert corrupt("readability", 0).count(".") == 1
+    assert len(corrupt("readability", 1)) > len(record.text()) + 8
+
+
+# Where the rules do not reach .90 on the dev samples (lab/validity.py says why): floors set below what was measured, so
+# here the test only guards against a loss.
+BELOW = {("HotpotQA", "coherence"): 0.55, ("HotpotQA", "logicality"): 0.86, ("2WikiMultihopQA", "factuality"): 0.80}
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("HotpotQA", "hotpotqa_dev_sample.json"), ("2WikiMultihopQA", "2wikimultihop_dev_sample.json")],
+)
+def test_each_aspect_falls_on_its_own_corruption_of_real_rationales(name, file, monkeypatch):
+    if not (SHARED / file).exists():
+        pytest.skip("the sample files are not at hand")
+    monkeypatch.setattr(validity, "BOOTSTRAPS", 2)
+    listed = json.loads(validity.IDS.read_text(encoding="utf-8"))[name]
+    assert not set(listed["dev"]) & set(listed["train"])
+    found = validity.measure(validity.load(SHARED / file, set(listed["dev"])))
+    reached = {aspect: found["matrix"][aspect][aspect][0] for aspect in ASPECTS}
+    short = {a: v for a, v in reached.items() if v < BELOW.get((name, a), 0.9)}
+    assert not short
+    correlations = np.array(found["correlations"])
+    assert np.abs(correlations - np.eye(8)).max() < 0.8  # eight things, not one
+    trivial = {kind: mean for kind, (mean, _, _) in found["trivial"].items()}
+    assert all(mean < trivial["clean"] - 0.7 for kind, mean in trivial.items() if kind != "clean")
+    assert max(trivial[kind] for kind in ("empty", "the question repeated", "the bare answer")) < 0.5

@@ -1,0 +1,250 @@
+"""Proofs for train_rl.py: whole runs with a random tiny M_S and a scripted M_L, interrupted and continued."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import data  # noqa: E402
+import rewards  # noqa: E402
+import rl  # noqa: E402
+import train_rl  # noqa: E402
+from lmcot import LocalLM  # noqa: E402
+from model import T5, T5Config  # noqa: E402
+from tiny import pretrain, world  # noqa: E402
+
+torch.set_num_threads(1)
+SIZES = {"train": 24, "dev": 6, "test": 4}
+ANSWERS = {r["question"]: r["answer"] for split, n in SIZES.items() for r in world.records(split, world.SEED, n)}
+
+
+class Large:
+    """M_L as a script: right if the rationale has an even number of words."""
+
+    max_input_tokens, cut, unfinished, tokens_written = 10**6, 0, 0, 0
+
+    def __init__(self):
+        self.generator, self.prompts = torch.Generator(), []
+
+    def complete(self, prompts, max_new_tokens, temperature=0.0, progress=""):
+        self.prompts.append(list(prompts))
+        return [self.say(prompt) for prompt in prompts]
+
+    def say(self, prompt):
+        rationale = prompt.rpartition("Reasoning: ")[2].removesuffix("\nAnswer:")
+        question = re.search(r"Question: (.*)\n", prompt)[1]
+        return ANSWERS[question] if len(rationale.split()) % 2 == 0 else "nonsense"
+
+
+@pytest.fixture(scope="module")
+def kd(tmp_path_factory):
+    """A run folder as train_kd.py leaves it, with a random M_S in it."""
+    folder = tmp_path_factory.mktemp("runs") / "kd"
+    tokenizer = pretrain.make_tokenizer()
+    config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_model=32, d_kv=8, d_ff=48, num_heads=4, num_layers=1,
+                      num_decoder_layers=1, dropout_rate=0.1)  # fmt: skip
+    T5(config).init_weights(0).save_pretrained(folder / "model", tokenizer)
+    settings = {"target": "rationale", "data": "tiny", "test_data": "", "large": "teacher", "train_limit": 24,
+                "context": "gold", "max_input_tokens": 1024, "decode_batch_size": 8}  # fmt: skip
+    (folder / "settings.json").write_text(json.dumps(settings))
+    return folder
+
+
+def start(patch, folder, kd, *arguments):
+    """Run train_rl.py in this process → (exit status, M_L)."""
+    patch.setattr(world, "SIZES", world.SIZES | SIZES)
+    large, load = Large(), LocalLM.load.__func__
+
+    def stub_or_load(cls, place, **options):
+        return large if str(place) == "teacher" else load(cls, place, **options)
+
+    patch.setattr(LocalLM, "load", classmethod(stub_or_load))
+    flags = {"--kd": kd, "--out": folder, "--steps": 5, "--prompts": 4, "--samples-per-prompt": 3, "--minibatch": 2,
+             "--eval-every": 2, "--samples": 2, "--max-new-tokens": 12, "--lr": 3e-3}  # fmt: skip
+    patch.setattr(sys, "argv", ["train_rl.py", *(str(x) for pair in flags.items() for x in pair), *map(str, arguments)])
+    try:
+        data.run_main(train_rl.main)
+    except SystemExit as end:
+        return end.code, large
+    finally:
+        patch.setattr(LocalLM, "load", classmethod(load))
+    return 0, large
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(kd, tmp_path_factory):
+    """One run that nothing interrupts: (folder, M_L, the arguments of every call of rewards.aspects)."""
+    folder, calls, original = tmp_path_factory.mktemp("whole") / "rl", [], rewards.aspects
+
+    def recording(*args):
+        calls.append(args)
+        return original(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewards, "aspects", recording)
+        code, large = start(patch, folder, kd)
+    assert code == 0
+    return folder, large, calls
+
+
+# ------------------------------------------------------------------------------------------------ a whole run
+
+
+def test_every_step_is_logged_with_its_parts_and_the_first_has_no_kl(whole):
+    rows = lines(whole[0] / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[0]["kl"] == 0 and rows[0]["kl_k3"] == 0 and any(row["kl"] > 1e-4 for row in rows)
+    for row in rows:
+        assert row["reward"] == pytest.approx(row["R_aspect"] + row["R_task"], abs=1e-5)
+        assert row["R_aspect"] == pytest.approx(sum(row[name] for name in rewards.ASPECTS), abs=1e-5)
+        assert 1 <= row["length"] <= 12 and row["beta"] == 0.05 and 0 <= row["clip_fraction"] <= 1
+        assert {"entropy", "ended", "grad_norm", "ratio_max", "explained_variance", "policy_loss", "value_loss"} <= set(
+            row
+        )
+
+
+def test_no_aspect_sees_more_than_rationale_question_context_and_what_m_l_answered(whole):
+    _, large, calls = whole
+    contexts = {e.context for split in SIZES for e in data.load("tiny", split, SIZES[split])}
+    said = {large.say(prompt) for prompts in large.prompts for prompt in prompts}
+    assert "nonsense" in said and len(calls) > 60
+    for _, question, context, *prediction in calls:
+        assert question in ANSWERS and context in contexts
+        assert prediction in ([], [None]) or prediction[0] in said
+    # M_L is right or not by chance, so its prediction differs from the gold answer about half of the time.
+    wrong = [p for _, q, _, *p in calls if p not in ([], [None]) and p[0] != ANSWERS[q]]
+    assert len(wrong) > 0.2 * len(calls)
+
+
+def test_the_m_s_of_the_best_look_at_dev_is_kept_and_evaluated(whole, kd):
+    folder = whole[0]
+    looks = lines(folder / "dev.jsonl")
+    assert [look["step"] for look in looks] == [0, 2, 4, 5]
+    state = torch.load(folder / "state.pt", weights_only=True)
+    best = max(looks, key=lambda look: look["reward"])  # the first of equals
+    assert (state["best_step"], state["best"]) == (best["step"], best["reward"]) and state["step"] == 5
+    kept, first = T5.from_pretrained(folder / "model").state_dict(), T5.from_pretrained(kd / "model").state_dict()
+    assert all(torch.equal(kept[name], p) for name, p in first.items()) == (best["step"] == 0)
+    assert all(torch.equal(kept[name], p) for name, p in state["policy"].items()) == (best["step"] == 5)
+    table = json.loads((folder / "results.json").read_text())
+    assert {"LM-guided, KD", "LM-guided, RL", "LM-guided, RL, best of N"} <= set(table["methods"])
+    assert set(table["methods"]["LM-guided, RL"]) >= {"R_aspect", *rewards.ASPECTS}
+
+
+def test_m_l_is_asked_once_for_each_different_question_and_rationale_of_a_step(monkeypatch, kd, tmp_path):
+    """The stub sees all prompts; LocalLM, which stands there in earnest, encodes equal prompts once (test_lmcot.py)."""
+    _, large = start(monkeypatch, tmp_path / "rl", kd, "--steps", 1)
+    assert [len(prompts) for prompts in large.prompts[:2]] == [6, 12]  # the look at dev; 4 prompts × 3 samples
+
+
+def test_the_same_command_again_prints_the_table_and_asks_nothing(whole, kd, monkeypatch, capsys):
+    folder = whole[0]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, large = start(monkeypatch, folder, kd)
+    assert code == 0 and not large.prompts and (folder / "results.md").read_text().strip() in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+# ------------------------------------------------------------------------------------------------ interruptions
+
+
+@pytest.mark.parametrize("moment", ["in a rollout", "while its state is written", "while the best M_S is written"])
+def test_interrupted_the_run_goes_on_bit_identically(moment, whole, kd, tmp_path, monkeypatch, capsys):
+    folder, calls = tmp_path / "rl", []
+    place, name, last_call = {"in a rollout": (rl, "rollout", 4), "while its state is written": (torch, "save", 2),
+                              "while the best M_S is written": (T5, "save_pretrained", 1)}[moment]  # fmt: skip
+    original = getattr(place, name)
+
+    def interrupted(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == last_call:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, interrupted)
+    assert start(monkeypatch, folder, kd)[0] == 130 and len(calls) == last_call
+    monkeypatch.setattr(place, name, original)
+    assert start(monkeypatch, folder, kd)[0] == 0
+    for file in ("metrics.jsonl", "dev.jsonl", "model/model.safetensors"):
+        assert (folder / file).read_bytes() == (whole[0] / file).read_bytes(), file
+    a, b = (torch.load(f / "state.pt", weights_only=True) for f in (folder, whole[0]))
+    assert all(torch.equal(a["policy"][key], p) for key, p in b["policy"].items())
+    assert a["combination"] == b["combination"] and torch.equal(a["head"]["bias"], b["head"]["bias"])
+
+
+def test_seeds_differ_and_a_seed_repeats_itself(whole, kd, tmp_path, monkeypatch):
+    for name, seed in (("same", 0), ("other", 1)):
+        start(monkeypatch, tmp_path / name, kd, "--seed", seed)
+    folders = {"whole": whole[0], "same": tmp_path / "same", "other": tmp_path / "other"}
+    rows = {name: (folder / "metrics.jsonl").read_text() for name, folder in folders.items()}
+    assert rows["whole"] == rows["same"] != rows["other"]
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+def test_task_weight_weights_and_penalty_do_what_they_say(kd, tmp_path, monkeypatch):
+    start(monkeypatch, tmp_path / "aspects", kd, "--task-weight", 0, "--steps", 1)
+    (row,) = lines(tmp_path / "aspects" / "metrics.jsonl")
+    assert row["reward"] == pytest.approx(row["R_aspect"], abs=1e-5) and row["R_task"] > 0
+    start(monkeypatch, tmp_path / "task", kd, "--weights", 0, "--steps", 1)
+    (row,) = lines(tmp_path / "task" / "metrics.jsonl")
+    assert row["reward"] == pytest.approx(row["R_task"], abs=1e-5) and row["R_aspect"] == 0
+    start(monkeypatch, tmp_path / "some", kd, "--weights", "fluency=3,relevance=0", "--steps", 1)
+    (row,) = lines(tmp_path / "some" / "metrics.jsonl")
+    expected = sum(row[name] for name in rewards.ASPECTS) + 2 * row["fluency"] - row["relevance"]
+    assert row["R_aspect"] == pytest.approx(expected, abs=1e-5)
+    start(monkeypatch, tmp_path / "cut", kd, "--missing-eos-penalty", 2, "--steps", 1)
+    (row,) = lines(tmp_path / "cut" / "metrics.jsonl")
+    assert row["ended"] < 1
+    assert row["reward"] == pytest.approx(row["R_aspect"] + row["R_task"] - 2 * (1 - row["ended"]), abs=1e-5)
+
+
+def test_an_adaptive_coefficient_falls_while_the_kl_is_below_its_target(kd, tmp_path, monkeypatch):
+    start(monkeypatch, tmp_path / "rl", kd, "--target-kl", 50)
+    betas = [row["beta"] for row in lines(tmp_path / "rl" / "metrics.jsonl")]
+    assert betas == pytest.approx([0.05 * (1 - 0.2 * 12 / 10_000) ** step for step in range(5)])
+
+
+def test_standardized_rewards_have_mean_0_in_the_first_step(kd, tmp_path, monkeypatch):
+    start(monkeypatch, tmp_path / "rl", kd, "--reward", "standardized", "--steps", 2)
+    first, second = lines(tmp_path / "rl" / "metrics.jsonl")
+    assert first["reward"] == pytest.approx(0, abs=1e-5) and abs(second["reward"]) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--kd", "nowhere"], "no distilled M_S in nowhere: run train_kd.py first"),
+        (["--weights", "brilliance=2"], "brilliance"),
+        (["--weights", "fluency=much"], "fluency=much"),
+        (["--reward", "product"], "--reward is sum or standardized"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--stepz", "3"], "unrecognized arguments: --stepz"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence_and_leaves_no_folder(arguments, words, kd, tmp_path, monkeypatch, capsys):
+    code, _ = start(monkeypatch, tmp_path / "rl", kd, *arguments)
+    assert code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "rl").exists()
+
+
+def test_an_m_s_that_learned_to_answer_is_refused(kd, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "direct"
+    (folder / "model").mkdir(parents=True)
+    (folder / "settings.json").write_text(json.dumps({"target": "answer"}))
+    assert start(monkeypatch, tmp_path / "rl", folder)[0] == 2
+    assert "learned to answer, not to write rationales" in capsys.readouterr().err

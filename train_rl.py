@@ -1,0 +1,248 @@
+"""Step 2, rationale refinement: PPO, rewarded for the rationale's quality and for M_L's answer from it.
+
+    python train_rl.py                                         # continues runs/kd → runs/rl, minutes on a CPU
+    python train_rl.py --kd runs/kd1 --seed 1 --out runs/rl1   # another seed
+    python train_rl.py --task-weight 0 --out runs/rl-aspects   # for quality alone; --weights 0 for answers alone
+    python train_rl.py --kd runs/kd-flan --lr 1e-5 --minibatch 2            # after train_kd.py with FLAN-T5
+
+Each step, of which a run has `--steps`:
+1 Rollout: M_S samples N rationales for each of B training questions.
+2 M_L answers from each; every rationale gets R = Σ w_i s_i (eight aspects) + λ · [M_L's answer is right].
+3 Reward per token: −β (log π − log π_ref), and R on the last token. GAE gives advantages, which are whitened.
+4 The clipped policy and value losses, some epochs over minibatches.
+The M_S with the highest mean R on held-out questions is kept, and compared with the one that distillation gave.
+
+Departures from the paper: the aspects' measures, the weights and hyper-parameters are ours (the paper's are unknown).
+The same command continues a run that was interrupted and prints the table of one that has ended.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from tqdm import tqdm
+
+import data
+import lmcot
+import rewards
+import rl
+from eval import evaluate
+from lmcot import LocalLM, here
+from model import pad_batch
+
+
+@dataclass
+class Settings:
+    kd: str = "runs/kd"  # run folder of train_kd.py: its M_S is policy and reference; data and M_L are the same
+    out: str = "runs/rl"  # folder of this run
+    overwrite: bool = False  # start anew in a folder that holds other settings
+    steps: int = 100  # rollouts
+    prompts: int = 64  # B, questions of a rollout
+    samples_per_prompt: int = 4  # N, rationales of each
+    minibatch: int = 16  # questions (with their N rationales) of one optimiser step
+    ppo_epochs: int = 2  # times that a rollout is learned from
+    lr: float = 3e-4  # peak, Adam, falls linearly to 0; 1e-5 for FLAN-T5
+    beta: float = 0.05  # KL coefficient
+    target_kl: float = 0.0  # nats per rationale; above 0, beta adapts to reach it
+    gamma: float = 1.0  # discount
+    lam: float = 0.95  # of GAE
+    clip: float = 0.2  # of the ratio
+    value_clip: float = 0.2  # of the critic, in units of reward
+    vf_coef: float = 0.1  # weight of the value loss; policy and critic share all but the last layer
+    reward: str = "sum"  # how aspects and task are combined: sum, or standardized
+    weights: str = "1"  # w of the aspects: one number for all, or a list such as factuality=2,fluency=0 (the rest is 1)
+    task_weight: float = 1.0  # λ
+    task_metric: str = "em"  # em, or f1 for a denser reward
+    missing_eos_penalty: float = 0.0  # taken from R where a rationale was cut at the length limit
+    max_new_tokens: int = 128  # of a rationale
+    eval_every: int = 10  # steps between looks at held-out questions
+    dev_limit: int = 300  # held-out questions
+    test_limit: int = 500  # questions of the evaluation at the end
+    samples: int = 10  # N of self-consistency and of selection in the evaluation
+    temperature: float = 0.7  # of its samples
+    seed: int = 0  # choice of questions, sampling, order of minibatches
+
+    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("out", "overwrite")
+
+    def check(self) -> None:
+        if self.reward not in ("sum", "standardized") or self.task_metric not in ("em", "f1"):
+            raise ValueError("--reward is sum or standardized, --task-metric is em or f1")
+        rewards.parse_weights(self.weights)
+        for name in ("steps", "prompts", "samples_per_prompt", "minibatch", "ppo_epochs", "max_new_tokens",
+                     "eval_every", "dev_limit", "test_limit", "samples"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+
+
+def main() -> None:
+    s = data.parse_settings(Settings, __doc__)
+    kd = distilled(s.kd)
+    train = data.load(kd["data"], "train", kd["train_limit"], kd["context"])
+    dev = data.load(kd["data"], "dev", s.dev_limit, kd["context"])
+    test = data.load(kd["test_data"] or kd["data"], "test", s.test_limit, kd["context"])
+    options = {"max_input_tokens": kd["max_input_tokens"], "batch_size": kd["decode_batch_size"]}
+    large = LocalLM.load(here(kd["large"]), **options)
+    small, distilled_small = (LocalLM.load(Path(s.kd) / "model", **options) for _ in range(2))
+    policy, reference = small.model, distilled_small.model  # dropout stays off in both: it would change the ratios
+    head = rl.ValueHead(policy.config.d_model).to(small.device)
+    parameters = [*policy.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(parameters, s.lr, eps=1e-5)
+    weights, combination = rewards.parse_weights(s.weights), rewards.Combination(s.reward, s.task_weight)
+
+    def judge(examples: list[data.Example], rationales: list[str], predictions: list[str]) -> list[dict[str, float]]:
+        """R_aspect, R_task and the eight aspects of each rationale."""
+        rows = []
+        for example, rationale, prediction in zip(examples, rationales, predictions, strict=True):
+            scores = rewards.aspects(rationale, example.question, example.context, prediction)
+            rows.append({"R_aspect": rewards.r_aspect(scores, weights),
+                         "R_task": rewards.r_task(prediction, example.answers, s.task_metric), **scores})  # fmt: skip
+        return rows
+
+    with data.Run(s.out, s, s.overwrite) as run:
+        if run.path("results.md").exists():
+            print(f"{s.out} has ended already (--overwrite starts anew):\n\n{run.path('results.md').read_text()}")
+            return
+        print(f"M_S {s.kd}/model · M_L {kd['large']} · {s.steps} steps of {s.prompts} × {s.samples_per_prompt} "
+              f"rationales from {len(train)} questions · folder {s.out}\n")  # fmt: skip
+        state = {"step": 0, "best": -float("inf"), "best_step": 0, "beta": s.beta}
+        if run.path("state.pt").exists():
+            saved = torch.load(run.path("state.pt"), weights_only=True)
+            for name, part in (("policy", policy), ("head", head), ("optimizer", optimizer)):
+                part.load_state_dict(saved.pop(name))
+            combination = rewards.Combination(**saved.pop("combination"))
+            state = saved
+        for name, first in (("metrics.jsonl", 1), ("dev.jsonl", 0)):  # what came after the last saved state comes again
+            log = [row for row in run.read(name) if row["step"] < state["step"] + first]
+            run.write(name, "".join(json.dumps(row) + "\n" for row in log))
+        log = run.read("metrics.jsonl")
+
+        bar = tqdm(total=s.steps, initial=state["step"], desc="PPO")
+        while True:
+            step = state["step"]
+            if step % s.eval_every == 0 or step == s.steps:  # look at held-out questions, keep the best, save all
+                texts = lmcot.write_rationales(small, dev, s.max_new_tokens)
+                look = means(judge(dev, texts, lmcot.answer(large, dev, texts)))
+                look = {"step": step, "reward": look["R_aspect"] + s.task_weight * look["R_task"], **look}
+                run.append("dev.jsonl", look)
+                if look["reward"] > state["best"]:
+                    state |= {"best": look["reward"], "best_step": step}
+                    policy.save_pretrained(run.path("model"), small.tokenizer)
+                parts = {"policy": policy, "head": head, "optimizer": optimizer}
+                parts = {name: part.state_dict() for name, part in parts.items()} | {"combination": vars(combination)}
+                torch.save(state | parts, run.path("state.tmp"))
+                run.path("state.tmp").replace(run.path("state.pt"))
+            if step == s.steps:
+                break
+            rng = random.Random(f"{s.seed} {step}")  # every step has its own: a run that goes on repeats nothing
+            generator = torch.Generator(small.device).manual_seed(rng.getrandbits(62))
+            asked = rng.sample(train, min(s.prompts, len(train)))
+
+            # ---- 1 rollout
+            prompts = small.tokenizer.encode_batch(lmcot.fill(lmcot.RATIONALE, small, asked))
+            source, source_mask = pad_batch([prompt.ids for prompt in prompts], device=small.device)
+            r = rl.rollout(policy, reference, head, source, source_mask, s.samples_per_prompt, s.max_new_tokens,
+                           small.forbid, generator)  # fmt: skip
+            rationales = small.decode(r.ids, r.mask)
+
+            # ---- 2 M_L answers, every rationale gets its reward
+            many = [example for example in asked for _ in range(s.samples_per_prompt)]
+            predictions = lmcot.answer(large, many, rationales)
+            scored = judge(many, rationales, predictions)
+            scores = combination([each["R_aspect"] for each in scored], [each["R_task"] for each in scored])
+            scores = torch.tensor(scores, device=small.device) - s.missing_eos_penalty * ~r.ended  # (R,)
+            if step == 0:
+                torch.nn.init.constant_(head.bias, float(scores.mean()))  # the critic need not find the scale first
+                r.values = r.values + float(scores.mean()) * r.mask
+
+            # ---- 3 rewards per token, advantages
+            token_rewards = rl.token_rewards(r.logp_old, r.logp_ref, scores, r.mask, state["beta"])
+            advantages, returns = rl.gae(token_rewards, r.values, r.mask, s.gamma, s.lam)
+            whitened = rl.whiten(advantages, r.mask)
+
+            # ---- 4 epochs × minibatches
+            for group in optimizer.param_groups:
+                group["lr"] = s.lr * (1 - step / s.steps)
+            updates: list[dict] = []
+            for _ in range(s.ppo_epochs):
+                order = rng.sample(range(len(asked)), len(asked))
+                for start in range(0, len(order), s.minibatch):
+                    b = torch.tensor(order[start : start + s.minibatch])  # prompts, and the rows of their rationales
+                    rows = (b[:, None] * s.samples_per_prompt + torch.arange(s.samples_per_prompt)).flatten()
+                    mask, logp_old = r.mask[rows], r.logp_old[rows]
+                    encoded = policy.encode(source[b], source_mask[b])
+                    logp, entropy, values = rl.teacher_forced(
+                        policy, head, encoded, source_mask[b], r.ids[rows], mask, small.forbid
+                    )
+                    policy_loss = rl.ppo_loss(logp, logp_old, whitened[rows], mask, s.clip)
+                    value_loss = rl.value_loss(values, r.values[rows], returns[rows], mask, s.value_clip)
+                    loss = policy_loss + s.vf_coef * value_loss
+                    assert torch.isfinite(loss), "the loss is not a finite number: lower --lr"
+                    found = rl.update_metrics(logp, logp_old, entropy, mask, s.clip)
+                    assert updates or abs(found["ratio_max"] - 1) < 1e-4, "before the first update the ratio must be 1"
+                    optimizer.zero_grad()
+                    loss.backward()
+                    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                    optimizer.step()
+                    updates.append(found | {"policy_loss": policy_loss.item(), "value_loss": value_loss.item(),
+                                            "grad_norm": float(norm)})  # fmt: skip
+
+            # ---- log
+            row = {"step": step + 1, "reward": float(scores.mean()), "beta": state["beta"], **rl.rollout_metrics(r)}
+            row |= means(scored) | means(updates)
+            row["ratio_max"] = max(each["ratio_max"] for each in updates)
+            row["explained_variance"] = rl.explained_variance(r.values, returns, r.mask)
+            run.append("metrics.jsonl", row)
+            log.append(row)
+            bar.set_postfix_str(f"R {row['reward']:.2f} aspects {row['R_aspect']:.2f} task {row['R_task']:.2f} "
+                                f"KL {row['kl']:.2f} length {row['length']:.0f}")  # fmt: skip
+            bar.update()
+            if (step + 1) % s.eval_every == 0:
+                show(bar, step + 1, many, rationales, predictions, scored)
+                for warning in rl.warnings(log, s.max_new_tokens):
+                    bar.write(f"warning, step {step + 1}: {warning}")
+            if s.target_kl:
+                state["beta"] = rl.adapt_beta(state["beta"], row["kl"], s.target_kl, len(many))
+            state["step"] += 1
+        bar.close()
+        print(f"kept: M_S after step {state['best_step']}, mean R {state['best']:.3f} on {len(dev)} held-out questions")
+
+        # ---- what it did to rationales and answers
+        refined = LocalLM.load(run.path("model"), **options)
+        before, after = (lmcot.write_rationales(lm, dev[:3], s.max_new_tokens) for lm in (distilled_small, refined))
+        for example, old, new in zip(dev, before, after, strict=False):
+            print(f"\nQuestion  {example.question}\n  before  {old}\n  after   {new}\n  gold    {example.answer}")
+        smalls = {"kd": [distilled_small], "rl": [refined]}
+        print("\n" + evaluate(run, test, large, smalls, s.samples, s.temperature, s.max_new_tokens))
+        print(f"The refined M_S is in {run.path('model')}; this table is in {run.path('results.md')}.")
+
+
+def distilled(folder: str) -> dict:
+    """The settings of the run that made M_S; RunError where there is none."""
+    path = Path(folder) / "settings.json"
+    if not (path.is_file() and (Path(folder) / "model").is_dir()):
+        raise data.RunError(f"no distilled M_S in {folder}: run train_kd.py first, or name its folder with --kd")
+    settings = json.loads(path.read_text())
+    if settings.get("target") != "rationale":
+        raise data.RunError(f"the M_S of {folder} learned to answer, not to write rationales: choose another --kd")
+    return settings
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def show(
+    bar: tqdm, step: int, examples: list, rationales: list[str], predictions: list[str], scored: list[dict]
+) -> None:
+    """Two sampled rationales with every part of their reward: reading them is how reward hacking is seen."""
+    for i in (0, len(examples) - 1):
+        parts = " ".join(f"{name} {value:.2f}" for name, value in scored[i].items())
+        bar.write(f"\nstep {step}  {examples[i].question}\n  rationale   {rationales[i]}\n"
+                  f"  M_L answers {predictions[i]} (gold: {examples[i].answer})\n  {parts}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    data.run_main(main)
