@@ -48,7 +48,9 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return make_model(tokenizer.get_vocab_size() + 5, eos=5.0)  # five rows that the tokenizer lacks, as FLAN has 28
+    return make_model(
+        tokenizer.get_vocab_size() + 5, seed=5, eos=5.0
+    )  # five rows that the tokenizer lacks, as FLAN has 28
 
 
 @pytest.fixture
