@@ -19,7 +19,11 @@ from model import T5, log_softmax
 
 
 class ValueHead(nn.Linear):
-    """The critic: (…, D) hidden states of the decoder → (…) expected return. Zero at first, and always in fp32."""
+    """The critic: (…, D) hidden states of the decoder → (…) expected return. Zero at first, and always in fp32.
+
+    It reads the policy's hidden states and does not change them (they are detached): rewards of 5 to 9 that a critic
+    learns from zero would otherwise pull the small policy about more than its own loss does.
+    """
 
     def __init__(self, d_model: int):
         super().__init__(d_model, 1)
@@ -27,7 +31,7 @@ class ValueHead(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden.float())[..., 0]
+        return super().forward(hidden.detach().float())[..., 0]
 
 
 @dataclass

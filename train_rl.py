@@ -51,13 +51,14 @@ class Settings:
     lam: float = 0.95  # of GAE
     clip: float = 0.2  # of the ratio
     value_clip: float = 0.2  # of the critic, in units of reward
-    vf_coef: float = 0.1  # weight of the value loss; policy and critic share all but the last layer
+    critic_lr: float = 1e-2  # of the critic, a linear layer on the decoder's hidden states that does not change them
     reward: str = "sum"  # how aspects and task are combined: sum, or standardized
     weights: str = "1"  # w of the aspects: one number for all, or a list such as factuality=2,fluency=0 (the rest is 1)
     task_weight: float = 1.0  # λ
     task_metric: str = "em"  # em, or f1 for a denser reward
     missing_eos_penalty: float = 0.0  # taken from R where a rationale was cut at the length limit
     max_new_tokens: int = 128  # of a rationale
+    train_limit: int = 12000  # training questions to draw from; distillation has seen the first of them
     eval_every: int = 10  # steps between looks at held-out questions
     dev_limit: int = 300  # held-out questions
     test_limit: int = 500  # questions of the evaluation at the end
@@ -72,7 +73,7 @@ class Settings:
             raise ValueError("--reward is sum or standardized, --task-metric is em or f1")
         rewards.parse_weights(self.weights)
         for name in ("steps", "prompts", "samples_per_prompt", "minibatch", "ppo_epochs", "max_new_tokens",
-                     "eval_every", "dev_limit", "test_limit", "samples"):  # fmt: skip
+                     "train_limit", "eval_every", "dev_limit", "test_limit", "samples"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
 
@@ -80,7 +81,7 @@ class Settings:
 def main() -> None:
     s = data.parse_settings(Settings, __doc__)
     kd = distilled(s.kd)
-    train = data.load(kd["data"], "train", kd["train_limit"], kd["context"])
+    train = data.load(kd["data"], "train", s.train_limit, kd["context"])
     dev = data.load(kd["data"], "dev", s.dev_limit, kd["context"])
     test = data.load(kd["test_data"] or kd["data"], "test", s.test_limit, kd["context"])
     options = {"max_input_tokens": kd["max_input_tokens"], "batch_size": kd["decode_batch_size"]}
@@ -88,8 +89,8 @@ def main() -> None:
     small, distilled_small = (LocalLM.load(Path(s.kd) / "model", **options) for _ in range(2))
     policy, reference = small.model, distilled_small.model  # dropout stays off in both: it would change the ratios
     head = rl.ValueHead(policy.config.d_model).to(small.device)
-    parameters = [*policy.parameters(), *head.parameters()]
-    optimizer = torch.optim.Adam(parameters, s.lr, eps=1e-5)
+    groups = [{"params": policy.parameters(), "lr": s.lr}, {"params": head.parameters(), "lr": s.critic_lr}]
+    optimizer = torch.optim.Adam(groups, eps=1e-5)
     weights, combination = rewards.parse_weights(s.weights), rewards.Combination(s.reward, s.task_weight)
 
     def judge(examples: list[data.Example], rationales: list[str], predictions: list[str]) -> list[dict[str, float]]:
@@ -163,8 +164,7 @@ def main() -> None:
             whitened = rl.whiten(advantages, r.mask)
 
             # ---- 4 epochs × minibatches
-            for group in optimizer.param_groups:
-                group["lr"] = s.lr * (1 - step / s.steps)
+            optimizer.param_groups[0]["lr"] = s.lr * (1 - step / s.steps)
             updates: list[dict] = []
             for _ in range(s.ppo_epochs):
                 order = rng.sample(range(len(asked)), len(asked))
@@ -178,13 +178,13 @@ def main() -> None:
                     )
                     policy_loss = rl.ppo_loss(logp, logp_old, whitened[rows], mask, s.clip)
                     value_loss = rl.value_loss(values, r.values[rows], returns[rows], mask, s.value_clip)
-                    loss = policy_loss + s.vf_coef * value_loss
+                    loss = policy_loss + value_loss  # of separate parameters: no coefficient weighs them
                     assert torch.isfinite(loss), "the loss is not a finite number: lower --lr"
                     found = rl.update_metrics(logp, logp_old, entropy, mask, s.clip)
                     assert updates or abs(found["ratio_max"] - 1) < 1e-4, "before the first update the ratio must be 1"
                     optimizer.zero_grad()
                     loss.backward()
-                    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
                     optimizer.step()
                     updates.append(found | {"policy_loss": policy_loss.item(), "value_loss": value_loss.item(),
                                             "grad_norm": float(norm)})  # fmt: skip

@@ -248,6 +248,16 @@ def test_each_encoder_runs_once_per_prompt_in_a_rollout():
     assert rows == [5, 5]
 
 
+def test_the_critic_learns_from_its_loss_and_the_policy_does_not(rolled):
+    policy, _, _, r = rolled
+    head = rl.ValueHead(32)
+    encoded = policy.encode(r.source, r.source_mask)
+    _, _, values = rl.teacher_forced(policy, head, encoded, r.source_mask, r.ids, r.mask, FORBID)
+    rl.value_loss(values, r.values, torch.ones_like(values), r.mask, 0.2).backward()
+    assert head.weight.grad.abs().max() > 0 and head.bias.grad.abs().max() > 0
+    assert all(p.grad is None for p in policy.parameters())
+
+
 def test_no_gradient_is_nan_although_forbidden_ids_have_probability_0(rolled):
     policy, _, _, r = rolled
     head = rl.ValueHead(32)
@@ -264,8 +274,7 @@ def test_no_gradient_is_nan_although_forbidden_ids_have_probability_0(rolled):
 def train(policy, reference, score, steps, beta, lr=3e-3, prompts=8, samples=8, length=8, lam=0.95):
     """A loop as that of train_rl.py; `score` maps a rollout to scores (R,). Returns the KL of each step."""
     head = rl.ValueHead(32)
-    parameters = [*policy.parameters(), *head.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr, eps=1e-5)
+    optimizer = torch.optim.Adam([*policy.parameters(), *head.parameters()], lr, eps=1e-5)
     source, source_mask = sources(prompts)
     kls = []
     for step in range(steps):
@@ -279,7 +288,7 @@ def train(policy, reference, score, steps, beta, lr=3e-3, prompts=8, samples=8, 
             encoded = policy.encode(source, source_mask)
             logp, _, values = rl.teacher_forced(policy, head, encoded, source_mask, r.ids, r.mask, FORBID)
             loss = rl.ppo_loss(logp, r.logp_old, white, r.mask, 0.2)
-            loss = loss + 0.1 * rl.value_loss(values, r.values, returns, r.mask, 0.2)
+            loss = loss + rl.value_loss(values, r.values, returns, r.mask, 0.2)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

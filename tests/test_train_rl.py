@@ -53,7 +53,7 @@ def kd(tmp_path_factory):
     config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_model=32, d_kv=8, d_ff=48, num_heads=4, num_layers=1,
                       num_decoder_layers=1, dropout_rate=0.1)  # fmt: skip
     T5(config).init_weights(0).save_pretrained(folder / "model", tokenizer)
-    settings = {"target": "rationale", "data": "tiny", "test_data": "", "large": "teacher", "train_limit": 24,
+    settings = {"target": "rationale", "data": "tiny", "test_data": "", "large": "teacher",
                 "context": "gold", "max_input_tokens": 1024, "decode_batch_size": 8}  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(settings))
     return folder

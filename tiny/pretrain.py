@@ -42,12 +42,12 @@ PHASES = {
     },
     "large": {
         "compare": {"years": 0.2, "compare": 0.8},
-        "base": {"lookup": 0.2, "single answer": 0.1, "guided": 0.3, "guided short": 0.2, "compare": 0.17,
-                 "years": 0.03},
-        "practice": {"lookup": 0.15, "single answer": 0.1, "guided": 0.45, "cot": 0.3},
+        "base": {"lookup": 0.1, "follow-up": 0.1, "single answer": 0.1, "guided": 0.3, "guided short": 0.2,
+                 "compare": 0.17, "years": 0.03},
+        "practice": {"lookup": 0.08, "follow-up": 0.07, "single answer": 0.1, "guided": 0.45, "cot": 0.3},
     },
 }  # fmt: skip
-STEPS = {"small": {"base": 4500, "end": 800}, "large": {"compare": 1200, "base": 1200, "practice": 500}}
+STEPS = {"small": {"base": 4500, "end": 800}, "large": {"compare": 1000, "base": 800, "practice": 250}}
 RATES = {  # of the learning rate, from the first to the last step of a phase
     ("small", "base"): (1.0, 1.0),
     ("small", "end"): (1.0, 0.0),
