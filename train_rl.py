@@ -44,7 +44,7 @@ class Settings:
     samples_per_prompt: int = 4  # N, rationales of each
     minibatch: int = 16  # questions (with their N rationales) of one optimiser step
     ppo_epochs: int = 2  # times that a rollout is learned from
-    lr: float = 3e-4  # peak, Adam, falls linearly to 0; 1e-5 for FLAN-T5
+    lr: float = 1e-4  # peak, Adam, falls linearly to 0; 1e-5 for FLAN-T5
     beta: float = 0.05  # KL coefficient
     target_kl: float = 0.0  # nats per rationale; above 0, beta adapts to reach it
     gamma: float = 1.0  # discount

@@ -27,7 +27,16 @@ from tiny import pretrain, world  # noqa: E402
 torch.set_num_threads(1)
 SPLITS = ("train", "dev", "test", "ood")
 NAMES = {name for kind, names in world.NAMES.items() if kind != "year" for name in names}
-TASKS = ("lookup", "follow-up", "single answer", "cot", "guided", "guided short", "compare")  # "years" names nobody
+TASKS = (
+    "lookup",
+    "follow-up",
+    "single answer",
+    "cot",
+    "guided",
+    "guided short",
+    "compare",
+    "named years",
+)  # "years" names nobody
 
 # What a text about a relation says, in our words: sentences and questions alike hold one of these.
 CUES = {
@@ -257,7 +266,7 @@ def test_no_pair_of_names_stands_in_sentences_or_questions_of_two_splits(wiki):
 @pytest.mark.parametrize("task", TASKS)
 def test_no_pretraining_text_holds_a_pair_of_names_of_dev_test_or_ood(task, wiki):
     rng = random.Random(f"pairs {task}")
-    found = pairs(text for _ in range(250) for text in pretrain.make_text(task, rng))
+    found = pairs(text for _ in range(400) for text in pretrain.make_text(task, rng))
     assert len(found) > 300
     for split in ("dev", "test", "ood"):
         assert found.isdisjoint(pairs(all_texts(wiki[split])))
@@ -438,6 +447,10 @@ def test_years_are_compared_rightly():
         source, answer = pretrain.make_text("years", rng)
         when, a, b = re.fullmatch(r"Question: Which is (first|later), (\d+) or (\d+)\? Answer:", source).groups()
         assert int(answer) == (min if when == "first" else max)(int(a), int(b)) and a != b
+        source, answer = pretrain.make_text("named years", rng)
+        pattern = r"Question: Which is (first|later), (\w+) (\d+) or (\w+) (\d+)\? Answer:"
+        when, one, a, other, b = re.fullmatch(pattern, source).groups()
+        assert answer == (one if (int(a) < int(b)) == (when == "first") else other) and {one, other} <= NAMES
 
 
 # ------------------------------------------------------------------------------------------------ pretraining

@@ -33,21 +33,22 @@ SHAPES = {
     "large": {"d_model": 192, "d_ff": 512, "num_heads": 6, "num_layers": 3, "num_decoder_layers": 3},
 }
 # Share of each task in a batch, phase by phase. The large LM grows out of the finished small one (see `grow`) and first
-# learns what comes last in reasoning, to compare, from short texts: bare years, then rationales without instructions.
-# "guided short" is a rationale without its context. Large LMs of different practice branch off before the last phase.
+# learns what comes last in reasoning, to compare, from short texts: bare years, years beside names, rationales without
+# instructions. "guided short" is a rationale without its context. Large LMs of different practice differ in the last
+# phase only.
 PHASES = {
     "small": {
         "base": {"lookup": 0.5, "follow-up": 0.35, "single answer": 0.15},
         "end": {"lookup": 0.5, "follow-up": 0.35, "single answer": 0.15},
     },
     "large": {
-        "compare": {"years": 0.2, "compare": 0.8},
-        "base": {"lookup": 0.1, "follow-up": 0.1, "single answer": 0.1, "guided": 0.3, "guided short": 0.2,
-                 "compare": 0.17, "years": 0.03},
+        "compare": {"years": 0.15, "named years": 0.25, "compare": 0.6},
+        "base": {"lookup": 0.1, "follow-up": 0.1, "single answer": 0.1, "guided": 0.35, "guided short": 0.15,
+                 "compare": 0.2},
         "practice": {"lookup": 0.08, "follow-up": 0.07, "single answer": 0.1, "guided": 0.45, "cot": 0.3},
     },
 }  # fmt: skip
-STEPS = {"small": {"base": 4500, "end": 800}, "large": {"compare": 1000, "base": 800, "practice": 250}}
+STEPS = {"small": {"base": 4500, "end": 800}, "large": {"compare": 1500, "base": 800, "practice": 250}}
 RATES = {  # of the learning rate, from the first to the last step of a phase
     ("small", "base"): (1.0, 1.0),
     ("small", "end"): (1.0, 0.0),
@@ -139,10 +140,17 @@ def reading_text(task: str, rng: random.Random) -> tuple[str, str]:
 
 def make_text(task: str, rng: random.Random) -> tuple[str, str]:
     """One (source, target) of a task."""
-    if task == "years":
+    if task in ("years", "named years"):
         a, b = rng.sample(world.YEARS, 2)
         when = rng.choice(("first", "later"))
-        return f"Question: Which is {when}, {a} or {b}? Answer:", min(a, b) if when == "first" else max(a, b)
+        right = min(a, b) if when == "first" else max(a, b)
+        if task == "years":
+            return f"Question: Which is {when}, {a} or {b}? Answer:", right
+        while True:
+            one, other = rng.sample(world.NAMES[rng.choice(world.DESCRIBED)], 2)
+            if world.split_of(one, other) == "train":
+                answer = one if right == a else other
+                return f"Question: Which is {when}, {one} {a} or {other} {b}? Answer:", answer
     if task in ("lookup", "follow-up", "single answer"):
         return reading_text(task, rng)
     w = world.World("train", str(rng.random()))
