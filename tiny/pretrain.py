@@ -45,16 +45,17 @@ PHASES = {
         "compare": {"years": 0.15, "named years": 0.25, "compare": 0.6},
         "base": {"lookup": 0.1, "follow-up": 0.1, "single answer": 0.1, "guided": 0.35, "guided short": 0.15,
                  "compare": 0.2},
-        "practice": {"lookup": 0.08, "follow-up": 0.07, "single answer": 0.1, "guided": 0.45, "cot": 0.3},
+        "practice": {"follow-up": 0.1, "single answer": 0.08, "guided": 0.3, "guided comparison": 0.3, "compare": 0.07,
+                     "cot": 0.15},
     },
 }  # fmt: skip
-STEPS = {"small": {"base": 4500, "end": 800}, "large": {"compare": 1500, "base": 800, "practice": 250}}
+STEPS = {"small": {"base": 4500, "end": 800}, "large": {"compare": 1500, "base": 800, "practice": 400}}
 RATES = {  # of the learning rate, from the first to the last step of a phase
     ("small", "base"): (1.0, 1.0),
     ("small", "end"): (1.0, 0.0),
     ("large", "compare"): (0.5, 0.5),
     ("large", "base"): (0.5, 0.3),
-    ("large", "practice"): (0.3, 0.0),
+    ("large", "practice"): (0.4, 0.0),
 }
 BATCH = 64
 POOL = 8  # batches that are drawn and grouped by length together
@@ -154,7 +155,8 @@ def make_text(task: str, rng: random.Random) -> tuple[str, str]:
     if task in ("lookup", "follow-up", "single answer"):
         return reading_text(task, rng)
     w = world.World("train", str(rng.random()))
-    weights = {"compare": (0, 65, 35, 0), "cot": world.WEIGHTS}.get(task, (35, 15, 40, 10))
+    weights = {"cot": world.WEIGHTS, "compare": (0, 65, 35, 0), "guided comparison": (0, 65, 35, 0)}
+    weights = weights.get(task, (35, 15, 40, 10))
     record = w.record(w.rng.choices(world.TYPES, weights)[0], distractors=rng.choice((0, 0, 0, 1, 2)))
     text = dict(record["context"])
     context = " ".join(sentence for _, sentences in record["context"] for sentence in sentences)
