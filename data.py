@@ -378,6 +378,13 @@ def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None
     return settings
 
 
+def at_least_one(settings: Any, *names: str) -> None:
+    """For a settings' `check()`: ValueError names the first of these settings that is below 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+
+
 def _or_none(kind: type) -> Callable[[str], Any]:
     def convert(text: str) -> Any:
         return None if text.lower() == "none" else kind(text)
@@ -469,6 +476,13 @@ class Run:
     def read(self, name: str) -> list[dict]:
         """The records of a JSONL file of this run, [] where there is none."""
         return read_jsonl(self.path(name))
+
+    def has_ended(self) -> bool:
+        """Whether the run wrote its table, results.md; prints it, so that a finished command given again shows it."""
+        table = self.path("results.md")
+        if table.exists():
+            print(f"{self.folder} has ended already (--overwrite starts anew):\n\n{table.read_text()}")
+        return table.exists()
 
     def close(self) -> None:
         """Gives the folder free for other processes."""

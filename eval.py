@@ -67,9 +67,11 @@ def run_method(
     """Answer every example by one method of METHODS."""
     many = [example for example in examples for _ in range(samples)]  # N in a row for each example
 
+    def grouped(rows: list) -> list[list]:
+        return [rows[i : i + samples] for i in range(0, len(rows), samples)]
+
     def vote(outcomes: list[Outcome]) -> list[Outcome]:
-        groups = [outcomes[i : i + samples] for i in range(0, len(outcomes), samples)]
-        return [group[lmcot.majority([o.prediction for o in group])] for group in groups]
+        return [group[lmcot.majority([o.prediction for o in group])] for group in grouped(outcomes)]
 
     def think(examples: Sequence[Example], temperature: float) -> list[Outcome]:
         thoughts = lmcot.chain_of_thought(large, examples, max_new_tokens, temperature, progress=name)
@@ -92,10 +94,9 @@ def run_method(
             return vote(guide(many, lmcot.write_rationales(small, many, max_new_tokens, temperature, progress=name)))
         case "LM-guided, KD, best of N" | "LM-guided, RL, best of N":
             texts = lmcot.write_rationales(small, many, max_new_tokens, temperature, progress=name)
-            groups = [texts[i : i + samples] for i in range(0, len(texts), samples)]
             # Judged before M_L answers: selection is to save its calls.
             return guide(examples, [group[lmcot.select(group, lambda text, e=example: quality(text, e)["R_aspect"])]
-                                    for group, example in zip(groups, examples, strict=True)])  # fmt: skip
+                                    for group, example in zip(grouped(texts), examples, strict=True)])  # fmt: skip
         case "M_S alone":
             return [Outcome(prediction) for prediction in lmcot.standard(small, examples, progress=name)]
         case "gold rationale" | "other's rationale":
@@ -105,9 +106,9 @@ def run_method(
 
 
 def quality(rationale: str, example: Example, prediction: str | None = None) -> dict[str, float]:
-    """The eight aspects and their sum."""
+    """The eight aspects, and R_aspect with all weights 1."""
     aspects = rewards.aspects(rationale, example.question, example.context, prediction)
-    return {"R_aspect": sum(aspects.values()), **aspects}
+    return {"R_aspect": rewards.r_aspect(aspects), **aspects}
 
 
 # ------------------------------------------------------------------------------------------------ statistics
@@ -316,9 +317,7 @@ class Settings:
     NOT_COMPARED: ClassVar[tuple[str, ...]] = ("out", "overwrite")
 
     def check(self) -> None:
-        for name in ("limit", "samples", "max_new_tokens", "decode_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+        data.at_least_one(self, "limit", "samples", "max_new_tokens", "decode_batch_size")
         if self.temperature <= 0:
             raise ValueError("--temperature must be above 0: it is for sampling")
 

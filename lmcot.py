@@ -213,6 +213,13 @@ def select(rationales: Sequence[str], score: Callable[[str], float]) -> int:
     return max(range(len(rationales)), key=lambda i: (score(rationales[i]), -i))
 
 
+def side_by_side(examples: Sequence[Example], before: Sequence[str], after: Sequence[str]) -> str:
+    """What training did to the rationales of some questions, to be read."""
+    rows = zip(examples, before, after, strict=True)
+    return "\n\n".join(f"Question  {example.question}\n  before  {old}\n  after   {new}\n  gold    {example.answer}"
+                       for example, old, new in rows)  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------ one question
 
 

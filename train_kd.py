@@ -67,9 +67,8 @@ class Settings:
             raise ValueError("--target is rationale or answer")
         if self.data != "tiny" and not self.test_data:
             raise ValueError("--data FILE needs --test-data FILE: the official dev file, whose answers are known")
-        for name in ("train_limit", "dev_limit", "test_limit", "batch_size", "decode_batch_size", "epochs", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+        data.at_least_one(self, "train_limit", "dev_limit", "test_limit", "batch_size", "decode_batch_size", "epochs",
+                          "samples")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ teacher and filter
@@ -168,8 +167,7 @@ def main() -> None:
     small = LocalLM.load(here(s.small), **options)
     teachers = taken_over(s) if s.rationales else []
     with data.Run(s.out, s, s.overwrite) as run:  # only now: a mistyped path must not leave a folder with its settings
-        if run.path("results.md").exists():
-            print(f"{s.out} has ended already (--overwrite starts anew):\n\n{run.path('results.md').read_text()}")
+        if run.has_ended():
             return
         print(f"M_S {s.small}, {size(small)} · M_L {s.large}, {size(large)} · "
               f"{len(train)} training, {len(dev)} held-out, {len(test)} test questions · folder {s.out}\n")  # fmt: skip
@@ -261,9 +259,7 @@ def main() -> None:
         # ---- 4: what it did to rationales and answers
         if s.target == "rationale":
             after = lmcot.write_rationales(trained, dev[:3], s.max_new_tokens)
-            for example, old, new in zip(dev, before, after, strict=False):
-                print(f"\nQuestion  {example.question}\n  before  {old}\n  after   {new}\n  gold    {example.answer}")
-            print()
+            print(f"\n{lmcot.side_by_side(dev[:3], before, after)}\n")
         smalls = {"untrained": [LocalLM.load(here(s.small), **options)]}
         smalls["kd" if s.target == "rationale" else "direct"] = [trained]
         print("\n" + evaluate(run, test, large, smalls, s.samples, s.temperature, s.max_new_tokens))

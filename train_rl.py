@@ -72,10 +72,8 @@ class Settings:
         if self.reward not in ("sum", "standardized") or self.task_metric not in ("em", "f1"):
             raise ValueError("--reward is sum or standardized, --task-metric is em or f1")
         rewards.parse_weights(self.weights)
-        for name in ("steps", "prompts", "samples_per_prompt", "minibatch", "ppo_epochs", "max_new_tokens",
-                     "train_limit", "eval_every", "dev_limit", "test_limit", "samples"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+        data.at_least_one(self, "steps", "prompts", "samples_per_prompt", "minibatch", "ppo_epochs", "max_new_tokens",
+                          "train_limit", "eval_every", "dev_limit", "test_limit", "samples")  # fmt: skip
 
 
 def main() -> None:
@@ -103,8 +101,7 @@ def main() -> None:
         return rows
 
     with data.Run(s.out, s, s.overwrite) as run:
-        if run.path("results.md").exists():
-            print(f"{s.out} has ended already (--overwrite starts anew):\n\n{run.path('results.md').read_text()}")
+        if run.has_ended():
             return
         print(f"M_S {s.kd}/model · M_L {kd['large']} · {s.steps} steps of {s.prompts} × {s.samples_per_prompt} "
               f"rationales from {len(train)} questions · folder {s.out}\n")  # fmt: skip
@@ -116,8 +113,8 @@ def main() -> None:
             combination = rewards.Combination(**saved.pop("combination"))
             state = saved
         for name, first in (("metrics.jsonl", 1), ("dev.jsonl", 0)):  # what came after the last saved state comes again
-            log = [row for row in run.read(name) if row["step"] < state["step"] + first]
-            run.write(name, "".join(json.dumps(row) + "\n" for row in log))
+            rows = [row for row in run.read(name) if row["step"] < state["step"] + first]
+            run.write(name, "".join(json.dumps(row) + "\n" for row in rows))
         log = run.read("metrics.jsonl")
 
         bar = tqdm(total=s.steps, initial=state["step"], desc="PPO")
@@ -212,8 +209,7 @@ def main() -> None:
         # ---- what it did to rationales and answers
         refined = LocalLM.load(run.path("model"), **options)
         before, after = (lmcot.write_rationales(lm, dev[:3], s.max_new_tokens) for lm in (distilled_small, refined))
-        for example, old, new in zip(dev, before, after, strict=False):
-            print(f"\nQuestion  {example.question}\n  before  {old}\n  after   {new}\n  gold    {example.answer}")
+        print(f"\n{lmcot.side_by_side(dev[:3], before, after)}")
         smalls = {"kd": [distilled_small], "rl": [refined]}
         print("\n" + evaluate(run, test, large, smalls, s.samples, s.temperature, s.max_new_tokens))
         print(f"The refined M_S is in {run.path('model')}; this table is in {run.path('results.md')}.")

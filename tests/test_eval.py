@@ -2,25 +2,16 @@
 worked by hand from scripted LMs, and the number of questions asked."""
 
 import json
-import os
 import re
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import pytest
+import torch
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-import rewards  # noqa: E402
-from data import Example, Paragraph, Run  # noqa: E402
-from eval import METHODS, Outcome, align, as_markdown, bootstrap, evaluate, interval, summarise  # noqa: E402
-
-torch.set_num_threads(1)
+import rewards
+from data import Example, Paragraph, Run
+from eval import METHODS, Outcome, align, as_markdown, bootstrap, evaluate, interval, summarise
 
 # ------------------------------------------------------------------------------------------------ statistics
 

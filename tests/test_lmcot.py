@@ -2,29 +2,23 @@
 
 import itertools
 import math
-import os
 import sys
 from collections import Counter
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import data
+import lmcot
+from data import Example, Paragraph
+from lmcot import LocalLM
+from model import T5, T5Config
+from tiny import pretrain, world
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from hypothesis import given  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-import data  # noqa: E402
-import lmcot  # noqa: E402
-from data import Example, Paragraph  # noqa: E402
-from lmcot import LocalLM  # noqa: E402
-from model import T5, T5Config  # noqa: E402
-from tiny import pretrain, world  # noqa: E402
-
-torch.set_num_threads(1)
 PROMPTS = ["Who directed Stormgate?", "When was Moonfall released? In 1931.", "no", "The mayor of Roton", "yes"]
 
 

@@ -2,22 +2,15 @@
 whose optimum is known."""
 
 import math
-import os
-import sys
-from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).parents[1]))
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+import rl
+from model import T5, T5Config
 
-import rl  # noqa: E402
-from model import T5, T5Config  # noqa: E402
-
-torch.set_num_threads(1)
 FORBID = (0, 2)
 
 

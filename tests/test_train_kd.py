@@ -1,28 +1,23 @@
 """Proofs for train_kd.py: whole runs with random tiny models and a scripted teacher, interrupted and continued."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+import pytest
+import torch
+from harness import lines, run_script, save_random_small
+
+import data
+import lmcot
+import train_kd
+from lmcot import LocalLM
+from model import T5
+from tiny import pretrain, world
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-import data  # noqa: E402
-import lmcot  # noqa: E402
-import train_kd  # noqa: E402
-from lmcot import LocalLM  # noqa: E402
-from model import T5, T5Config  # noqa: E402
-from tiny import pretrain, world  # noqa: E402
-
-torch.set_num_threads(1)
 SIZES = {"train": 32, "dev": 16, "test": 4}
 LIMIT = 60  # tokens of a rationale
 
@@ -127,11 +122,9 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def student(tokenizer, tmp_path_factory):
-    """A random M_S with dropout, so that what is random in training matters."""
+    """A random M_S."""
     folder = tmp_path_factory.mktemp("student")
-    config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_model=32, d_kv=8, d_ff=48, num_heads=4, num_layers=1,
-                      num_decoder_layers=1, dropout_rate=0.1)  # fmt: skip
-    T5(config).init_weights(0).save_pretrained(folder, tokenizer)
+    save_random_small(folder, tokenizer)
     return folder
 
 
@@ -155,30 +148,15 @@ def whole(student, tokenizer, tmp_path_factory):
 
 def start(patch, folder, student, tokenizer, *arguments, **teacher_options):
     """Run train_kd.py in this process → (exit status, the teachers that were loaded)."""
-    patch.setattr(world, "SIZES", world.SIZES | SIZES)
-    teachers, load = [], LocalLM.load.__func__
+    teachers = []
 
-    def stub_or_load(cls, place, **options):
-        if str(place) != "teacher":
-            return load(cls, place, **options)
+    def make(**options):
         teachers.append(Teacher(tokenizer, **teacher_options, **options))
         return teachers[-1]
 
-    patch.setattr(LocalLM, "load", classmethod(stub_or_load))
     flags = {"--out": folder, "--small": student, "--large": "teacher", "--max-new-tokens": LIMIT, "--epochs": 3,
              "--batch-size": 4, "--decode-batch-size": 3, "--lr": 3e-3, "--samples": 2}  # fmt: skip
-    patch.setattr(sys, "argv", ["train_kd.py", *(str(x) for pair in flags.items() for x in pair), *map(str, arguments)])
-    try:
-        data.run_main(train_kd.main)
-    except SystemExit as end:
-        return end.code, teachers
-    finally:
-        patch.setattr(LocalLM, "load", classmethod(load))
-    return 0, teachers
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return run_script(patch, train_kd, SIZES, make, flags, arguments), teachers
 
 
 # ------------------------------------------------------------------------------------------------ a whole run

@@ -1,28 +1,19 @@
 """Proofs for train_rl.py: whole runs with a random tiny M_S and a scripted M_L, interrupted and continued."""
 
 import json
-import os
 import re
-import sys
-from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import pytest
+import torch
+from harness import lines, run_script, save_random_small
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import data
+import rewards
+import rl
+import train_rl
+from model import T5
+from tiny import pretrain, world
 
-import data  # noqa: E402
-import rewards  # noqa: E402
-import rl  # noqa: E402
-import train_rl  # noqa: E402
-from lmcot import LocalLM  # noqa: E402
-from model import T5, T5Config  # noqa: E402
-from tiny import pretrain, world  # noqa: E402
-
-torch.set_num_threads(1)
 SIZES = {"train": 24, "dev": 6, "test": 4}
 ANSWERS = {r["question"]: r["answer"] for split, n in SIZES.items() for r in world.records(split, world.SEED, n)}
 
@@ -49,10 +40,7 @@ class Large:
 def kd(tmp_path_factory):
     """A run folder as train_kd.py leaves it, with a random M_S in it."""
     folder = tmp_path_factory.mktemp("runs") / "kd"
-    tokenizer = pretrain.make_tokenizer()
-    config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_model=32, d_kv=8, d_ff=48, num_heads=4, num_layers=1,
-                      num_decoder_layers=1, dropout_rate=0.1)  # fmt: skip
-    T5(config).init_weights(0).save_pretrained(folder / "model", tokenizer)
+    save_random_small(folder / "model", pretrain.make_tokenizer())
     settings = {"target": "rationale", "data": "tiny", "test_data": "", "large": "teacher",
                 "context": "gold", "max_input_tokens": 1024, "decode_batch_size": 8}  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(settings))
@@ -61,27 +49,10 @@ def kd(tmp_path_factory):
 
 def start(patch, folder, kd, *arguments):
     """Run train_rl.py in this process → (exit status, M_L)."""
-    patch.setattr(world, "SIZES", world.SIZES | SIZES)
-    large, load = Large(), LocalLM.load.__func__
-
-    def stub_or_load(cls, place, **options):
-        return large if str(place) == "teacher" else load(cls, place, **options)
-
-    patch.setattr(LocalLM, "load", classmethod(stub_or_load))
+    large = Large()
     flags = {"--kd": kd, "--out": folder, "--steps": 5, "--prompts": 4, "--samples-per-prompt": 3, "--minibatch": 2,
              "--eval-every": 2, "--samples": 2, "--max-new-tokens": 12, "--lr": 3e-3}  # fmt: skip
-    patch.setattr(sys, "argv", ["train_rl.py", *(str(x) for pair in flags.items() for x in pair), *map(str, arguments)])
-    try:
-        data.run_main(train_rl.main)
-    except SystemExit as end:
-        return end.code, large
-    finally:
-        patch.setattr(LocalLM, "load", classmethod(load))
-    return 0, large
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return run_script(patch, train_rl, SIZES, lambda **_: large, flags, arguments), large
 
 
 @pytest.fixture(scope="module")
