@@ -1,7 +1,7 @@
 """LM-guided chain of thought: a small LM writes the rationale, a large frozen LM answers from it.
 
     python lmcot.py                                          # one TinyWiki question: context, rationale, answer
-    python lmcot.py --example tiny-test-2-7                  # another one, by its id
+    python lmcot.py --example tiny-test-4-7                  # another one, by its id
     python lmcot.py --question "…" --context "…"             # your own
 
 Lee et al. 2024 (arXiv 2404.03414). M_S, the small LM, is the only one that is ever trained (`train_kd.py`,

@@ -102,6 +102,16 @@ def last_token(mask: Tensor) -> Tensor:
     return mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
 
 
+def others_mean(scores: Tensor, samples: int) -> Tensor:
+    """Scores (R,) → (R,): the mean score of the same prompt's other N − 1 rationales (N = 1: of the batch's others).
+
+    As a baseline it says how hard the question is, and no token of the rationale can change it: subtracting it leaves
+    the policy gradient's expectation as it is and lowers its variance (Kool et al. 2019; Ahmadian et al. 2024).
+    """
+    groups = scores.view(-1, samples if samples > 1 else len(scores))
+    return ((groups.sum(1, keepdim=True) - groups) / max(1, groups.shape[1] - 1)).flatten()
+
+
 def token_rewards(logp: Tensor, logp_ref: Tensor, scores: Tensor, mask: Tensor, beta: float) -> Tensor:
     """r_t = −β (log π(a_t) − log π_ref(a_t)), and the rationale's score (R,) on top at its last token → (R, T)."""
     return (-beta * (logp - logp_ref) * mask) + scores[:, None] * last_token(mask)

@@ -45,7 +45,7 @@ class Settings:
     target: str = "rationale"  # what M_S learns to write: rationale, or answer (a control, no distillation)
     rationales: str = ""  # run folder whose rationales of M_L are taken over, so that several seeds ask it only once
     filter: bool = True  # keep only rationales that led M_L to the right answer; --no-filter shows what that is worth
-    train_limit: int = 4000  # training questions that M_L is asked
+    train_limit: int = 8000  # training questions that M_L is asked
     dev_limit: int = 300  # held-out questions, for early stopping
     test_limit: int = 500  # questions of the evaluation at the end
     context: str = "gold"  # gold paragraphs, or all

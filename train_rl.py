@@ -8,7 +8,8 @@
 Each step, of which a run has `--steps`:
 1 Rollout: M_S samples N rationales for each of B training questions.
 2 M_L answers from each; every rationale gets R = Σ w_i s_i (eight aspects) + λ · [M_L's answer is right].
-3 Reward per token: −β (log π − log π_ref), and R on the last token. GAE gives advantages, which are whitened.
+3 Reward per token: −β (log π − log π_ref), and on the last token R, less the mean R of the question's other rationales.
+  GAE gives advantages, which are whitened.
 4 The clipped policy and value losses, some epochs over minibatches.
 The M_S with the highest mean R on held-out questions is kept, and compared with the one that distillation gave.
 
@@ -39,12 +40,12 @@ class Settings:
     kd: str = "runs/kd"  # run folder of train_kd.py: its M_S is policy and reference; data and M_L are the same
     out: str = "runs/rl"  # folder of this run
     overwrite: bool = False  # start anew in a folder that holds other settings
-    steps: int = 100  # rollouts
+    steps: int = 60  # rollouts
     prompts: int = 64  # B, questions of a rollout
     samples_per_prompt: int = 4  # N, rationales of each
     minibatch: int = 16  # questions (with their N rationales) of one optimiser step
     ppo_epochs: int = 2  # times that a rollout is learned from
-    lr: float = 1e-4  # peak, Adam, falls linearly to 0; 1e-5 for FLAN-T5
+    lr: float = 3e-4  # peak, Adam, falls linearly to 0; 1e-5 for FLAN-T5
     beta: float = 0.05  # KL coefficient
     target_kl: float = 0.0  # nats per rationale; above 0, beta adapts to reach it
     gamma: float = 1.0  # discount
@@ -151,12 +152,10 @@ def main() -> None:
             scored = judge(many, rationales, predictions)
             scores = combination([each["R_aspect"] for each in scored], [each["R_task"] for each in scored])
             scores = torch.tensor(scores, device=small.device) - s.missing_eos_penalty * ~r.ended  # (R,)
-            if step == 0:
-                torch.nn.init.constant_(head.bias, float(scores.mean()))  # the critic need not find the scale first
-                r.values = r.values + float(scores.mean()) * r.mask
 
             # ---- 3 rewards per token, advantages
-            token_rewards = rl.token_rewards(r.logp_old, r.logp_ref, scores, r.mask, state["beta"])
+            better = scores - rl.others_mean(scores, s.samples_per_prompt)  # than what else the question got
+            token_rewards = rl.token_rewards(r.logp_old, r.logp_ref, better, r.mask, state["beta"])
             advantages, returns = rl.gae(token_rewards, r.values, r.mask, s.gamma, s.lam)
             whitened = rl.whiten(advantages, r.mask)
 

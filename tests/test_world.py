@@ -4,7 +4,7 @@ its sentences, and a scan of all texts finds no pair of names that two splits sh
 import random
 import re
 from collections import Counter, defaultdict
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import pytest
 import torch
@@ -408,16 +408,25 @@ def test_single_answers_stand_in_a_sentence_that_answers_the_question():
         assert source == lmcot.STANDARD.format(question=question, context=" ".join(context))
 
 
-def test_chain_of_thought_targets_are_sentences_of_the_context_and_the_answer_that_they_give():
-    rng = random.Random(3)
-    for _ in range(200):
+def test_chain_of_thought_targets_give_their_answer_and_leap_at_times_where_a_work_is_asked_about():
+    rng, works, leaps, total = random.Random(3), {*world.NAMES["film"], *world.NAMES["book"]}, 0, 0
+    for _ in range(300):
         source, target = pretrain.make_text("cot", rng)
         question, context, _ = parts(source)
         steps, answer = re.fullmatch(r"(.+) So the answer is (\w+)\.", target).groups()
-        steps = re.findall(r"[^.]+\.", steps)
-        assert all(step.strip() in context for step in steps)
-        assert solve(question, steps) == answer
-        assert lmcot.parse_cot(target) == ("".join(steps), answer)
+        steps = [step.strip() for step in re.findall(r"[^.]+\.", steps)]
+        assert all(step in context for step in steps)
+        assert lmcot.parse_cot(target) == (" ".join(steps), answer)
+        about = works & set(things(question))
+        hidden = solve(question, steps) != answer  # the steps alone do not lead from the question to its answer
+        assert not hidden or (about and not works & set(things(" ".join(steps))))
+        if hidden:  # sentences on who made each work, put back, complete it
+            makers = [[s for s in context if work in things(s)] for work in things(question)]
+            completed = [[x for pair in zip(chosen, steps, strict=True) for x in pair] for chosen in product(*makers)]
+            assert answer in [solve(question, full) for full in completed]
+        leaps += hidden
+        total += bool(about) and not {"released", "published"} & set(re.findall(r"\w+", question))
+    assert 0.5 < leaps / total < 0.85 and total > 80
 
 
 def test_guided_answers_follow_from_a_rationale_that_has_at_most_one_sentence_too_many():

@@ -23,7 +23,7 @@ from itertools import product
 from pathlib import Path
 
 SPLITS = ("train", "dev", "test", "ood")
-SEED = 2  # of the TinyWiki that results are reported on; 0 and 1 served development
+SEED = 4  # of the TinyWiki that results are reported on; 0 to 3 served development
 SIZES = {"train": 12000, "dev": 500, "test": 2000, "ood": 500}
 YEARS = [str(year) for year in range(1920, 1980)]
 QUESTIONS_PER_WORLD = 50
