@@ -22,7 +22,7 @@ class ValueHead(nn.Linear):
     """The critic: (…, D) hidden states of the decoder → (…) expected return. Zero at first, and always in fp32.
 
     It reads the policy's hidden states and does not change them (they are detached): no coefficient has to weigh its
-    loss, which is large while it learns the scale of R, against the policy's.
+    loss against the policy's.
     """
 
     def __init__(self, d_model: int):

@@ -301,9 +301,12 @@ EDITS = {
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    pytest.importorskip("tiny.world")
-    return data.load("tiny", "dev", limit=150)
+def tiny(tmp_path_factory):
+    """150 questions that stay the same when the TinyWiki that results are reported on is another."""
+    world = pytest.importorskip("tiny.world")
+    file = tmp_path_factory.mktemp("tiny") / "dev.json"
+    file.write_text(json.dumps(world.records("dev", 2, 150)))
+    return data.load(str(file), "test")
 
 
 def totals(examples, of):
@@ -315,7 +318,7 @@ def totals(examples, of):
 def test_a_correct_rationale_ranks_above_its_edits_in_total(tiny, edit):
     gold = totals(tiny, lambda e, rng: " ".join(e.supporting_sentences))
     edited = totals(tiny, EDITS[edit])
-    assert validity.auroc(gold, edited, np.arange(len(tiny)))[0] >= 0.88  # .90 in the long run: 150 questions vary
+    assert validity.auroc(gold, edited, np.arange(len(tiny)))[0] >= 0.9
     assert gold.mean() > edited.mean() + 0.7 and gold.mean() > 7.5
     if edit in ("question", "answer", "nothing"):
         assert edited.max() == 0

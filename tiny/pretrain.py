@@ -170,7 +170,7 @@ def make_text(task: str, rng: random.Random) -> tuple[str, str]:
         return f"Question: {question} Reasoning: {' '.join(steps)} Answer:", answer
     if task == "cot":
         hops = record["evidences"]
-        if hops[0][0] in (*world.NAMES["film"], *world.NAMES["book"]) and rng.random() < LEAPS:
+        if world.kind_of(hops[0][0]) in ("film", "book") and rng.random() < LEAPS:
             leads_on = {subject for subject, _, _ in hops}  # a step whose object the next step is about
             steps = [step for step, (_, _, o) in zip(steps, hops, strict=True) if o not in leads_on]
         target = " ".join([*steps, lmcot.CONCLUSION.format(answer=answer)])
