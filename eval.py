@@ -23,7 +23,7 @@ import data
 import lmcot
 import rewards
 from data import Example
-from lmcot import LocalLM, here
+from lmcot import LM
 from model import UserError
 
 METRICS = {"EM": data.exact_match, "F1": data.token_f1, "AI": data.answer_inclusion}
@@ -61,7 +61,7 @@ class Outcome:
 
 
 def run_method(
-    name: str, examples: Sequence[Example], large: LocalLM, small: LocalLM | None, samples: int, temperature: float,
+    name: str, examples: Sequence[Example], large: LM, small: LM | None, samples: int, temperature: float,
     max_new_tokens: int,
 ) -> list[Outcome]:  # fmt: skip
     """Answer every example by one method of METHODS."""
@@ -245,7 +245,7 @@ def align(rows: list[list[str]]) -> str:
 
 
 def evaluate(
-    run: data.Run, examples: list[Example], large: LocalLM, smalls: dict[str, list[LocalLM]], samples: int,
+    run: data.Run, examples: list[Example], large: LM, smalls: dict[str, list[LM]], samples: int,
     temperature: float, max_new_tokens: int,
 ) -> str:  # fmt: skip
     """Run every method whose M_S is in `smalls` ("untrained", "kd", "rl", "direct": one per seed) and write the table.
@@ -266,8 +266,7 @@ def evaluate(
                 small = smalls[role][seed] if role else None
                 lms = [lm for lm in (large, small) if lm]
                 for lm in lms:
-                    lm.tokens_written = lm.cut = lm.unfinished = 0
-                    lm.generator.manual_seed(seed)
+                    lm.restart(seed)
                 begun = time.perf_counter()
                 answers = run_method(name, examples, large, small, samples, temperature, max_new_tokens)
                 row = {
@@ -296,28 +295,25 @@ def evaluate(
 
 
 @dataclass
-class Settings:
+class Settings(lmcot.Models):
     kd: str = "runs/kd"  # run folder of train_kd.py; a pattern such as "runs/kd*" takes one seed from each
     rl: str = "runs/rl"  # run folders of train_rl.py, as many as of KD (left out if there is none)
     direct: str = "runs/direct"  # run folders of train_kd.py --target answer (a control; left out if there is none)
-    small: str = "tiny/small"  # folder of M_S before training
-    large: str = "tiny/large"  # folder of M_L
     data: str = "tiny"  # tiny, or a file: HotpotQA / 2WikiMultihopQA .json, own .jsonl
     split: str = "test"  # test reports, dev chooses; tiny also has ood
     limit: int = 1000  # questions
     context: str = "gold"  # gold paragraphs, or all
     samples: int = 10  # N of self-consistency
     temperature: float = 0.7  # of self-consistency's samples
-    max_input_tokens: int = 1024  # longer contexts lose whole sentences
     max_new_tokens: int = 256  # of a rationale
-    decode_batch_size: int = 128  # texts written at once; smaller for large models
     out: str = "runs/eval"  # folder of this comparison
     overwrite: bool = False  # start anew in a folder that holds other settings
 
-    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("out", "overwrite")
+    NOT_COMPARED: ClassVar[tuple[str, ...]] = (*lmcot.Models.NOT_COMPARED, "out", "overwrite")
 
     def check(self) -> None:
-        data.at_least_one(self, "limit", "samples", "max_new_tokens", "decode_batch_size")
+        super().check()
+        data.at_least_one(self, "limit", "samples", "max_new_tokens")
         if self.temperature <= 0:
             raise ValueError("--temperature must be above 0: it is for sampling")
 
@@ -325,18 +321,17 @@ class Settings:
 def main() -> None:
     settings = data.parse_settings(Settings, __doc__)
     examples = data.load(settings.data, settings.split, settings.limit, settings.context)
-    options = {"max_input_tokens": settings.max_input_tokens, "batch_size": settings.decode_batch_size}
-    smalls = {"untrained": [LocalLM.load(here(settings.small), **options)]}
+    smalls = {"untrained": [lmcot.load_small(settings, settings.small)]}
     for role in ("kd", "rl", "direct"):
         pattern = getattr(settings, role)
         if folders := sorted(f for f in glob.glob(pattern) if (Path(f) / "model").is_dir()):
-            smalls[role] = [LocalLM.load(Path(folder) / "model", **options) for folder in folders]
+            smalls[role] = [lmcot.load_small(settings, Path(folder) / "model") for folder in folders]
         elif role == "kd":
             raise UserError(f"no trained M_S in {pattern}: run train_kd.py first, or name its folder with --kd")
     for role in ("rl", "direct"):
         if len(smalls.get(role, smalls["kd"])) not in (1, len(smalls["kd"])):
             raise UserError(f"--{role} names another number of folders than --kd: give one, or one for each seed")
-    large = LocalLM.load(here(settings.large), **options)
+    large = lmcot.load_large(settings, settings.out)
     with data.Run(settings.out, settings, settings.overwrite) as run:
         print(evaluate(run, examples, large, smalls, settings.samples, settings.temperature, settings.max_new_tokens))
 

@@ -3,17 +3,31 @@
     python lmcot.py                                          # one TinyWiki question: context, rationale, answer
     python lmcot.py --example tiny-test-4-7                  # another one, by its id
     python lmcot.py --question "…" --context "…"             # your own
+    python lmcot.py --large http://localhost:8000/v1 --large-model NAME       # M_L on an OpenAI-compatible server
 
 Lee et al. 2024 (arXiv 2404.03414). M_S, the small LM, is the only one that is ever trained (`train_kd.py`,
 `train_rl.py`). M_L, the large LM, is a black box: texts in, texts out. It never sees a reward or a gold answer.
+A server that wants a key gets the one in the environment variable LMCOT_API_KEY, and no other server ever does.
 Departures from the paper: its prompts are not public beyond their structure (Figure 1), so these are ours.
 """
 
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import random
 import re
+import threading
+import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from tokenizers import Tokenizer
@@ -38,9 +52,25 @@ GUIDED = (
 )
 CONCLUSION = "So the answer is {answer}."  # how a chain of thought ends; `parse_cot` finds it
 
-_CONCLUSION = re.compile(r"[\s,;:]*(?:\b(?:so|thus|hence|therefore)\b,?\s*)?\bthe (?:final )?answer is:?\s+", re.I)
+_CONCLUSION = re.compile(
+    r"(?:[\s,;:]*(?:\b(?:so|thus|hence|therefore)\b,?\s*)?"  # "So the answer is", "The final answer is:"
+    r"\bthe (?:final |correct )?answer(?: to (?:the|this) question)?(?: is:?|:)\s+"
+    r"|(?:^|(?<=[.!?]))[\s#>_-]*(?:final )?answer:\s+"  # a label: "### Final Answer: Paris"
+    r"|(?=[$\\]\S*boxed))(?:(?:\$|\\[(\[])*\\boxed\{(?:\\text\w*\{)?)?",  # LaTeX, also alone: "$\boxed{\text{Paris}}$"
+    re.I | re.M,
+)
 _ABBREVIATIONS = "".join(rf"(?<!\b{word})" for word in ["[A-Z]", "St", "Ft", "Mt", "Dr", "Mr", "Mrs", "Ms", "Jr", "Sr"])
-_END = re.compile(_ABBREVIATIONS + r"\.(?=\s|$)|\n")  # a full stop, but none of St. Louis or J. R. R. Tolkien
+# A prediction ends at a full stop, but none of St. Louis or J. R. R. Tolkien, with its line or box, before a reason.
+_END = re.compile(_ABBREVIATIONS + r"""\.(?=["”]?(?:\s|$))|\n|\}|,? because\b""")
+_ASIDE = re.compile(r"(?s)\A.*</think>|<think>.*|\*\*")  # thoughts (some servers drop the opening tag) and bold type
+_QUOTED = re.compile(r"""^["“]([^"“”]+)["”]?$""")
+# "Yes, because …" is a yes (the official F1 knows the bare word only); "No. 10" and "Yes, Prime Minister" are names.
+_VERDICT = re.compile(r"^((?i:yes|no))(?:\.\s+(?!\d)|\s*[,;:!–—-]+\s+(?=[a-z]|(?:\S+\s+){3}\S)).*")
+
+
+def bare(prediction: str) -> str:
+    """A prediction without quotation marks around it, and without what explains a yes or no."""
+    return _VERDICT.sub(r"\1", _QUOTED.sub(r"\1", prediction.strip()))
 
 
 def parse_cot(text: str) -> tuple[str, str]:
@@ -49,23 +79,125 @@ def parse_cot(text: str) -> tuple[str, str]:
     The last such phrase counts, and its first sentence is the prediction. The reasoning ends where that prediction is
     first stated, so that an answer said twice does not stay in it.
     """
+    text = _ASIDE.sub("", text).strip()
     marks = list(_CONCLUSION.finditer(text))
     if not marks:
-        return text.strip(), ""
-    predictions = [_END.split(text[mark.end() :], maxsplit=1)[0].strip() for mark in marks]
+        return text, ""
+    predictions = [bare(_END.split(text[mark.end() :], maxsplit=1)[0]) for mark in marks]
     first = marks[predictions.index(predictions[-1])]
     return text[: first.start()].strip(), predictions[-1]
 
 
-# ------------------------------------------------------------------------------------------------ a language model
+def parse_answer(text: str) -> str:
+    """What a model says when asked for an answer → the prediction: what "the answer is …" states in its first sentence,
+    or after other lines; else the first line. A short answer, as FLAN gives it, stays as it is."""
+    before, prediction = parse_cot(text)
+    text = _ASIDE.sub("", text).strip()
+    return prediction if prediction and ("\n" in text or not _END.search(before)) else bare(text.partition("\n")[0])
 
 
-class LocalLM:
-    """A T5 on this machine as a black box: `complete` turns texts into texts.
+# ------------------------------------------------------------------------------------------------ the methods
 
-    `max_input_tokens` is the longest prompt `fill` will build; `cut` counts the prompts whose context it shortened,
-    `tokens_written` the tokens generated, for the cost columns of `eval.py`. `seed` decides what is sampled.
+
+class LM:
+    """A language model as a black box, and all that the methods know of one: `complete` turns texts into texts.
+
+    `max_input_tokens`, as `count_tokens` counts, is the longest prompt `fill` will build; `batch_size` texts are
+    written at once. Since `restart`, `cut` counts the prompts whose context was shortened, `unfinished` the texts that
+    reached their length limit, `tokens_written` all tokens generated, for the cost columns of `eval.py`.
     """
+
+    def restart(self, seed: int) -> None:
+        """Sets the counters to 0; `seed` decides what is sampled from here on."""
+        self.tokens_written = self.cut = self.unfinished = 0
+
+
+def fill(template: str, lm: LM, examples: Sequence[Example], rationales: Sequence[str] | None = None) -> list[str]:
+    """One prompt per example. A context too long for `lm` loses whole sentences; `lm.cut` counts these prompts."""
+    prompts = []
+    for i, example in enumerate(examples):
+        parts = {"question": example.question, "rationale": rationales[i] if rationales else ""}
+        prompt = template.format(context=example.context, **parts)
+        if len(prompt.encode()) >= lm.max_input_tokens:  # a token has at least one byte: most prompts need no counting
+
+            def prompt_of(context: str, parts: dict = parts) -> str:
+                return template.format(context=context, **parts)
+
+            context, cut = data.fit_context(example, prompt_of, lm.count_tokens, lm.max_input_tokens)
+            prompt = prompt_of(context)
+            lm.cut += cut
+        prompts.append(prompt)
+    return prompts
+
+
+@dataclass
+class Thought:
+    """One chain of thought of M_L. `parsed` is False where the prediction needed the second stage."""
+
+    rationale: str
+    prediction: str
+    parsed: bool = True
+
+
+def standard(large: LM, examples: Sequence[Example], progress: str = "") -> list[str]:
+    """Standard prompting: M_L's answers to question and context."""
+    return list(map(parse_answer, large.complete(fill(STANDARD, large, examples), ANSWER_TOKENS, progress=progress)))
+
+
+def chain_of_thought(
+    large: LM, examples: Sequence[Example], max_new_tokens: int = 256, temperature: float = 0.0, progress: str = ""
+) -> list[Thought]:
+    """Zero-shot CoT (Kojima et al. 2022): M_L writes reasoning and answer in one pass; where no answer is found in it,
+    a second pass asks for one."""
+    texts = large.complete(fill(COT, large, examples), max_new_tokens, temperature, progress)
+    thoughts = [Thought(*parse_cot(text)) for text in texts]
+    failed = [i for i, thought in enumerate(thoughts) if not thought.prediction]
+    prompts = fill(TWO_STAGE, large, [examples[i] for i in failed], [thoughts[i].rationale for i in failed])
+    for i, text in zip(failed, large.complete(prompts, ANSWER_TOKENS), strict=True):
+        thoughts[i] = Thought(thoughts[i].rationale, parse_answer(text), parsed=False)
+    return thoughts
+
+
+def write_rationales(
+    small: LM, examples: Sequence[Example], max_new_tokens: int = 256, temperature: float = 0.0, progress: str = ""
+) -> list[str]:
+    """M_S's rationale for each example (repeat an example to sample several)."""
+    return small.complete(fill(RATIONALE, small, examples), max_new_tokens, temperature, progress)
+
+
+def answer(large: LM, examples: Sequence[Example], rationales: Sequence[str], progress: str = "") -> list[str]:
+    """LM-guided answering: M_L's answer to question, context and a rationale that somebody else wrote."""
+    texts = large.complete(fill(GUIDED, large, examples, rationales), ANSWER_TOKENS, progress=progress)
+    return list(map(parse_answer, texts))
+
+
+ANSWER_TOKENS = 32  # room for an answer, in tokens
+
+
+def majority(predictions: Sequence[str]) -> int:
+    """Self-consistency (Wang et al. 2023): the index of the prediction that wins the vote over normalised answers.
+    Among tied answers the one sampled first wins."""
+    votes = Counter(map(data.normalize_answer, predictions))
+    return max(range(len(predictions)), key=lambda i: (votes[data.normalize_answer(predictions[i])], -i))
+
+
+def select(rationales: Sequence[str], score: Callable[[str], float]) -> int:
+    """Rationale selection: the index of the best of N rationales by a score; the first among equals."""
+    return max(range(len(rationales)), key=lambda i: (score(rationales[i]), -i))
+
+
+def side_by_side(examples: Sequence[Example], before: Sequence[str], after: Sequence[str]) -> str:
+    """What training did to the rationales of some questions, to be read."""
+    rows = zip(examples, before, after, strict=True)
+    return "\n\n".join(f"Question  {example.question}\n  before  {old}\n  after   {new}\n  gold    {example.answer}"
+                       for example, old, new in rows)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ two black boxes
+
+
+class LocalLM(LM):
+    """A T5 on this machine."""
 
     def __init__(
         self, model: T5, tokenizer: Tokenizer, max_input_tokens: int = 1024, batch_size: int = 64, seed: int = 0
@@ -74,12 +206,16 @@ class LocalLM:
         self.max_input_tokens, self.batch_size = max_input_tokens, batch_size
         self.device = model.shared.weight.device
         self.forbid = never_written(model, tokenizer)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.tokens_written = self.cut = self.unfinished = 0
+        self.restart(seed)
 
     @classmethod
-    def load(cls, folder: str | Path, **options) -> "LocalLM":
-        return cls(T5.from_pretrained(folder), load_tokenizer(folder), **options)
+    def load(cls, folder: str | Path, dtype=torch.float32, device="cpu", frozen=False, **options) -> "LocalLM":
+        model = T5.from_pretrained(folder, dtype, device).requires_grad_(not frozen)
+        return cls(model, load_tokenizer(folder), **options)
+
+    def restart(self, seed: int) -> None:
+        super().restart(seed)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer.encode(text).ids)
@@ -137,110 +273,207 @@ class LocalLM:
         return scores
 
 
-def fill(template: str, lm: LocalLM, examples: Sequence[Example], rationales: Sequence[str] | None = None) -> list[str]:
-    """One prompt per example. A context too long for `lm` loses whole sentences; `lm.cut` counts these prompts."""
-    prompts = []
-    for i, example in enumerate(examples):
-        parts = {"question": example.question, "rationale": rationales[i] if rationales else ""}
-        prompt = template.format(context=example.context, **parts)
-        if len(prompt.encode()) >= lm.max_input_tokens:  # a token has at least one byte: most prompts need no counting
+class HTTPLM(LM):
+    """A model behind an OpenAI-compatible server: each text is one POST to `base_url`/chat/completions.
 
-            def prompt_of(context: str, parts: dict = parts) -> str:
-                return template.format(context=context, **parts)
+    What may pass is tried again: overload, lost connections, time-outs, broken answers; the rest is a UserError.
+    Answers go to the JSONL file `cache` as they come, under a hash of the request, so that a run cut off loses nothing
+    and asks nothing twice. The server samples: a seed only gives its samples a place of their own in the cache.
+    """
 
-            context, cut = data.fit_context(example, prompt_of, lm.count_tokens, lm.max_input_tokens)
-            prompt = prompt_of(context)
-            lm.cut += cut
-        prompts.append(prompt)
-    return prompts
+    TRIES, SILENCE, BYTES = 10, 180, 2**24  # of one text; seconds that a server may say nothing; of an answer
+
+    def __init__(self, base_url: str, model: str, max_input_tokens=1024, concurrency=8, cache: Path | None = None):
+        self.url, self.name, self.cache = base_url.rstrip("/") + "/chat/completions", model, cache
+        self.max_input_tokens, self.batch_size = max_input_tokens, concurrency
+        self._key = os.environ.get("LMCOT_API_KEY", "").strip()
+        if not re.fullmatch(r"https?://[\w.:\[\]-]+(/[\w./%~-]*)?", base_url, re.A) or re.search("[^!-~]", self._key):
+            raise UserError("a server's address is like http://host:8000/v1, and its key one word in LMCOT_API_KEY")
+        self.answers: dict[str, dict] = {}  # hash of a request → its key, text, tokens, finish
+        self.opener = urllib.request.OpenerDirector()  # bare: it would follow redirects, to wherever, with the key
+        for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+            self.opener.add_handler(handler())
+        self.heard, self.lock, self.stopped = False, threading.Lock(), threading.Event()
+        self.pause = self.stopped.wait  # for so many seconds → whether to stop
+        self.restart(0)
+
+    def restart(self, seed: int) -> None:
+        super().restart(seed)
+        self.seed, self.sampled = seed, Counter()  # prompt → its samples so far
+
+    def count_tokens(self, text: str) -> int:
+        """An estimate on the safe side (its tokenizer is not here): English has about 4 bytes a token."""
+        return -(-len(text.encode(errors="replace")) // 3)
+
+    def complete(self, prompts, max_new_tokens, temperature=0.0, progress="") -> list[str]:
+        """As LocalLM's. After Ctrl-C or an error no request is begun, and what is under way is still kept."""
+        if not self.answers and self.cache and self.cache.exists():
+            os.truncate(self.cache, self.cache.read_bytes().rfind(b"\n") + 1)  # a crash may have left half a line
+            self.answers = {answer["key"]: answer for answer in data.read_jsonl(self.cache)}
+        keys, bodies = [], {}
+        for prompt in prompts:
+            body = {"model": self.name, "messages": [{"role": "user", "content": prompt}], "n": 1,
+                    "max_tokens": max_new_tokens, "temperature": temperature, "top_p": 1.0}  # fmt: skip
+            sample = (self.seed, self.sampled[prompt]) if temperature else None
+            self.sampled[prompt] += temperature > 0
+            keys.append(hashlib.sha256(json.dumps([self.url, body, sample]).encode()).hexdigest())
+            bodies[keys[-1]] = body
+        todo = [key for key in bodies if key not in self.answers]
+        self.stopped.clear()
+        bar = tqdm(total=len(bodies), initial=len(bodies) - len(todo), desc=progress, disable=not progress)
+        with bar, ThreadPoolExecutor(self.batch_size) as pool:
+            try:
+                for asked in as_completed([pool.submit(self.ask, key, bodies[key]) for key in todo]):
+                    asked.result()
+                    bar.update()
+            except BaseException:
+                self.stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        self.tokens_written += sum(self.answers[key]["tokens"] for key in bodies)
+        self.unfinished += sum(self.answers[key]["finish"] == "length" for key in bodies)
+        return [self.answers[key]["text"] for key in keys]
+
+    def ask(self, key: str, body: dict) -> None:
+        """One text, however many tries it takes, into `answers` and the cache; UserError says why there is none."""
+        tried, wait = 0, 0.0
+        while not self.pause(wait):
+            tried += 1
+            wait = min(60, 2**tried / 4) * random.uniform(0.5, 1.5)
+            try:
+                status, headers, said = self.post(body)
+                self.heard = True
+                if status == 200:
+                    answer = {"key": key, **self.read(said)}
+                    break
+                may_pass = (status in (408, 409, 429) or status >= 500) and "insufficient_quota" not in said
+                if 300 <= status < 400:
+                    said = f"it redirects to {headers['Location']}; if that may have your key, give it as the address"
+                fault = f"status {status}, {self.shown(said)}"
+                wait = retry_after(headers["Retry-After"], wait)
+            except (OSError, http.client.HTTPException) as e:
+                may_pass, fault = True, self.shown(str(getattr(e, "reason", e)))
+            if not may_pass or tried == (self.TRIES if self.heard else 4):  # never heard of: it is probably not there
+                raise UserError(f"{self.url}, model {self.name}: {fault}{f' (tried {tried} times)' * (tried > 1)}")
+        else:
+            raise CancelledError
+        with self.lock, open(self.cache or os.devnull, "a", encoding="utf-8") as file:
+            file.write(json.dumps(answer) + "\n")
+        self.answers[key] = answer
+
+    def post(self, body: dict) -> tuple[int, http.client.HTTPMessage, str]:
+        """One request → status, headers, content."""
+        headers = {"Content-Type": "application/json", "User-Agent": "lmcot"}
+        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+        with self.opener.open(request, timeout=self.SILENCE) as response:
+            raw = response.read(self.BYTES + 1)
+        if len(raw) > self.BYTES:
+            raise UserError(f"{self.url}, model {self.name}: an answer has more than {self.BYTES} bytes")
+        return response.status, response.headers, raw.decode(errors="replace")
+
+    def read(self, said: str) -> dict:
+        """The content of an answer → text, tokens, finish; HTTPException if it is no chat completion."""
+        try:
+            reply = json.loads(said)
+            text = reply["choices"][0]["message"]["content"] or ""  # null where thinking took all the room
+            text = text.encode(errors="replace").decode().strip()  # JSON may hold half a character
+            tokens = (reply.get("usage") or {}).get("completion_tokens", self.count_tokens(text))
+            return {"text": text, "tokens": int(tokens), "finish": reply["choices"][0].get("finish_reason")}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise http.client.HTTPException(f"no chat completion came: {said}") from None
+
+    def shown(self, said: str) -> str:
+        """What a server said, in one short line and without the key."""
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            said = json.loads(said)["error"]["message"]
+        said = " ".join(str(said).split())
+        return (said.replace(self._key, "…") if self._key else said)[:300]
 
 
-# ------------------------------------------------------------------------------------------------ the methods
+def retry_after(header: str | None, otherwise: float) -> float:
+    """Seconds to wait, at most 60, by a Retry-After header: a number or a date."""
+    try:
+        seconds = float(header) if header.isdecimal() else parsedate_to_datetime(header).timestamp() - time.time()
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return otherwise
+    return min(60.0, max(0.0, seconds))
+
+
+# ------------------------------------------------------------------------------------------------ settings
 
 
 @dataclass
-class Thought:
-    """One chain of thought of M_L. `parsed` is False where the prediction needed the second stage."""
+class Models:
+    """The settings that all scripts share: which models, and where they compute."""
 
-    rationale: str
-    prediction: str
-    parsed: bool = True
+    small: str = "tiny/small"  # M_S: a folder, or a name on the Hugging Face hub
+    large: str = "tiny/large"  # M_L: the same, or the address of an OpenAI-compatible server, http://host:8000/v1
+    large_model: str = ""  # the name of M_L on that server
+    concurrency: int = 8  # requests that a server gets at once
+    device: str = "auto"  # where M_S computes: auto (cuda if there, else mps, else cpu), cpu, cuda, cuda:1, mps
+    large_device: str = ""  # where M_L computes (default: where M_S does)
+    large_dtype: str = "float32"  # of M_L on this machine: float32, or bfloat16, which halves its memory
+    max_input_tokens: int = 1024  # longer contexts lose whole sentences
+    decode_batch_size: int = 128  # texts written at once on this machine; smaller for large models
 
+    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("concurrency", "device", "large_device")
 
-def standard(large: LocalLM, examples: Sequence[Example], progress: str = "") -> list[str]:
-    """Standard prompting: M_L's answers to question and context."""
-    return large.complete(fill(STANDARD, large, examples), ANSWER_TOKENS, progress=progress)
-
-
-def chain_of_thought(
-    large: LocalLM, examples: Sequence[Example], max_new_tokens: int = 256, temperature: float = 0.0, progress: str = ""
-) -> list[Thought]:
-    """Zero-shot CoT (Kojima et al. 2022): M_L writes reasoning and answer in one pass; where no answer is found in it,
-    a second pass asks for one."""
-    texts = large.complete(fill(COT, large, examples), max_new_tokens, temperature, progress)
-    thoughts = [Thought(*parse_cot(text)) for text in texts]
-    failed = [i for i, thought in enumerate(thoughts) if not thought.prediction]
-    prompts = fill(TWO_STAGE, large, [examples[i] for i in failed], [thoughts[i].rationale for i in failed])
-    for i, prediction in zip(failed, large.complete(prompts, ANSWER_TOKENS), strict=True):
-        thoughts[i] = Thought(thoughts[i].rationale, prediction, parsed=False)
-    return thoughts
+    def check(self) -> None:
+        if self.large_dtype not in ("float32", "bfloat16"):
+            raise ValueError("--large-dtype is float32 or bfloat16")
+        if ("://" in self.large) != bool(self.large_model):
+            raise ValueError("--large http://host:8000/v1 and --large-model NAME go together")
+        data.at_least_one(self, "concurrency", "max_input_tokens", "decode_batch_size")
 
 
-def write_rationales(
-    small: LocalLM, examples: Sequence[Example], max_new_tokens: int = 256, temperature: float = 0.0, progress: str = ""
-) -> list[str]:
-    """M_S's rationale for each example (repeat an example to sample several)."""
-    return small.complete(fill(RATIONALE, small, examples), max_new_tokens, temperature, progress)
+def load_small(models: Models, place: str | Path) -> LocalLM:
+    """The M_S of `models`, or one that training left in a folder."""
+    return LocalLM.load(here(place), device=find_device(models.device), max_input_tokens=models.max_input_tokens,
+                        batch_size=models.decode_batch_size)  # fmt: skip
 
 
-def answer(large: LocalLM, examples: Sequence[Example], rationales: Sequence[str], progress: str = "") -> list[str]:
-    """LM-guided answering: M_L's answer to question, context and a rationale that somebody else wrote."""
-    return large.complete(fill(GUIDED, large, examples, rationales), ANSWER_TOKENS, progress=progress)
+def load_large(models: Models, run_folder: str | None = None) -> LM:
+    """M_L, frozen. What a server answers stays in http_cache.jsonl in the run's folder, for this run alone."""
+    if models.large_model:
+        cache = Path(run_folder) / "http_cache.jsonl" if run_folder else None
+        return HTTPLM(models.large, models.large_model, models.max_input_tokens, models.concurrency, cache)
+    device, dtype = find_device(models.large_device or models.device), getattr(torch, models.large_dtype)
+    return LocalLM.load(here(models.large), dtype=dtype, device=device, frozen=True,
+                        max_input_tokens=models.max_input_tokens, batch_size=models.decode_batch_size)  # fmt: skip
 
 
-ANSWER_TOKENS = 32  # room for an answer, in tokens
+def find_device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"there is no device {name!r} on this machine (auto takes the best there is)") from None
+    return name
 
 
-def majority(predictions: Sequence[str]) -> int:
-    """Self-consistency (Wang et al. 2023): the index of the prediction that wins the vote over normalised answers.
-    Among tied answers the one sampled first wins."""
-    votes = Counter(map(data.normalize_answer, predictions))
-    return max(range(len(predictions)), key=lambda i: (votes[data.normalize_answer(predictions[i])], -i))
-
-
-def select(rationales: Sequence[str], score: Callable[[str], float]) -> int:
-    """Rationale selection: the index of the best of N rationales by a score; the first among equals."""
-    return max(range(len(rationales)), key=lambda i: (score(rationales[i]), -i))
-
-
-def side_by_side(examples: Sequence[Example], before: Sequence[str], after: Sequence[str]) -> str:
-    """What training did to the rationales of some questions, to be read."""
-    rows = zip(examples, before, after, strict=True)
-    return "\n\n".join(f"Question  {example.question}\n  before  {old}\n  after   {new}\n  gold    {example.answer}"
-                       for example, old, new in rows)  # fmt: skip
+def here(place: str | Path) -> str | Path:
+    """A folder or hub name as given, or, for the embedded pair from elsewhere, the folder beside this file."""
+    beside = Path(__file__).resolve().parent / place
+    return beside if not Path(place).exists() and beside.exists() else place
 
 
 # ------------------------------------------------------------------------------------------------ one question
 
 
 @dataclass
-class Settings:
+class Settings(Models):
     question: str = ""  # your own question; needs --context
     context: str = ""  # the text in which the answer stands
     example: str = ""  # id of an example of --data (default: the first)
     data: str = "tiny"  # tiny, or a file: HotpotQA / 2WikiMultihopQA .json, own .jsonl
-    small: str = ""  # folder of M_S (default: the first that exists of runs/rl/model, runs/kd/model, tiny/small)
-    large: str = "tiny/large"  # folder of M_L
+    small: str = ""  # M_S (default: the first that exists of runs/rl/model, runs/kd/model, tiny/small)
 
     def check(self) -> None:
+        super().check()
         if bool(self.question) != bool(self.context):
             raise ValueError("--question and --context go together")
-
-
-def here(folder: str) -> Path:
-    """A folder as given, or, for the embedded pair from elsewhere, beside this file."""
-    beside = Path(__file__).resolve().parent / folder
-    return beside if not Path(folder).exists() and beside.exists() else Path(folder)
 
 
 def unknown_words(tokenizer: Tokenizer, text: str) -> list[str]:
@@ -262,11 +495,10 @@ def main() -> None:
             raise UserError(f"{settings.data} has no example with the id {settings.example!r}")
         example = examples[settings.example or next(iter(examples))]
     trained = next((f for f in ("runs/rl/model", "runs/kd/model") if Path(f).exists()), "tiny/small")
-    small = LocalLM.load(here(settings.small or trained))
-    large = LocalLM.load(here(settings.large))
+    small, large = load_small(settings, settings.small or trained), load_large(settings)
 
     print(f"Question   {example.question}\nContext    {example.context}")
-    if unknown := unknown_words(large.tokenizer, f"{example.question} {example.context}"):
+    if unknown := unknown_words(small.tokenizer, f"{example.question} {example.context}"):
         print(f"\nOutside TinyWiki: the tiny pair has never read {', '.join(map(repr, unknown[:8]))}"
               f"{' …' if len(unknown) > 8 else ''} and could only guess, so it does not answer. "
               "Give a larger pair with --small and --large.")  # fmt: skip

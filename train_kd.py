@@ -3,6 +3,7 @@
     python train_kd.py                                         # tiny pair, TinyWiki → runs/kd, minutes on a CPU
     python train_kd.py --seed 1 --out runs/kd1 --rationales runs/kd           # another seed; M_L is not asked again
     python train_kd.py --target answer --out runs/direct       # control: M_S learns to answer, without rationales
+    python train_kd.py --large http://localhost:8000/v1 --large-model NAME --out runs/served   # M_L behind a server
     python train_kd.py --small google-flan-t5-small --large google-flan-t5-xxl --data hotpot_train_v1.1.json \\
         --test-data hotpot_dev_distractor_v1.json --lr 3e-4 --train-limit 90000
 
@@ -30,16 +31,14 @@ from tqdm import tqdm
 import data
 import lmcot
 from eval import align, evaluate
-from lmcot import LocalLM, here
+from lmcot import HTTPLM, LM, LocalLM
 from model import pad_batch
 
 
 @dataclass
-class Settings:
+class Settings(lmcot.Models):
     data: str = "tiny"  # tiny, or a training file: HotpotQA / 2WikiMultihopQA .json, own .jsonl
     test_data: str = ""  # file of test questions; needed when --data is a file
-    small: str = "tiny/small"  # folder of M_S
-    large: str = "tiny/large"  # folder of M_L
     out: str = "runs/kd"  # folder of this run
     overwrite: bool = False  # start anew in a folder that holds other settings
     target: str = "rationale"  # what M_S learns to write: rationale, or answer (a control, no distillation)
@@ -49,26 +48,24 @@ class Settings:
     dev_limit: int = 300  # held-out questions, for early stopping
     test_limit: int = 500  # questions of the evaluation at the end
     context: str = "gold"  # gold paragraphs, or all
-    max_input_tokens: int = 1024  # longer contexts lose whole sentences
     max_new_tokens: int = 256  # of a rationale
     lr: float = 1e-3  # peak, AdamW; 3e-4 for FLAN-T5
     batch_size: int = 32  # examples per training step
-    decode_batch_size: int = 128  # texts written at once; smaller for large models
     epochs: int = 10  # at most
     patience: int = 2  # epochs without a better held-out loss before training stops
     samples: int = 10  # N of self-consistency in the evaluation
     temperature: float = 0.7  # of its samples
     seed: int = 0  # order of batches, dropout, sampling
 
-    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("out", "overwrite")
+    NOT_COMPARED: ClassVar[tuple[str, ...]] = (*lmcot.Models.NOT_COMPARED, "out", "overwrite")
 
     def check(self) -> None:
+        super().check()
         if self.target not in ("rationale", "answer"):
             raise ValueError("--target is rationale or answer")
         if self.data != "tiny" and not self.test_data:
             raise ValueError("--data FILE needs --test-data FILE: the official dev file, whose answers are known")
-        data.at_least_one(self, "train_limit", "dev_limit", "test_limit", "batch_size", "decode_batch_size", "epochs",
-                          "samples")  # fmt: skip
+        data.at_least_one(self, "train_limit", "dev_limit", "test_limit", "batch_size", "epochs", "samples")
 
 
 # ------------------------------------------------------------------------------------------------ teacher and filter
@@ -98,16 +95,19 @@ def taken_over(s: Settings) -> list[dict]:
     folder = Path(s.rationales)
     if not (folder / "settings.json").is_file():
         raise data.RunError(f"{folder} is no run folder of train_kd.py (no settings.json there)")
-    theirs = json.loads((folder / "settings.json").read_text())
-    for name in ("large", "data", "context", "max_input_tokens", "max_new_tokens"):
+    theirs = vars(lmcot.Models()) | json.loads((folder / "settings.json").read_text())
+    for name in ("large", "large_model", "large_dtype", "data", "context", "max_input_tokens", "max_new_tokens"):
         if theirs.get(name) != getattr(s, name):
             raise data.RunError(f"the rationales of {folder} were made with {name} {theirs.get(name)!r}, "
                                 f"and this run has {getattr(s, name)!r}")  # fmt: skip
     return data.read_jsonl(folder / "rationales.jsonl")
 
 
-def ask_teacher(run: data.Run, large: LocalLM, examples: list[data.Example], split: str, limit: int) -> list[dict]:
-    """M_L's chain of thought for each example, appended to rationales.jsonl in chunks; what is there is not asked."""
+def ask_teacher(
+    run: data.Run, large: LM, small: LocalLM, examples: list[data.Example], split: str, limit: int
+) -> list[dict]:
+    """M_L's chain of thought for each example, appended to rationales.jsonl in chunks; what is there is not asked.
+    Its length is counted in tokens of M_S, which is to write it."""
     done = {row["id"]: row for row in run.read("rationales.jsonl")}
     todo = [example for example in examples if example.id not in done]
     bar = tqdm(total=len(examples), initial=len(examples) - len(todo), desc=f"M_L writes rationales, {split}")
@@ -117,7 +117,7 @@ def ask_teacher(run: data.Run, large: LocalLM, examples: list[data.Example], spl
             row = {"id": example.id, "question": example.question, "rationale": thought.rationale,
                    "prediction": thought.prediction, "parsed": thought.parsed,
                    "right": data.exact_match(thought.prediction, example.answers) == 1,
-                   "tokens": large.count_tokens(thought.rationale)}  # fmt: skip
+                   "tokens": small.count_tokens(thought.rationale)}  # fmt: skip
             run.append("rationales.jsonl", row)
             done[example.id] = row
         bar.update(len(chunk))
@@ -142,6 +142,7 @@ def make_batches(pairs: list[tuple[list[int], list[int]]], size: int, rng: rando
 
 def token_loss(model, ids, mask, labels) -> torch.Tensor:
     """Cross-entropy summed over the target's tokens, in nats; divide by their number for the mean."""
+    ids, mask, labels = (x.to(model.shared.weight.device) for x in (ids, mask, labels))
     logits = model(ids, mask, model.shift_right(labels))
     return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
 
@@ -162,9 +163,8 @@ def main() -> None:
     train = data.load(s.data, "train", s.train_limit, s.context)
     dev = data.load(s.data, "dev", s.dev_limit, s.context)
     test = data.load(s.test_data or s.data, "test", s.test_limit, s.context)
-    options = {"max_input_tokens": s.max_input_tokens, "batch_size": s.decode_batch_size}
-    large = LocalLM.load(here(s.large), **options)
-    small = LocalLM.load(here(s.small), **options)
+    large = lmcot.load_large(s, s.out)
+    small = lmcot.load_small(s, s.small)
     teachers = taken_over(s) if s.rationales else []
     with data.Run(s.out, s, s.overwrite) as run:  # only now: a mistyped path must not leave a folder with its settings
         if run.has_ended():
@@ -181,7 +181,7 @@ def main() -> None:
                 run.write("rationales.jsonl", "".join(json.dumps(row) + "\n" for row in teachers))
             counts = []
             for split, examples in (("train", train), ("dev", dev)):
-                rows = ask_teacher(run, large, examples, split, s.max_new_tokens)
+                rows = ask_teacher(run, large, small, examples, split, s.max_new_tokens)
                 faults = {row["id"]: fault(row, s.max_new_tokens, s.filter) for row in rows}
                 targets |= {row["id"]: row["rationale"] for row in rows if not faults[row["id"]]}
                 count = {"asked": len(rows), "no answer in the first pass": sum(not row["parsed"] for row in rows)}
@@ -212,7 +212,7 @@ def main() -> None:
         )
         state = {"epoch": 0, "best": held_out_loss(model, pairs["dev"], s.batch_size), "best_epoch": 0}
         if run.path("state.pt").exists():
-            saved = torch.load(run.path("state.pt"), weights_only=True)
+            saved = torch.load(run.path("state.pt"), weights_only=True, map_location=small.device)
             model.load_state_dict(saved.pop("model"))
             optimizer.load_state_dict(saved.pop("optimizer"))
             schedule.load_state_dict(saved.pop("schedule"))
@@ -254,19 +254,21 @@ def main() -> None:
             run.path("state.tmp").replace(run.path("state.pt"))
         if not run.path("model").exists():
             raise data.RunError("training never lowered the held-out loss: lower --lr, or give more examples")
-        trained = LocalLM.load(run.path("model"), **options)
+        trained = lmcot.load_small(s, run.path("model"))
 
         # ---- 4: what it did to rationales and answers
         if s.target == "rationale":
             after = lmcot.write_rationales(trained, dev[:3], s.max_new_tokens)
             print(f"\n{lmcot.side_by_side(dev[:3], before, after)}\n")
-        smalls = {"untrained": [LocalLM.load(here(s.small), **options)]}
+        smalls = {"untrained": [lmcot.load_small(s, s.small)]}
         smalls["kd" if s.target == "rationale" else "direct"] = [trained]
         print("\n" + evaluate(run, test, large, smalls, s.samples, s.temperature, s.max_new_tokens))
         print(f"The trained M_S is in {run.path('model')}; this table is in {run.path('results.md')}.")
 
 
-def size(lm: LocalLM) -> str:
+def size(lm: LM) -> str:
+    if isinstance(lm, HTTPLM):
+        return lm.name
     return f"{sum(p.numel() for p in lm.model.parameters()) / 1e6:.1f} M parameters"
 
 

@@ -31,7 +31,6 @@ import lmcot
 import rewards
 import rl
 from eval import evaluate
-from lmcot import LocalLM, here
 from model import pad_batch
 
 
@@ -83,9 +82,9 @@ def main() -> None:
     train = data.load(kd["data"], "train", s.train_limit, kd["context"])
     dev = data.load(kd["data"], "dev", s.dev_limit, kd["context"])
     test = data.load(kd["test_data"] or kd["data"], "test", s.test_limit, kd["context"])
-    options = {"max_input_tokens": kd["max_input_tokens"], "batch_size": kd["decode_batch_size"]}
-    large = LocalLM.load(here(kd["large"]), **options)
-    small, distilled_small = (LocalLM.load(Path(s.kd) / "model", **options) for _ in range(2))
+    models = lmcot.Models(**{name: kd[name] for name in vars(lmcot.Models())})
+    large = lmcot.load_large(models, s.out)
+    small, distilled_small = (lmcot.load_small(models, Path(s.kd) / "model") for _ in range(2))
     policy, reference = small.model, distilled_small.model  # dropout stays off in both: it would change the ratios
     head = rl.ValueHead(policy.config.d_model).to(small.device)
     groups = [{"params": policy.parameters(), "lr": s.lr}, {"params": head.parameters(), "lr": s.critic_lr}]
@@ -108,7 +107,7 @@ def main() -> None:
               f"rationales from {len(train)} questions · folder {s.out}\n")  # fmt: skip
         state = {"step": 0, "best": -float("inf"), "best_step": 0, "beta": s.beta}
         if run.path("state.pt").exists():
-            saved = torch.load(run.path("state.pt"), weights_only=True)
+            saved = torch.load(run.path("state.pt"), weights_only=True, map_location=small.device)
             for name, part in (("policy", policy), ("head", head), ("optimizer", optimizer)):
                 part.load_state_dict(saved.pop(name))
             combination = rewards.Combination(**saved.pop("combination"))
@@ -206,7 +205,7 @@ def main() -> None:
         print(f"kept: M_S after step {state['best_step']}, mean R {state['best']:.3f} on {len(dev)} held-out questions")
 
         # ---- what it did to rationales and answers
-        refined = LocalLM.load(run.path("model"), **options)
+        refined = lmcot.load_small(models, run.path("model"))
         before, after = (lmcot.write_rationales(lm, dev[:3], s.max_new_tokens) for lm in (distilled_small, refined))
         print(f"\n{lmcot.side_by_side(dev[:3], before, after)}")
         smalls = {"kd": [distilled_small], "rl": [refined]}
@@ -219,7 +218,7 @@ def distilled(folder: str) -> dict:
     path = Path(folder) / "settings.json"
     if not (path.is_file() and (Path(folder) / "model").is_dir()):
         raise data.RunError(f"no distilled M_S in {folder}: run train_kd.py first, or name its folder with --kd")
-    settings = json.loads(path.read_text())
+    settings = vars(lmcot.Models()) | json.loads(path.read_text())  # an older run lacks some
     if settings.get("target") != "rationale":
         raise data.RunError(f"the M_S of {folder} learned to answer, not to write rationales: choose another --kd")
     return settings

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import torch
 
 import rewards
 from data import Example, Paragraph, Run
@@ -161,12 +160,14 @@ def test_align_pads_cells_and_missing_cells():
 class Scripted:
     """A black box: `say(kind, question, rationale, number)` answers; number counts what was asked with that prompt."""
 
-    max_input_tokens, cut, batch_size = 10**6, 0, 64
+    max_input_tokens, batch_size = 10**6, 64
 
     def __init__(self, say, stop_at=None):
         self.say, self.stop_at, self.asked, self.seen = say, stop_at, [], {}
-        self.tokens_written = self.unfinished = 0
-        self.generator = torch.Generator()
+        self.restart(0)
+
+    def restart(self, seed):
+        self.tokens_written = self.cut = self.unfinished = 0
 
     def complete(self, prompts, max_new_tokens, temperature=0.0, progress=""):
         if progress and progress == self.stop_at:

@@ -86,9 +86,12 @@ class Teacher:
     def __init__(self, tokenizer, fail_at=None, right=True, **options):
         self.tokenizer, self.fail_at, self.right = tokenizer, fail_at, right
         self.max_input_tokens, self.batch_size = 10**6, options["batch_size"]
-        self.model, self.generator = torch.nn.Linear(2, 2), torch.Generator()
-        self.tokens_written = self.cut = self.unfinished = self.chains = 0
+        self.model, self.chains = torch.nn.Linear(2, 2), 0
         self.asked: list[str] = []
+        self.restart(0)
+
+    def restart(self, seed):
+        self.tokens_written = self.cut = self.unfinished = 0
 
     def count_tokens(self, text):
         return len(self.tokenizer.encode(text).ids)

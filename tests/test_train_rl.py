@@ -24,7 +24,10 @@ class Large:
     max_input_tokens, cut, unfinished, tokens_written = 10**6, 0, 0, 0
 
     def __init__(self):
-        self.generator, self.prompts = torch.Generator(), []
+        self.prompts = []
+
+    def restart(self, seed):
+        pass
 
     def complete(self, prompts, max_new_tokens, temperature=0.0, progress=""):
         self.prompts.append(list(prompts))
