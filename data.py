@@ -6,6 +6,7 @@ What the task is, how an answer is scored, and what a run leaves behind. Read fr
 3. `fit_context`   a context too long for the model loses whole sentences from its end, never the question
 4. the metrics     exact match, token F1 and answer inclusion, by the rules of the official scripts
 5. the run folder  settings from the command line, JSONL logs, atomic files, one writer at a time
+6. processes       what torchrun's processes share out, put together again and add up
 
 Whatever a user can get wrong (a path, a record, a flag, a folder) is a `UserError`: one sentence, shown by `run_main`.
 """
@@ -14,6 +15,7 @@ import argparse
 import bisect
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -24,10 +26,14 @@ import string
 import sys
 import typing
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+
+import torch
+import torch.distributed
+from tqdm import tqdm
 
 from model import UserError
 
@@ -427,7 +433,8 @@ def read_jsonl(path: Path) -> list[dict]:
 
 class Run:
     """
-    The folder of one run, for one process at a time: `with Run("runs/kd", settings) as run: ...`.
+    The folder of one run, for one process at a time: `with Run("runs/kd", settings) as run: ...`. Under torchrun the
+    first process writes (`writes` is True), and the others read.
 
     `settings` is a dataclass instance and is saved as settings.json. A folder that has one already is continued if the
     settings agree, apart from those that the class attribute NOT_COMPARED names (where to compute, for example).
@@ -438,7 +445,12 @@ class Run:
     _locked: ClassVar[set[Path]] = set()  # the folders that this process holds
 
     def __init__(self, folder: str | Path, settings: Any, overwrite: bool = False):
-        self.folder = Path(folder)
+        self.folder, self.writes = Path(folder), rank_and_size()[0] == 0
+        if self.writes:
+            self._prepare(settings, overwrite)
+        gather([])  # the others wait until the folder is ready
+
+    def _prepare(self, settings: Any, overwrite: bool) -> None:
         wanted = json.loads(json.dumps(dataclasses.asdict(settings)))  # as JSON gives it back: a tuple becomes a list
         saved = self._saved_settings(wanted)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -449,7 +461,7 @@ class Run:
             elif saved:
                 self._compare(saved, wanted, getattr(settings, "NOT_COMPARED", ()))
             if overwrite or not saved:
-                self.write("settings.json", wanted)
+                atomic_write(self.path("settings.json"), json.dumps(wanted, indent=1, ensure_ascii=False) + "\n")
         except BaseException:
             self.close()
             raise
@@ -459,11 +471,27 @@ class Run:
 
     def write(self, name: str, content: Any) -> None:
         """Replaces a file in one step. Text and bytes are written as they are, anything else as JSON."""
-        is_raw = isinstance(content, str | bytes)
-        atomic_write(self.path(name), content if is_raw else json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        if not isinstance(content, str | bytes):
+            content = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        self.save(name, lambda path: atomic_write(path, content))
+
+    def save(self, name: str, write: Callable[[Path], Any]) -> None:
+        """Replaces a file, or each file of a folder, in one step by what `write` leaves at the path it is given."""
+        if self.writes:
+            path, new = self.path(name), self.path(f".{name}.new")
+            write(new)
+            if new.is_dir():
+                path.mkdir(exist_ok=True)
+            for file in new.iterdir() if new.is_dir() else [new]:
+                os.replace(file, path / file.name if new.is_dir() else path)
+            if new.is_dir():
+                new.rmdir()
+        gather([])  # the others may read it from here on
 
     def append(self, name: str, record: dict) -> None:
         """Adds one line to a JSONL file; a last line that a crash left without its end is removed first."""
+        if not self.writes:
+            return
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
         with open(self.path(name), "ab+") as file:
             if file.tell():
@@ -560,12 +588,62 @@ def _is_alive(pid: str) -> bool:
     return True
 
 
+# ---- 6. Processes ----------------------------------------------------------------------------------------------------
+
+# Under torchrun each process runs the same script on its own device. All take the same steps on the same data; a process
+# computes its share, and what the shares give is gathered or added up, so all know the same. The first one writes.
+
+
+def join_processes() -> None:
+    """Under torchrun, let the processes find each other; all but the first then print nothing and show no bars."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        if rank_and_size()[0] > 0:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+            tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process's number, counted from 0, and how many there are; (0, 1) without torchrun."""
+    is_alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    return (0, 1) if is_alone else (torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def share(items: Sequence) -> Sequence:
+    """This process's part of the items: a run of neighbours, so that `gather` need only join the parts."""
+    rank, size = rank_and_size()
+    return items[len(items) * rank // size : len(items) * (rank + 1) // size]
+
+
+def micro_batches(rows: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
+    """This process's share of the rows in pieces of at most `size`, 0 for one piece; none where it has no share."""
+    mine = share(rows)
+    return mine.split(size or len(mine)) if len(mine) else ()
+
+
+def gather(part: list) -> list:
+    """The parts of all processes, joined in their order. No process goes on before all have come here."""
+    parts = [part]
+    if rank_and_size()[1] > 1:
+        parts = [[] for _ in range(rank_and_size()[1])]
+        torch.distributed.all_gather_object(parts, part)
+    return [item for part in parts for item in part]
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Each gradient becomes its sum over all processes; one that had no share of the batch adds 0."""
+    for p in parameters if rank_and_size()[1] > 1 else ():
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        torch.distributed.all_reduce(p.grad)
+
+
 def run_main(main: Callable[[], Any]) -> None:
     """
     Runs a script's `main`. A user's mistake or a failing disk or network (OSError) ends in one sentence and status 2,
     Ctrl-C in status 130. Any other exception is a bug of ours and keeps its traceback.
     """
     try:
+        join_processes()
         main()
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)

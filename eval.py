@@ -268,14 +268,14 @@ def evaluate(
                 for lm in lms:
                     lm.restart(seed)
                 begun = time.perf_counter()
-                answers = run_method(name, examples, large, small, samples, temperature, max_new_tokens)
+                part = data.share(examples)
+                answers = data.gather(run_method(name, part, large, small, samples, temperature, max_new_tokens))
+                counts = data.gather([[lm.tokens_written, lm.cut, lm.unfinished] for lm in lms])
                 row = {
                     "method": name,
                     "seed": seed,
                     "seconds": time.perf_counter() - begun,
-                    "tokens": sum(lm.tokens_written for lm in lms),
-                    "cut": sum(lm.cut for lm in lms),
-                    "unfinished": sum(lm.unfinished for lm in lms),
+                    **dict(zip(("tokens", "cut", "unfinished"), map(sum, zip(*counts, strict=True)), strict=True)),
                     "answers": [{"id": e.id, **vars(a)} for e, a in zip(examples, answers, strict=True)],
                 }
                 run.append("answers.jsonl", row)

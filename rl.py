@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import T5, log_softmax
@@ -50,6 +51,9 @@ class Rollout:
     values: Tensor  # (R, T) of the critic; value t is that of the state before token t
     ended: Tensor  # (R,) whether the rationale ends in EOS; the others were cut
 
+    def to(self, device: str | torch.device) -> "Rollout":
+        return Rollout(**{name: x.to(device) for name, x in vars(self).items()})
+
 
 def teacher_forced(
     model: T5, head: ValueHead | None, encoded: Tensor, source_mask: Tensor, ids: Tensor, mask: Tensor,
@@ -87,6 +91,17 @@ def rollout(
     logp_ref, _, _ = teacher_forced(reference, None, encoded, source_mask, ids, mask, forbid)
     ended = ((ids == policy.config.eos_token_id) & mask).any(1)
     return Rollout(source, source_mask, ids, mask, logp_old, logp_ref, values, ended)
+
+
+def join(parts: Sequence[Rollout]) -> Rollout:
+    """Rollouts of several processes → one, with all rows as long as the longest."""
+
+    def pad(name: str) -> Tensor:
+        tensors = [getattr(part, name) for part in parts]
+        width = max(x.shape[-1] for x in tensors)
+        return torch.cat([F.pad(x, (0, width - x.shape[-1])) if x.ndim > 1 else x for x in tensors])
+
+    return Rollout(**{name: pad(name) for name in vars(parts[0])})
 
 
 # ------------------------------------------------------------------------------------------------ rewards to advantages

@@ -50,7 +50,9 @@ class Settings(lmcot.Models):
     context: str = "gold"  # gold paragraphs, or all
     max_new_tokens: int = 256  # of a rationale
     lr: float = 1e-3  # peak, AdamW; 3e-4 for FLAN-T5
-    batch_size: int = 32  # examples per training step
+    batch_size: int = 32  # examples per training step, over all processes
+    micro_batch: int = 0  # examples that go through M_S at once, gradients add up to the step's (0: all); saves memory
+    bf16: bool = False  # M_S learns in bfloat16 autocast, on GPUs that are fast at it; its weights stay float32
     epochs: int = 10  # at most
     patience: int = 2  # epochs without a better held-out loss before training stops
     samples: int = 10  # N of self-consistency in the evaluation
@@ -66,6 +68,8 @@ class Settings(lmcot.Models):
         if self.data != "tiny" and not self.test_data:
             raise ValueError("--data FILE needs --test-data FILE: the official dev file, whose answers are known")
         data.at_least_one(self, "train_limit", "dev_limit", "test_limit", "batch_size", "epochs", "samples")
+        if self.micro_batch < 0:
+            raise ValueError("--micro-batch is at least 1, or 0 for the whole batch")
 
 
 # ------------------------------------------------------------------------------------------------ teacher and filter
@@ -140,22 +144,21 @@ def make_batches(pairs: list[tuple[list[int], list[int]]], size: int, rng: rando
         yield ids, mask, labels.masked_fill(label_mask == 0, -100)
 
 
-def token_loss(model, ids, mask, labels) -> torch.Tensor:
+def token_loss(model, ids, mask, labels, bf16: bool = False) -> torch.Tensor:
     """Cross-entropy summed over the target's tokens, in nats; divide by their number for the mean."""
     ids, mask, labels = (x.to(model.shared.weight.device) for x in (ids, mask, labels))
-    logits = model(ids, mask, model.shift_right(labels))
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+        logits = model(ids, mask, model.shift_right(labels))
     return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
 
 
 @torch.no_grad()
-def held_out_loss(model, pairs: list, batch_size: int) -> float:
+def held_out_loss(model, pairs: list, batch_size: int, bf16: bool = False) -> float:
     """Mean cross-entropy per token on the held-out pairs, in nats."""
     model.eval()
-    total = tokens = 0.0
-    for ids, mask, labels in make_batches(pairs, batch_size):
-        total += float(token_loss(model, ids, mask, labels))
-        tokens += int((labels != -100).sum())
-    return total / tokens
+    batches = data.share(list(make_batches(pairs, batch_size)))
+    losses = data.gather([float(token_loss(model, *batch, bf16)) for batch in batches])
+    return sum(losses) / sum(len(target) for _, target in pairs)
 
 
 def main() -> None:
@@ -210,7 +213,7 @@ def main() -> None:
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warmup, (total - step) / (total - warmup + 1))
         )
-        state = {"epoch": 0, "best": held_out_loss(model, pairs["dev"], s.batch_size), "best_epoch": 0}
+        state = {"epoch": 0, "best": held_out_loss(model, pairs["dev"], s.batch_size, s.bf16), "best_epoch": 0}
         if run.path("state.pt").exists():
             saved = torch.load(run.path("state.pt"), weights_only=True, map_location=small.device)
             model.load_state_dict(saved.pop("model"))
@@ -226,32 +229,38 @@ def main() -> None:
         while state["epoch"] < s.epochs and state["epoch"] - state["best_epoch"] < s.patience:
             epoch = state["epoch"] + 1
             model.train()
-            torch.manual_seed(s.seed * 1000 + epoch)  # dropout; each epoch has its own, so that resuming repeats it
+            # Dropout: each epoch has a seed of its own, so that resuming repeats it, and so has each process.
+            torch.manual_seed(s.seed * 1000 + epoch + 10**9 * data.rank_and_size()[0])
             losses = []
             batches = make_batches(pairs["train"], s.batch_size, random.Random(f"{s.seed} {epoch}"))
             bar = tqdm(batches, total=steps_per_epoch, desc=f"M_S learns, epoch {epoch}/{s.epochs}", mininterval=0.5)
-            for ids, mask, labels in bar:
-                loss = token_loss(model, ids, mask, labels) / (labels != -100).sum()
-                assert torch.isfinite(loss), "the training loss is not a finite number: lower --lr"
-                loss.backward()
+            for batch in bar:
+                loss, tokens = 0.0, (batch[2] != -100).sum().item()
+                for part in zip(*(data.micro_batches(rows, s.micro_batch) for rows in batch), strict=True):
+                    part_loss = token_loss(model, *part, s.bf16) / tokens
+                    part_loss.backward()  # the gradients of the parts add up to the batch's
+                    loss += part_loss.item()
+                data.sum_gradients(model.parameters())
+                loss = sum(data.gather([loss]))
+                assert math.isfinite(loss), "the training loss is not a finite number: lower --lr"
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
-                losses.append(loss.item())
+                losses.append(loss)
                 bar.set_postfix_str(f"loss {sum(losses[-20:]) / len(losses[-20:]):.3f}")
-            loss = held_out_loss(model, pairs["dev"], s.batch_size)
+            loss = held_out_loss(model, pairs["dev"], s.batch_size, s.bf16)
             state["epoch"] = epoch
             if loss < state["best"]:
                 state |= {"best": loss, "best_epoch": epoch}
-                model.save_pretrained(run.path("model"), small.tokenizer)
+                run.save("model", lambda folder: model.save_pretrained(folder, small.tokenizer))
             record = {"epoch": epoch, "train_loss": sum(losses) / len(losses), "held_out_loss": loss}
             run.append("metrics.jsonl", record)
             print(f"epoch {epoch}: training loss {record['train_loss']:.3f}, held-out loss {loss:.3f}"
                   f"{' (best so far, saved)' if state['best_epoch'] == epoch else ''}")  # fmt: skip
             parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-            torch.save(state | {name: part.state_dict() for name, part in parts.items()}, run.path("state.tmp"))
-            run.path("state.tmp").replace(run.path("state.pt"))
+            everything = state | {name: part.state_dict() for name, part in parts.items()}
+            run.save("state.pt", lambda path, content=everything: torch.save(content, path))
         if not run.path("model").exists():
             raise data.RunError("training never lowered the held-out loss: lower --lr, or give more examples")
         trained = lmcot.load_small(s, run.path("model"))

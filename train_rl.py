@@ -42,9 +42,11 @@ class Settings:
     steps: int = 60  # rollouts
     prompts: int = 64  # B, questions of a rollout
     samples_per_prompt: int = 4  # N, rationales of each
-    minibatch: int = 16  # questions (with their N rationales) of one optimiser step
+    minibatch: int = 16  # questions (with their N rationales) of one optimiser step, over all processes
+    micro_batch: int = 0  # questions that go through M_S at once, gradients add up to the step's (0: all); saves memory
     ppo_epochs: int = 2  # times that a rollout is learned from
     lr: float = 3e-4  # peak, Adam, falls linearly to 0; 1e-5 for FLAN-T5
+    bf16: bool = False  # M_S computes in bfloat16 autocast, on GPUs that are fast at it; its weights stay float32
     beta: float = 0.05  # KL coefficient
     target_kl: float = 0.0  # nats per rationale; above 0, beta adapts to reach it
     gamma: float = 1.0  # discount
@@ -74,6 +76,10 @@ class Settings:
         rewards.parse_weights(self.weights)
         data.at_least_one(self, "steps", "prompts", "samples_per_prompt", "minibatch", "ppo_epochs", "max_new_tokens",
                           "train_limit", "eval_every", "dev_limit", "test_limit", "samples")  # fmt: skip
+        if self.prompts < data.rank_and_size()[1]:
+            raise ValueError("--prompts must be at least the number of processes")
+        if self.micro_batch < 0:
+            raise ValueError("--micro-batch is at least 1, or 0 for the whole minibatch")
 
 
 def main() -> None:
@@ -90,6 +96,8 @@ def main() -> None:
     groups = [{"params": policy.parameters(), "lr": s.lr}, {"params": head.parameters(), "lr": s.critic_lr}]
     optimizer = torch.optim.Adam(groups, eps=1e-5)
     weights, combination = rewards.parse_weights(s.weights), rewards.Combination(s.reward, s.task_weight)
+
+    autocast = torch.autocast(str(small.device.type), torch.bfloat16, enabled=s.bf16)
 
     def judge(examples: list[data.Example], rationales: list[str], predictions: list[str]) -> list[dict[str, float]]:
         """R_aspect, R_task and the eight aspects of each rationale."""
@@ -121,34 +129,37 @@ def main() -> None:
         while True:
             step = state["step"]
             if step % s.eval_every == 0 or step == s.steps:  # look at held-out questions, keep the best, save all
-                texts = lmcot.write_rationales(small, dev, s.max_new_tokens)
-                look = means(judge(dev, texts, lmcot.answer(large, dev, texts)))
+                mine = data.share(dev)
+                texts = lmcot.write_rationales(small, mine, s.max_new_tokens)
+                look = means(data.gather(judge(mine, texts, lmcot.answer(large, mine, texts))))
                 look = {"step": step, "reward": look["R_aspect"] + s.task_weight * look["R_task"], **look}
                 run.append("dev.jsonl", look)
                 if look["reward"] > state["best"]:
                     state |= {"best": look["reward"], "best_step": step}
-                    policy.save_pretrained(run.path("model"), small.tokenizer)
+                    run.save("model", lambda folder: policy.save_pretrained(folder, small.tokenizer))
                 parts = {"policy": policy, "head": head, "optimizer": optimizer}
                 parts = {name: part.state_dict() for name, part in parts.items()} | {"combination": vars(combination)}
-                torch.save(state | parts, run.path("state.tmp"))
-                run.path("state.tmp").replace(run.path("state.pt"))
+                run.save("state.pt", lambda path, content=state | parts: torch.save(content, path))
             if step == s.steps:
                 break
             rng = random.Random(f"{s.seed} {step}")  # every step has its own: a run that goes on repeats nothing
-            generator = torch.Generator(small.device).manual_seed(rng.getrandbits(62))
+            generator = torch.Generator(small.device).manual_seed(rng.getrandbits(62) + data.rank_and_size()[0])
             asked = rng.sample(train, min(s.prompts, len(train)))
+            mine = data.share(asked)  # of this process
 
             # ---- 1 rollout
-            prompts = small.tokenizer.encode_batch(lmcot.fill(lmcot.RATIONALE, small, asked))
+            prompts = small.tokenizer.encode_batch(lmcot.fill(lmcot.RATIONALE, small, mine))
             source, source_mask = pad_batch([prompt.ids for prompt in prompts], device=small.device)
-            r = rl.rollout(policy, reference, head, source, source_mask, s.samples_per_prompt, s.max_new_tokens,
-                           small.forbid, generator)  # fmt: skip
+            with autocast:
+                r = rl.rollout(policy, reference, head, source, source_mask, s.samples_per_prompt, s.max_new_tokens,
+                               small.forbid, generator)  # fmt: skip
             rationales = small.decode(r.ids, r.mask)
 
             # ---- 2 M_L answers, every rationale gets its reward
-            many = [example for example in asked for _ in range(s.samples_per_prompt)]
+            many = [example for example in mine for _ in range(s.samples_per_prompt)]
             predictions = lmcot.answer(large, many, rationales)
-            scored = judge(many, rationales, predictions)
+            scored = data.gather(judge(many, rationales, predictions))
+            r = rl.join(data.gather([r.to("cpu")])).to(small.device)  # from here on, that of all processes
             scores = combination([each["R_aspect"] for each in scored], [each["R_task"] for each in scored])
             scores = torch.tensor(scores, device=small.device) - s.missing_eos_penalty * ~r.ended  # (R,)
 
@@ -164,25 +175,30 @@ def main() -> None:
             for _ in range(s.ppo_epochs):
                 order = rng.sample(range(len(asked)), len(asked))
                 for start in range(0, len(order), s.minibatch):
-                    b = torch.tensor(order[start : start + s.minibatch])  # prompts, and the rows of their rationales
-                    rows = (b[:, None] * s.samples_per_prompt + torch.arange(s.samples_per_prompt)).flatten()
-                    mask, logp_old = r.mask[rows], r.logp_old[rows]
-                    encoded = policy.encode(source[b], source_mask[b])
-                    logp, entropy, values = rl.teacher_forced(
-                        policy, head, encoded, source_mask[b], r.ids[rows], mask, small.forbid
-                    )
-                    policy_loss = rl.ppo_loss(logp, logp_old, whitened[rows], mask, s.clip)
-                    value_loss = rl.value_loss(values, r.values[rows], returns[rows], mask, s.value_clip)
-                    loss = policy_loss + value_loss  # of separate parameters: no coefficient weighs them
-                    assert torch.isfinite(loss), "the loss is not a finite number: lower --lr"
-                    found = rl.update_metrics(logp, logp_old, entropy, mask, s.clip)
-                    assert updates or abs(found["ratio_max"] - 1) < 1e-4, "before the first update the ratio must be 1"
+                    minibatch = torch.tensor(order[start : start + s.minibatch])
+                    tokens, parts = r.mask[rows_of(minibatch, s.samples_per_prompt)].sum(), []
                     optimizer.zero_grad()
-                    loss.backward()
-                    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+                    for b in data.micro_batches(minibatch, s.micro_batch):  # their gradients add up
+                        rows = rows_of(b, s.samples_per_prompt)
+                        mask, logp_old = r.mask[rows], r.logp_old[rows]
+                        with autocast:
+                            encoded = policy.encode(r.source[b], r.source_mask[b])
+                            logp, entropy, values = rl.teacher_forced(
+                                policy, head, encoded, r.source_mask[b], r.ids[rows], mask, small.forbid
+                            )
+                        policy_loss = rl.ppo_loss(logp, logp_old, whitened[rows], mask, s.clip)
+                        value_loss = rl.value_loss(values, r.values[rows], returns[rows], mask, s.value_clip)
+                        loss = policy_loss + value_loss  # of separate parameters: no coefficient weighs them
+                        assert torch.isfinite(loss), "the loss is not a finite number: lower --lr"
+                        (loss * (mask.sum() / tokens)).backward()  # a mean over all tokens of the minibatch
+                        found = rl.update_metrics(logp, logp_old, entropy, mask, s.clip)
+                        assert updates or s.bf16 or abs(found["ratio_max"] - 1) < 1e-4, "before the first update: 1"
+                        parts.append(found | {"policy_loss": policy_loss.item(), "value_loss": value_loss.item()})
+                    data.sum_gradients([*policy.parameters(), *head.parameters()])
+                    norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0))
                     optimizer.step()
-                    updates.append(found | {"policy_loss": policy_loss.item(), "value_loss": value_loss.item(),
-                                            "grad_norm": float(norm)})  # fmt: skip
+                    updates += [part | {"grad_norm": norm} for part in parts]
+            updates = data.gather(updates)
 
             # ---- log
             row = {"step": step + 1, "reward": float(scores.mean()), "beta": state["beta"], **rl.rollout_metrics(r)}
@@ -222,6 +238,11 @@ def distilled(folder: str) -> dict:
     if settings.get("target") != "rationale":
         raise data.RunError(f"the M_S of {folder} learned to answer, not to write rationales: choose another --kd")
     return settings
+
+
+def rows_of(prompts: torch.Tensor, samples: int) -> torch.Tensor:
+    """Numbers of prompts → those of their rationales, `samples` in a row for each."""
+    return (prompts[:, None] * samples + torch.arange(samples)).flatten()
 
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:

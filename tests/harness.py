@@ -9,10 +9,10 @@ from model import T5, T5Config
 from tiny import world
 
 
-def save_random_small(folder, tokenizer):
-    """A tiny M_S with dropout, so that what is random in training matters."""
+def save_random_small(folder, tokenizer, dropout=0.1):
+    """A tiny M_S, with dropout, so that what is random in training matters."""
     config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_model=32, d_kv=8, d_ff=48, num_heads=4, num_layers=1,
-                      num_decoder_layers=1, dropout_rate=0.1)  # fmt: skip
+                      num_decoder_layers=1, dropout_rate=dropout)  # fmt: skip
     T5(config).init_weights(0).save_pretrained(folder, tokenizer)
 
 
