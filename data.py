@@ -590,8 +590,8 @@ def _is_alive(pid: str) -> bool:
 
 # ---- 6. Processes ----------------------------------------------------------------------------------------------------
 
-# Under torchrun each process runs the same script on its own device. All take the same steps on the same data; a process
-# computes its share, and what the shares give is gathered or added up, so all know the same. The first one writes.
+# Under torchrun each process runs the same script on its own device. All take the same steps on the same data; each
+# computes its share, and what the shares give is gathered or added up, so that all know the same. The first one writes.
 
 
 def join_processes() -> None:
