@@ -504,8 +504,9 @@ def fetch(place: str | Path, *names: str) -> Path:
     problem = {
         "RepositoryNotFoundError": "no such folder here, no such repository on the hub (if private: set HF_TOKEN)",
         "GatedRepoError": "the repository is gated: ask for access on its page of the hub, then set HF_TOKEN",
-        "RevisionNotFoundError": f"the repository has no revision {revision}: give a branch, a tag or a commit hash",
-        "LocalEntryNotFoundError": f"no such folder here, not in the hub's cache, and no hub ({failure.__cause__}): "
+        "RevisionNotFoundError": f"no revision {revision or 'main'} there: give a branch, a tag or a commit hash",
+        "LocalEntryNotFoundError": "no such folder here, not in the hub's cache, and no hub "
+                                   f"({str(failure.__cause__).partition('. ')[0]}): "
                                    "load it once with a connection and without HF_HUB_OFFLINE, or give a folder",
     }.get(type(failure).__name__, f"download failed ({failure}): try again; on a full disk, make room or set HF_HOME")
     raise UserError(" ".join(f"{place}: {problem}".split()))
