@@ -34,6 +34,7 @@ class Hub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.commits, self.branches, self.gated, self.asked, self.tokens = {}, {}, set(), [], set()
         self.cut = None  # the name of a file of which only a half is sent
+        self.down = False
 
     def push(self, repository: str, folder: Path, branch: str = "main") -> str:
         """Upload a folder as a new commit."""
@@ -57,7 +58,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404)
         self.server.asked.append((self.command, name, revision))
         self.server.tokens.add(self.headers["Authorization"])
-        if repository in self.server.gated:
+        if self.server.down:
+            self.answer(503)
+        elif repository in self.server.gated:
             self.answer(403, "GatedRepo")
         elif repository not in {known for known, _ in self.server.commits}:
             self.answer(401, "RepoNotFound")  # what the hub says to somebody without a token
@@ -268,6 +271,7 @@ FAILURES = {
     "gated": (lambda hub, _: hub.gated.add("a/b"), ["gated", "access", "HF_TOKEN"]),
     "offline": (offline, ["cache", "HF_HUB_OFFLINE", "give a folder"]),
     "no network": (no_network, ["cache", "connection", "give a folder"]),
+    "hub down": (lambda hub, _: setattr(hub, "down", True), ["cache", "503", "give a folder"]),
     "disk full": (disk_full, ["No space left", "make room", "HF_HOME"]),
     "cut off": (lambda hub, _: setattr(hub, "cut", "config.json"), ["download failed", "try again"]),
     "no configuration": (lambda hub, _: [files.pop("config.json") for files in hub.commits.values()], ["config.json"]),
@@ -287,7 +291,7 @@ def test_a_failed_download_ends_in_one_sentence_and_the_next_try_succeeds(case, 
         spoil(hub, patch)
         text = refusal("a/b")
     assert all(word in text for word in words), text
-    hub.cut = None
+    hub.cut = hub.down = None
     hub.gated.clear()
     hub.push("a/b", Path("upload"))
     assert same(T5.from_pretrained("a/b"), model)
@@ -309,13 +313,15 @@ def test_an_index_of_the_hub_reaches_no_file_outside_its_repository(hub):
     assert not any("x.safetensors" in name for _, name, _ in hub.asked)
 
 
-@pytest.mark.parametrize("form", ["model.safetensors", "pytorch_model.bin"])
-def test_without_network_what_is_cached_loads_in_every_form(form, hub, monkeypatch):
+@pytest.mark.parametrize("form", FORMS)
+def test_while_the_hub_is_down_what_is_cached_loads_in_every_form(form, hub, monkeypatch):
     model = checkpoint(Path("upload"), form)
     hub.push("a/b", Path("upload"))
     T5.from_pretrained("a/b")
-    no_network(hub, monkeypatch)
+    hub.asked.clear()
+    hub.down = True
     assert same(T5.from_pretrained("a/b"), model)
+    assert len(set(hub.names("HEAD"))) <= 2, "after one file that cannot be had, it waits for no other"
 
 
 # ------------------------------------------------------------------------------------------------ the environment
