@@ -10,12 +10,16 @@ D d_model, H heads, K d_kv (width of one head), V vocabulary.
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+import os
+import re
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -280,8 +284,8 @@ class T5(nn.Module):
         return self
 
     @staticmethod
-    def from_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "T5":
-        return load_checkpoint(folder, dtype, device)
+    def from_pretrained(folder_or_hub_id: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "T5":
+        return load_checkpoint(folder_or_hub_id, dtype, device)
 
     def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
         save_checkpoint(self, folder, tokenizer)
@@ -431,11 +435,13 @@ def pick(logp: Tensor, temperature: float, top_k: int, top_p: float, generator: 
 # ------------------------------------------------------------------------------------------------ text ↔ ids
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer.json of a checkpoint folder; `encode` appends EOS itself. UserError if absent or broken."""
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
-        raise UserError(f"{folder}: no tokenizer.json there")
+def load_tokenizer(folder_or_hub_id: str | Path) -> Tokenizer:
+    """The tokenizer.json of a checkpoint (see `fetch`); `encode` appends EOS itself. UserError if absent or broken.
+
+    The hub's google/t5-v1_1-… have none. All of Google's T5 share one vocabulary, so they get google/flan-t5-small's.
+    """
+    bare = is_hub_id(folder_or_hub_id) and folder_or_hub_id.startswith("google/t5-v1_1-")
+    path = fetch("google/flan-t5-small" if bare else folder_or_hub_id, "tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:  # the library raises bare Exception
@@ -461,79 +467,124 @@ def never_written(model: T5, tokenizer: Tokenizer) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 
-def load_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> T5:
-    """Load a folder in the Hugging Face layout (config.json; model.safetensors, or shards with their index).
+HUB_ID = re.compile(r"(?![^@]*(--|\.\.))\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?")  # t5-small, google/flan-t5-xxl@main
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def is_hub_id(place: str | Path) -> bool:
+    """Whether this text names a repository of the Hugging Face hub; a `Path`, and what exists here, does not."""
+    return isinstance(place, str) and HUB_ID.fullmatch(place) is not None and not Path(place).exists()
+
+
+def fetch(place: str | Path, *names: str) -> Path:
+    """The first of these files that a folder, or a repository of the hub (`id` or `id@revision`), has.
+
+    huggingface_hub downloads that file only; its cache and its HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN count.
+    UserError says that there is none, or why the hub did not give it, and what to do.
+    """
+    failure = None
+    if not is_hub_id(place):
+        files = [Path(place).expanduser() / name for name in names]
+        if found := [file for file in files if file.is_file()]:
+            return found[0]
+    else:
+        import huggingface_hub as hub  # here, since whoever has folders does not need it
+
+        repository, _, revision = place.partition("@")
+        for name in names:
+            options = {"revision": revision or None, "local_files_only": failure is not None}
+            try:
+                return Path(hub.hf_hub_download(repository, name, **options))
+            except hub.errors.RemoteEntryNotFoundError:
+                continue
+            except Exception as e:  # of HTTP, Xet, the disk …: they share no base class
+                failure = failure or e  # for the other names, only the cache is asked
+    if failure is None:
+        raise UserError(f"{place}: no {' or '.join(names)} there")
+    problem = {
+        "RepositoryNotFoundError": "no such folder here, no such repository on the hub (if private: set HF_TOKEN)",
+        "GatedRepoError": "the repository is gated: ask for access on its page of the hub, then set HF_TOKEN",
+        "RevisionNotFoundError": f"no revision {revision or 'main'} there: give a branch, a tag or a commit hash",
+        "LocalEntryNotFoundError": "no such folder here, not in the hub's cache, and no hub "
+                                   f"({str(failure.__cause__).partition('. ')[0]}): "
+                                   "load it once with a connection and without HF_HUB_OFFLINE, or give a folder",
+    }.get(type(failure).__name__, f"download failed ({failure}): try again; on a full disk, make room or set HF_HOME")
+    raise UserError(" ".join(f"{place}: {problem}".split()))
+
+
+def load_checkpoint(place: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> T5:
+    """Load a folder or hub repository (see `fetch`) in the Hugging Face layout: config.json and one of WEIGHTS.
 
     The model is built without memory and takes each tensor as it is read, so the peak is the model and one tensor.
     UserError names a missing, unknown or wrongly shaped key. float16 is refused.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise UserError(f"T5 runs in float32 or bfloat16, not {dtype}: float16 overflows in its feed-forward part")
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no model there (config.json not found)")
-    raw = read_json(folder / "config.json")
-    files = [folder / "model.safetensors"]
-    if (index := folder / "model.safetensors.index.json").is_file() and not files[0].is_file():
-        shards = read_json(index).get("weight_map")
+    file = fetch(place, "config.json")
+    config = T5Config.from_dict(read_json(file))
+    if is_hub_id(place):  # the weights come from the same commit, even if the branch moves on meanwhile
+        place = f"{place.partition('@')[0]}@{file.parent.name}"
+    file = fetch(place, *WEIGHTS)
+    files = [file]
+    if file.suffix == ".json":
+        shards = read_json(file).get("weight_map")
         names = list(shards.values()) if isinstance(shards, dict) else []
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise UserError(f"{index}: weight_map must map keys to file names in the same folder")
-        files = [folder / name for name in sorted(set(names))]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file}: no such weight file")
-    try:
-        names = {}
-        for file in files:
-            with safe_open(file, framework="pt") as f:
-                names.update(dict.fromkeys(f.keys(), file))
-        tied = "lm_head.weight" not in names  # what the file holds decides, not the configuration
-        if tied and raw.get("tie_word_embeddings") is False:
-            raise UserError(f"{folder}: the weights do not fit config.json: missing key lm_head.weight")
-        scale = raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True))
-        with torch.device("meta"):
-            model = T5(T5Config.from_dict({**raw, "tie_word_embeddings": tied, "scale_decoder_outputs": scale}))
-        fill_from_files(model, files, dtype, device)
-    except SafetensorError as e:
-        raise UserError(f"{folder}: the weight file is damaged ({e})") from None
+            raise UserError(f"{file}: weight_map must map keys to file names in the same folder")
+        files = [fetch(place, name) for name in sorted(set(names))]
+    tensors = {name: tensor for file in files for name, tensor in map_tensors(file).items()}
+    shared, lm_head = tensors.get("shared.weight"), tensors.get("lm_head.weight")
+    if shared is not None and lm_head is not None and shared.data_ptr() == lm_head.data_ptr():
+        del tensors["lm_head.weight"]  # one matrix under two names, as old pickles have it
+    tied = config.tie_word_embeddings and "lm_head.weight" not in tensors
+    with torch.device("meta"):
+        model = T5(replace(config, tie_word_embeddings=tied))
+    wanted = {name: p.shape for name, p in model.named_parameters()}
+    faults = {
+        "missing key": sorted(wanted.keys() - tensors.keys()),
+        "unknown key": sorted(tensors.keys() - wanted.keys()),
+        "wrong shape:": [f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(shape)}"
+                         for name, shape in wanted.items() if name in tensors and tensors[name].shape != shape],
+    }  # fmt: skip
+    problems = [f"{what} {', '.join(keys[:5])}{' …' * (len(keys) > 5)}" for what, keys in faults.items() if keys]
+    if problems:
+        raise UserError(f"{place}: the weights do not fit config.json: {'; '.join(problems)}")
+    for name in wanted:
+        tensors[name] = tensors[name].to(device, dtype).contiguous()
+    model.load_state_dict(tensors, strict=False, assign=True)
     if tied:
         model.lm_head.weight = model.shared.weight
     return model.eval()
 
 
-def fill_from_files(model: T5, files: list[Path], dtype: torch.dtype, device: str) -> None:
-    """Give every parameter of `model` (on the meta device) its tensor; UserError lists the keys that do not fit."""
-    wanted = {name: p.shape for name, p in model.named_parameters()}
+def map_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file, mapped into memory on the CPU: they cost nothing until they are used.
+
+    A .bin is a pickle; weights_only keeps it from running code. What torch wrote before 1.6 is read at once instead.
+    """
     aliases = {f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")}
-    ignored = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # in old checkpoints, unused
-    found, unknown, misfits = set(), [], []
-    for file in files:
-        with safe_open(file, framework="pt", device=device) as f:
-            for key in f.keys():  # noqa: SIM118 (not a dictionary)
-                name = aliases.get(key, key)
-                if name in found or key == ignored:
-                    continue
-                shape = tuple(f.get_slice(key).get_shape())
-                if name not in wanted:
-                    unknown.append(key)
-                elif shape != tuple(wanted[name]):
-                    misfits.append(f"{key} has shape {shape}, expected {tuple(wanted[name])}")
-                else:
-                    found.add(name)
-                    parent, _, leaf = name.rpartition(".")
-                    tensor = f.get_tensor(key).to(dtype)
-                    setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
-    missing = sorted(wanted.keys() - found - {m.split(" ")[0] for m in misfits})
-    faults = {"missing key": missing, "unknown key": unknown, "wrong shape:": misfits}
-    problems = [f"{what} {', '.join(keys[:5])}{' …' * (len(keys) > 5)}" for what, keys in faults.items() if keys]
-    if problems:
-        raise UserError(f"{files[0].parent}: the weights do not fit config.json: {'; '.join(problems)}")
+    unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # in old checkpoints
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as f:
+                tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dictionary)
+        else:
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        if not all(key.isprintable() and t.is_floating_point() and t.is_cpu and t.layout == torch.strided
+                   and not t.is_nested for key, t in tensors.items()):  # fmt: skip
+            raise TypeError
+    except Exception as e:  # of many kinds; torch's own texts explain how to run a pickle's code after all
+        what = "damaged, or not a file of named floating-point tensors and nothing else"
+        raise UserError(f"{file}: {what} ({type(e).__name__})") from None
+    return {aliases.get(key, key): tensor for key, tensor in tensors.items() if key != unused}
 
 
 def save_checkpoint(model: T5, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
     """Write config.json, generation_config.json and model.safetensors, and with `tokenizer` its two files, so that
-    transformers' AutoModelForSeq2SeqLM and AutoTokenizer open the folder."""
+    transformers' AutoModelForSeq2SeqLM and AutoTokenizer open the folder.
+
+    All are written beside and then moved: until the last moment the folder's old checkpoint stays whole.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     c = model.config
@@ -541,13 +592,20 @@ def save_checkpoint(model: T5, folder: str | Path, tokenizer: Tokenizer | None =
                "pad_token_id": c.pad_token_id}  # fmt: skip
     dtype = str(model.shared.weight.dtype).removeprefix("torch.")
     weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}  # a tied one comes once
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "config.json", {**c.to_dict(), "dtype": dtype})
-    write_json(folder / "generation_config.json", special)
-    if tokenizer is not None:
-        tokenizer.save(str(folder / "tokenizer.json"))
-        names = {name: tokenizer.id_to_token(special[f"{name}_id"]) for name in ("eos_token", "pad_token")}
-        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
+        beside = Path(beside)
+        save_file(weights, beside / "model.safetensors", metadata={"format": "pt"})
+        write_json(beside / "config.json", {**c.to_dict(), "dtype": dtype})
+        write_json(beside / "generation_config.json", special)
+        if tokenizer is not None:
+            tokenizer.save(str(beside / "tokenizer.json"))
+            names = {name: tokenizer.id_to_token(special[f"{name}_id"]) for name in ("eos_token", "pad_token")}
+            write_json(beside / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
+        for file in (files := list(beside.iterdir())):
+            with open(file, "rb+") as f:
+                os.fsync(f.fileno())  # on disk before it takes the old one's name
+        for file in files:
+            file.replace(folder / file.name)
 
 
 def read_json(path: Path) -> dict:

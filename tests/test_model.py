@@ -3,10 +3,13 @@
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 
+import data
+import lmcot
 import model as M
 from model import T5, T5Config, UserError
 
@@ -531,6 +536,36 @@ def test_round_trip_is_bit_equal_and_saving_over_the_loaded_folder_is_safe(versi
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
 
 
+class Ends(BaseException):
+    """As Ctrl-C does, an end that no `except Exception` stops."""
+
+
+@pytest.mark.parametrize("moment", ["weights", "configuration", "tokenizer", "disk", "last"])
+def test_a_save_that_ends_early_leaves_the_old_checkpoint_whole_and_nothing_else(moment, tmp_path, monkeypatch):
+    old, new, tokenizer = make("v1.0", 1), make("v1.1", 2), small_tokenizer()
+    old.save_pretrained(tmp_path, tokenizer)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 5
+    where, name = {"weights": (M, "save_file"), "configuration": (M, "write_json"), "tokenizer": (Tokenizer, "save"),
+                   "disk": (os, "fsync"), "last": (Path, "replace")}[moment]  # fmt: skip
+
+    def end(*args, **kwargs):
+        if moment == "weights":  # after half of them
+            Path(args[1]).write_bytes(b"half")
+        raise Ends
+
+    if moment == "tokenizer":  # a class that cannot be patched
+        tokenizer = SimpleNamespace(save=end)
+    else:
+        monkeypatch.setattr(where, name, end)
+    with pytest.raises(Ends):
+        new.save_pretrained(tmp_path, tokenizer)
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    new.save_pretrained(tmp_path, small_tokenizer())
+    assert T5.from_pretrained(tmp_path).config == new.config and {path for path in tmp_path.iterdir()} == before.keys()
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_training_a_loaded_model_leaves_its_file_alone(version, tmp_path):
     make(version).save_pretrained(tmp_path)
@@ -604,6 +639,19 @@ def reshard(folder: Path, parts: int = 3) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def pickle(folder: Path, parts: int = 1, new: bool = True) -> None:
+    """Replace model.safetensors by what old repositories have: pytorch_model.bin, or shards of it and their index."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = [f"pytorch_model-{i + 1:05d}-of-{parts:05d}.bin" for i in range(parts)]
+    for i, name in enumerate(names if parts > 1 else ["pytorch_model.bin"]):
+        part = dict(list(weights.items())[i::parts])
+        torch.save(part, folder / name, _use_new_zipfile_serialization=new)
+    if parts > 1:
+        weight_map = {key: names[i % parts] for i, key in enumerate(weights)}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
 def edit_config(folder: Path, drop: tuple[str, ...] = (), **changes) -> None:
     path = folder / "config.json"
     raw = {k: v for k, v in {**json.loads(path.read_text()), **changes}.items() if k not in drop}
@@ -632,6 +680,86 @@ def test_sharded_weights_equal_single_ones(version, tmp_path):
     loaded = T5.from_pretrained(tmp_path)
     assert loaded.config == model.config
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "before torch 1.6"])
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_pickled_weights_equal_single_ones(version, parts, new, dtype, tmp_path):
+    model = make(version)
+    model.save_pretrained(tmp_path)
+    pickle(tmp_path, parts, new)
+    loaded = T5.from_pretrained(tmp_path, dtype=dtype)
+    assert loaded.config == model.config
+    expected = dict(model.to(dtype).named_parameters())
+    assert all(torch.equal(expected[name], p) and p.is_leaf for name, p in loaded.named_parameters())
+    bins = {path: path.read_bytes() for path in tmp_path.glob("*.bin")}
+    with torch.no_grad():
+        for p in loaded.parameters():
+            p.add_(1.0)
+    assert len(bins) == parts and all(path.read_bytes() == before for path, before in bins.items())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_pickled_state_of_transformers_gives_its_logits_and_stays_tied(version, tmp_path):
+    """The state of a tied model names its one matrix four times; parameters, strides and gradients survive a pickle."""
+    model = make(version)
+    hf = reference(model, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    names = {"shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"}
+    state = hf.state_dict() | {name: p.T.contiguous().T for name, p in hf.named_parameters()
+                               if p.dim() == 2 and name not in names}  # fmt: skip
+    assert names <= state.keys() and {p.is_contiguous() for p in state.values()} == {True, False}
+    assert {p.requires_grad for p in state.values()} == {True, False}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    loaded = T5.from_pretrained(tmp_path)
+    assert (loaded.lm_head.weight is loaded.shared.weight) == (version == "v1.0") == loaded.config.tie_word_embeddings
+    assert all(p.is_leaf and p.requires_grad and p.is_contiguous() for p in loaded.parameters())
+    ids, mask = sources()
+    with torch.no_grad():
+        theirs = hf(input_ids=ids, attention_mask=mask, decoder_input_ids=shifted(ids)).logits
+        torch.testing.assert_close(loaded(ids, mask, shifted(ids)), theirs, atol=1e-4, rtol=0)
+
+
+class RunsCode:
+    """What unpickles into a call of a function: here one that leaves a file behind."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+HOSTILE = {
+    "code": RunsCode,
+    "code as a value": lambda path: {"shared.weight": RunsCode(path)},
+    "a whole module": lambda _: nn.Linear(2, 2),
+    "a list": lambda _: [torch.ones(2)],
+    "nothing": lambda _: None,
+    "a number as a value": lambda _: {"shared.weight": 3},
+    "a number as a key": lambda _: {3: torch.ones(2)},
+    "integers": lambda _: {"shared.weight": torch.ones(96, 32, dtype=torch.long)},
+    "a sparse tensor": lambda _: {"shared.weight": torch.eye(96, 32).to_sparse()},
+    "a tensor without content": lambda _: {"shared.weight": torch.ones(96, 32, device="meta")},
+}
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "before torch 1.6"])
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_pickle_runs_nothing_and_is_refused_in_one_sentence(case, new, tmp_path):
+    make("v1.1").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    path, mark = tmp_path / "pytorch_model.bin", tmp_path / "mark"
+    torch.save(HOSTILE[case](mark), path, _use_new_zipfile_serialization=new)
+    if "code" in case:
+        torch.load(path, weights_only=False)
+        mark.unlink()  # so it would run
+    with pytest.raises(UserError) as error:
+        T5.from_pretrained(tmp_path)
+    assert "pytorch_model.bin" in one_sentence(error) and "weights_only" not in one_sentence(error)
+    assert not mark.exists()
 
 
 TIED = "tie_word_embeddings"
@@ -685,11 +813,11 @@ def truncate(path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
 
 
-def shards_outside(folder: Path, absolute: bool) -> None:
-    reshard(folder, 1)
-    name = "model-00001-of-00001.safetensors"
+def shards_outside(folder: Path, absolute: bool, pickled: bool = False) -> None:
+    pickle(folder, 2) if pickled else reshard(folder, 1)
+    name = "pytorch_model-00001-of-00002.bin" if pickled else "model-00001-of-00001.safetensors"
     (folder / name).rename(folder.parent / name)  # it exists: only a check of the name refuses it
-    index = folder / "model.safetensors.index.json"
+    index = folder / ("pytorch_model.bin.index.json" if pickled else "model.safetensors.index.json")
     outside = str(folder.parent / name) if absolute else f"../{name}"
     index.write_text(index.read_text().replace(f'"{name}"', json.dumps(outside)))
 
@@ -711,7 +839,17 @@ BROKEN = {
     "weights cut off in the header": (lambda d: truncate(d / "model.safetensors", 100), ["damaged"]),
     "weights empty": (lambda d: truncate(d / "model.safetensors", 0), ["damaged"]),
     "weights are something else": (lambda d: (d / "model.safetensors").write_text("<html>" * 99), ["damaged"]),
-    "no weights": (lambda d: (d / "model.safetensors").unlink(), ["model.safetensors"]),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), ["model.safetensors", "pytorch_model.bin"]),
+    "integers": (lambda d: edit_weights(d, lambda w: w.update({NORM: w[NORM].long()})), ["floating-point"]),
+    "pickle cut off": (lambda d: (pickle(d), truncate(d / "pytorch_model.bin", 20_000)), ["damaged"]),
+    "old pickle cut off": (lambda d: (pickle(d, new=False), truncate(d / "pytorch_model.bin", 20_000)), ["damaged"]),
+    "pickle empty": (lambda d: (pickle(d), truncate(d / "pytorch_model.bin", 0)), ["damaged"]),
+    "pickle is a web page": (lambda d: (pickle(d), (d / "pytorch_model.bin").write_text("<html>" * 99)), ["damaged"]),
+    "missing key in pickles": (
+        lambda d: (edit_weights(d, lambda w: w.pop(NORM)), pickle(d, 2)),
+        ["missing", NORM],
+    ),
+    "pickles outside the folder": (lambda d: shards_outside(d, False, pickled=True), ["weight_map", "folder"]),
     "a shard is not there": (
         lambda d: (reshard(d), (d / "model-00002-of-00003.safetensors").unlink()),
         ["model-00002-of-00003.safetensors"],
@@ -770,12 +908,15 @@ def test_real_flan_t5_configurations_give_the_published_numbers_of_parameters(fi
 
 
 PEAK = """
-import re, sys
+import os, sys
 import torch
 from model import T5
 
+page, statm = os.sysconf("SC_PAGESIZE"), os.open("/proc/self/statm", os.O_RDONLY)
+
 def anonymous():  # bytes of memory that is not a page of some file: what loading costs and cannot be taken back
-    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
+    _, resident, of_files, *_ = os.pread(statm, 200, 0).split()
+    return page * (int(resident) - int(of_files))
 
 def look(*_):
     global peak
@@ -800,10 +941,12 @@ for dtype in (torch.float32, torch.bfloat16):
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures memory in Linux's /proc")
-def test_loading_never_needs_twice_the_memory_of_the_model(tmp_path):
-    """Peak of the process's own memory while loading at most 1.3 times the weights (82 MB in fp32, 41 in bf16)."""
-    sizes = {"vocab_size": 4000, "d_model": 512, "d_ff": 2048, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4}
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="measures memory in Linux's /proc")
+@pytest.mark.parametrize("shards", [reshard, pickle])
+def test_loading_needs_no_more_memory_than_the_model(shards, tmp_path):
+    """Peak of the process's own memory while loading three shards at most 1.1 times the weights (123 MB in fp32, 61 in
+    bf16), each tensor in its place at last."""
+    sizes = {"vocab_size": 8000, "d_model": 512, "d_ff": 2048, "num_layers": 4, "num_decoder_layers": 2, "num_heads": 4}
     with torch.device("meta"):
         model = T5(T5Config(**sizes))
     model.to_empty(device="cpu")
@@ -812,14 +955,16 @@ def test_loading_never_needs_twice_the_memory_of_the_model(tmp_path):
             p.fill_(0.25)
     model.save_pretrained(tmp_path / "big")
     make("v1.1").save_pretrained(tmp_path / "small")
+    for folder in ("big", "small"):
+        shards(tmp_path / folder, 3)
     command = [sys.executable, "-c", PEAK, str(tmp_path / "big"), str(tmp_path / "small")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     for line, width in zip(run.stdout.splitlines(), (4, 2), strict=True):
         peak, trained, weights = map(int, line.split())
-        assert weights == width * sum(p.numel() for p in model.parameters()) > width * 15e6
+        assert weights == width * sum(p.numel() for p in model.parameters()) > width * 25e6
         assert trained > 0.9 * weights, "the measure does not see the weights"
-        assert peak < 1.3 * weights, f"peak {peak / 1e6:.0f} MB for {weights / 1e6:.0f} MB of weights"
+        assert peak < 1.1 * weights, f"peak {peak / 1e6:.0f} MB for {weights / 1e6:.0f} MB of weights"
 
 
 # ------------------------------------------------------------------------------------------------ tokenizers
@@ -858,7 +1003,7 @@ def test_autotokenizer_opens_the_saved_folder_and_gives_the_same_ids(kind, tmp_p
     model.save_pretrained(tmp_path, tokenizer)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     ours = M.load_tokenizer(tmp_path)
-    texts = ["The answer is 42.", "", "  two  spaces ", "the rationale</s>", "naïve – 東京"]
+    texts = ["The answer is 42.", "", "  two  spaces ", "the rationale</s>", "naïve – 東京", "a <extra_id_0> b"]
     texts += real_questions() if kind == "flan" else []
     assert [e.ids for e in ours.encode_batch(texts)] == theirs(texts).input_ids
     assert all(e.ids[-1] == EOS for e in ours.encode_batch(texts))
@@ -867,6 +1012,40 @@ def test_autotokenizer_opens_the_saved_folder_and_gives_the_same_ids(kind, tmp_p
     ids = ours.encode(texts[0]).ids
     assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids) == texts[0]
     assert complaints == []
+
+
+def transformers_writes_the_same(model: T5, tokenizer: Tokenizer, prompts: list[str], steps: int, folder: Path) -> None:
+    """Save, open with transformers' Auto classes, and compare prompts' ids, greedy ids and texts."""
+    model.save_pretrained(folder, tokenizer)
+    hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+    auto = transformers.AutoTokenizer.from_pretrained(folder)
+    ids, mask = M.pad_batch([e.ids for e in M.load_tokenizer(folder).encode_batch(prompts)])
+    batch = auto(prompts, return_tensors="pt", padding=True)
+    assert torch.equal(batch.input_ids, ids) and torch.equal(batch.attention_mask, mask)
+    forbid = M.never_written(model, tokenizer)
+    theirs, seen = hf_greedy(hf, ids, mask, steps, forbid)
+    lengths = seen.sum(1)
+    assert lengths.min() < steps and len(lengths.unique()) >= 3 and len(theirs[seen].unique()) >= 20, theirs
+    assert smallest_margin(hf, ids, mask, theirs, seen, forbid) > 1e-4
+    ours = model.generate(ids, mask, steps, forbid=forbid)
+    assert torch.equal(ours.mask[:, 0], seen) and torch.equal(ours.ids[:, 0], theirs.masked_fill(~seen, 0))
+    texts = tokenizer.decode_batch(ours.ids[:, 0].tolist())
+    assert texts == auto.batch_decode(theirs, skip_special_tokens=True) and all(texts)
+
+
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_transformers_auto_classes_write_what_the_embedded_pair_writes(name, tmp_path):
+    model, tokenizer = T5.from_pretrained(str(ROOT / "tiny" / name)), M.load_tokenizer(ROOT / "tiny" / name)
+    prompts = [lmcot.RATIONALE.format(question=e.question, context=e.context) for e in data.load("tiny", "dev", 12)]
+    transformers_writes_the_same(model, tokenizer, prompts, 48, tmp_path)
+
+
+@needs_flan
+def test_transformers_auto_classes_write_what_a_model_of_flan_t5_smalls_shape_writes(tmp_path):
+    tokenizer = M.load_tokenizer(FLAN)
+    config = T5Config.from_dict(json.loads((FLAN / "config.json").read_text()))
+    model = make("v1.1", 0, eos=2.0, **asdict(config))  # random, with a stretched EOS
+    transformers_writes_the_same(model, tokenizer, real_questions()[:4], 24, tmp_path)
 
 
 def test_loading_a_tokenizer_switches_off_its_saved_padding_and_truncation(tmp_path):

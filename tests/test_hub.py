@@ -1,0 +1,351 @@
+"""Proofs that model.py loads from the Hugging Face hub: a server on the loopback serves the hub's routes and counts
+what is asked for; the weights that it was given are the truth."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+from huggingface_hub import constants, file_download
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+
+import model as M
+from model import T5, T5Config, UserError
+
+ROOT = Path(__file__).parents[1]
+SIZES = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 3, "num_layers": 1}
+CONFIG = T5Config(**SIZES, num_decoder_layers=1)
+ROUTE = "/{repo_id}/resolve/{revision}/{filename}"
+
+
+class Hub(ThreadingHTTPServer):
+    """/{id}/resolve/{revision}/{file} as the hub answers HEAD and GET; `asked` lists (method, file, revision)."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.commits, self.branches, self.gated, self.asked, self.tokens = {}, {}, set(), [], set()
+        self.cut = None  # the name of a file of which only a half is sent
+        self.down = False
+
+    def push(self, repository: str, folder: Path, branch: str = "main") -> str:
+        """Upload a folder as a new commit."""
+        files = {file.name: file.read_bytes() for file in folder.iterdir()}
+        commit = hashlib.sha1(repr((repository, branch, sorted(files.items()))).encode()).hexdigest()
+        self.commits[repository, commit] = files
+        self.branches[repository, branch] = commit
+        return commit
+
+    def names(self, method: str) -> list[str]:
+        return sorted(name for how, name, _ in self.asked if how == method)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        path, _, rest = self.path.partition("/resolve/")
+        repository, (revision, _, name) = path[1:], rest.partition("/")
+        commit = self.server.branches.get((repository, revision), revision)
+        files = self.server.commits.get((repository, commit), {})
+        if not rest:  # what else huggingface_hub asks of the hub
+            return self.answer(404)
+        self.server.asked.append((self.command, name, revision))
+        self.server.tokens.add(self.headers["Authorization"])
+        if self.server.down:
+            self.answer(503)
+        elif repository in self.server.gated:
+            self.answer(403, "GatedRepo")
+        elif repository not in {known for known, _ in self.server.commits}:
+            self.answer(401, "RepoNotFound")  # what the hub says to somebody without a token
+        elif not files:
+            self.answer(404, "RevisionNotFound")
+        elif name not in files:
+            self.answer(404, "EntryNotFound", commit)
+        else:
+            self.answer(200, None, commit, files[name], cut=name == self.server.cut)
+
+    do_HEAD = do_GET
+
+    def answer(self, status, error=None, commit=None, content=b"", cut=False):
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        self.send_response(status)
+        headers = {"X-Error-Code": error, "X-Repo-Commit": commit, "Content-Length": str(len(content))}
+        if content:
+            headers |= {"ETag": etag, "X-Linked-ETag": etag, "X-Linked-Size": str(len(content))}
+        for key, value in headers.items():
+            if value is not None:
+                self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content[: len(content) // 2] if cut else content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Hub() as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch):
+    """The server, and this process with HF_ENDPOINT and HF_HOME as if they had been set before huggingface_hub."""
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + ROUTE)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # between huggingface_hub's tries
+    monkeypatch.chdir(tmp_path)
+    return server
+
+
+def tokenizer(words: str) -> Tokenizer:
+    return Tokenizer(models.WordLevel({word: i for i, word in enumerate(words.split())}, unk_token="<unk>"))
+
+
+def checkpoint(folder: Path, form: str = "model.safetensors", seed: int = 0) -> T5:
+    """A folder with the weights in this form, and what such repositories have besides."""
+    model = T5(CONFIG).init_weights(seed).eval()
+    model.save_pretrained(folder, tokenizer("<pad> </s> <unk> one two"))
+    weights = load_file(folder / "model.safetensors")
+    for other in ("README.md", "spiece.model", "tf_model.h5", "flax_model.msgpack"):
+        (folder / other).write_text(other)
+    if form == "both":
+        torch.save(weights, folder / "pytorch_model.bin")
+    elif form != "model.safetensors":
+        (folder / "model.safetensors").unlink()
+    if form == "pytorch_model.bin":
+        torch.save(weights, folder / form)
+    if form.endswith(".json"):
+        weight_map = {}
+        for i in range(3):
+            name = form.replace(".index.json", "").replace(".", f"-{i + 1:05d}-of-00003.")
+            part = dict(list(weights.items())[i::3])
+            torch.save(part, folder / name) if name.endswith(".bin") else save_file(part, folder / name)
+            weight_map |= dict.fromkeys(part, name)
+        (folder / form).write_text(json.dumps({"weight_map": weight_map}))
+    return model
+
+
+def same(one: T5, other: T5) -> bool:
+    ours, theirs = dict(one.named_parameters()), dict(other.named_parameters())
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def refusal(place: str, load=T5.from_pretrained) -> str:
+    with pytest.raises(UserError) as error:
+        load(place)
+    text = str(error.value)
+    assert text.startswith(place) and "\n" not in text and len(text) < 600 and "Traceback" not in text, text
+    return text
+
+
+FORMS = {  # the form of the weights → the files that are downloaded for them
+    "model.safetensors": ["model.safetensors"],
+    "both": ["model.safetensors"],
+    "model.safetensors.index.json": [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    + ["model.safetensors.index.json"],
+    "pytorch_model.bin": ["pytorch_model.bin"],
+    "pytorch_model.bin.index.json": [f"pytorch_model-0000{i}-of-00003.bin" for i in (1, 2, 3)]
+    + ["pytorch_model.bin.index.json"],
+}
+
+
+@pytest.mark.parametrize("repository", ["google/flan-t5-small", "t5-small"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_hub_id_gives_the_model_and_costs_only_the_files_needed_and_those_once(form, repository, hub, monkeypatch):
+    model = checkpoint(Path("upload"), form)
+    hub.push(repository, Path("upload"))
+    loaded = T5.from_pretrained(repository)
+    assert same(loaded, model) and loaded.config == model.config
+    assert hub.names("GET") == sorted(["config.json", *FORMS[form]])
+
+    hub.asked.clear()
+    assert same(T5.from_pretrained(repository, dtype=torch.bfloat16), model.bfloat16())
+    assert hub.names("GET") == [] and not set(hub.names("HEAD")) & set(FORMS[form])
+
+    hub.asked.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert same(T5.from_pretrained(repository, dtype=torch.bfloat16), model) and hub.asked == []
+
+
+def test_a_revision_is_a_branch_a_tag_or_a_commit(hub):
+    for seed, branch in enumerate(("main", "v1.0", "refs/pr/3")):
+        model = checkpoint(Path(f"upload{seed}"), seed=seed)
+        commit = hub.push("a/b", Path(f"upload{seed}"), branch.replace("/", "%2F"))
+        assert same(T5.from_pretrained(f"a/b@{branch}"), model) and same(T5.from_pretrained(f"a/b@{commit}"), model)
+        assert same(T5.from_pretrained("a/b"), model) == (branch == "main")
+    assert "nowhere" in refusal("a/b@nowhere") and "revision" in refusal("a/b@nowhere")
+
+
+def test_config_and_weights_come_from_one_commit_although_the_branch_moves_on(hub, monkeypatch):
+    old = checkpoint(Path("old"), seed=0)
+    checkpoint(Path("new"), seed=1)
+    hub.push("a/b", Path("old"))
+    read = M.read_json
+
+    def push_between(path):
+        hub.push("a/b", Path("new"))
+        return read(path)
+
+    monkeypatch.setattr(M, "read_json", push_between)
+    assert same(T5.from_pretrained("a/b"), old)
+
+
+def test_a_model_that_is_no_t5_costs_no_more_than_its_configuration(hub):
+    checkpoint(Path("upload"))
+    Path("upload/config.json").write_text('{"model_type": "llama"}')
+    hub.push("a/b", Path("upload"))
+    with pytest.raises(UserError, match="llama"):
+        T5.from_pretrained("a/b")
+    assert hub.names("GET") == ["config.json"] and set(hub.names("HEAD")) == {"config.json"}
+
+
+def test_a_local_folder_wins(hub):
+    local = checkpoint(Path("google/t5-v1_1-small"), seed=0)
+    checkpoint(Path("upload"), seed=1)
+    hub.push("google/t5-v1_1-small", Path("upload"))
+    assert same(T5.from_pretrained("google/t5-v1_1-small"), local)
+    assert M.load_tokenizer("google/t5-v1_1-small").token_to_id("two") == 4
+    Path("google/t5-v1_1-small/tokenizer.json").unlink()
+    assert "tokenizer.json" in refusal("google/t5-v1_1-small", M.load_tokenizer)
+    assert hub.asked == []
+
+
+PATHS = ["./a/b", "../b", ".", "/a/b", "~/b", "~", "a/b/c", "runs/kd/model", "a/", r"C:\a", r"a\b", "C:/a", "", "a b",
+         "a--b", Path("a/b")]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PATHS, ids=repr)
+def test_what_is_meant_as_a_path_never_goes_to_the_hub(place, hub):
+    for load in (T5.from_pretrained, M.load_tokenizer):
+        with pytest.raises(UserError, match="json"):
+            load(place)
+    assert hub.asked == []
+
+
+def test_a_tokenizer_costs_one_file_and_googles_without_one_share_that_of_flan_t5_small(hub):
+    checkpoint(Path("flan"))
+    checkpoint(Path("bare"))
+    Path("bare/tokenizer.json").unlink()
+    hub.push("google/flan-t5-small", Path("flan"))
+    for repository in ("google/t5-v1_1-small", "somebody/finnish-t5"):
+        hub.push(repository, Path("bare"))
+    ids = M.load_tokenizer("google/flan-t5-small").get_vocab()
+    assert ids == {"<pad>": 0, "</s>": 1, "<unk>": 2, "one": 3, "two": 4} and hub.names("GET") == ["tokenizer.json"]
+    assert M.load_tokenizer("google/t5-v1_1-small").get_vocab() == ids
+    assert "tokenizer.json" in refusal("somebody/finnish-t5", M.load_tokenizer), "its vocabulary may be another"
+
+
+# ------------------------------------------------------------------------------------------------ what can go wrong
+
+
+def offline(hub, patch):
+    patch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def no_network(hub, patch):
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9" + ROUTE)
+
+
+def disk_full(hub, patch):
+    def write(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    patch.setattr(file_download, "http_get", write)
+
+
+FAILURES = {
+    "unknown repository": (lambda hub, _: hub.commits.clear(), ["no such folder", "repository", "HF_TOKEN"]),
+    "gated": (lambda hub, _: hub.gated.add("a/b"), ["gated", "access", "HF_TOKEN"]),
+    "offline": (offline, ["cache", "HF_HUB_OFFLINE", "give a folder"]),
+    "no network": (no_network, ["cache", "connection", "give a folder"]),
+    "hub down": (lambda hub, _: setattr(hub, "down", True), ["cache", "503", "give a folder"]),
+    "disk full": (disk_full, ["No space left", "make room", "HF_HOME"]),
+    "cut off": (lambda hub, _: setattr(hub, "cut", "config.json"), ["download failed", "try again"]),
+    "no configuration": (lambda hub, _: [files.pop("config.json") for files in hub.commits.values()], ["config.json"]),
+    "no weights": (
+        lambda hub, _: [files.pop("model.safetensors") for files in hub.commits.values()],
+        ["model.safetensors", "pytorch_model.bin"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_a_failed_download_ends_in_one_sentence_and_the_next_try_succeeds(case, hub, monkeypatch):
+    model = checkpoint(Path("upload"))
+    hub.push("a/b", Path("upload"))
+    spoil, words = FAILURES[case]
+    with monkeypatch.context() as patch:
+        spoil(hub, patch)
+        text = refusal("a/b")
+    assert all(word in text for word in words), text
+    hub.cut = hub.down = None
+    hub.gated.clear()
+    hub.push("a/b", Path("upload"))
+    assert same(T5.from_pretrained("a/b"), model)
+
+
+def test_a_shard_that_the_repository_lacks_is_named(hub):
+    checkpoint(Path("upload"), "pytorch_model.bin.index.json")
+    Path("upload/pytorch_model-00002-of-00003.bin").unlink()
+    hub.push("a/b", Path("upload"))
+    assert "pytorch_model-00002-of-00003.bin" in refusal("a/b")
+
+
+def test_an_index_of_the_hub_reaches_no_file_outside_its_repository(hub):
+    checkpoint(Path("upload"), "model.safetensors.index.json")
+    Path("upload/model.safetensors.index.json").write_text('{"weight_map": {"shared.weight": "../../x.safetensors"}}')
+    hub.push("a/b", Path("upload"))
+    with pytest.raises(UserError, match="weight_map"):
+        T5.from_pretrained("a/b")
+    assert not any("x.safetensors" in name for _, name, _ in hub.asked)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_while_the_hub_is_down_what_is_cached_loads_in_every_form(form, hub, monkeypatch):
+    model = checkpoint(Path("upload"), form)
+    hub.push("a/b", Path("upload"))
+    T5.from_pretrained("a/b")
+    hub.asked.clear()
+    hub.down = True
+    assert same(T5.from_pretrained("a/b"), model)
+    assert len(set(hub.names("HEAD"))) <= 2, "after one file that cannot be had, it waits for no other"
+
+
+# ------------------------------------------------------------------------------------------------ the environment
+
+CLIENT = """
+import sys
+import model
+assert "huggingface_hub" not in sys.modules, "imported although nobody asked for it"
+m = model.T5.from_pretrained("a/b")
+print(m.shared.weight.double().sum().item(), model.load_tokenizer("a/b").get_vocab_size())
+"""
+
+
+def test_the_environment_variables_of_huggingface_hub_are_honoured(server, tmp_path):
+    model = checkpoint(tmp_path / "upload")
+    server.push("a/b", tmp_path / "upload")
+    own = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    own |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_secret"}
+    expected = f"{model.shared.weight.double().sum().item()} 5\n"
+    for offline in ({}, {"HF_HUB_OFFLINE": "1"}):
+        server.asked.clear()
+        command = [sys.executable, "-c", CLIENT]
+        run = subprocess.run(command, cwd=ROOT, env=own | offline, capture_output=True, text=True, timeout=120)
+        assert (run.returncode, run.stdout) == (0, expected), run.stderr
+        assert bool(server.asked) != bool(offline)
+    assert server.tokens == {"Bearer hf_secret"}
+    assert list((tmp_path / "home").rglob("model.safetensors"))
