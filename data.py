@@ -476,17 +476,12 @@ class Run:
         self.save(name, lambda path: atomic_write(path, content))
 
     def save(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Replaces a file, or each file of a folder, in one step by what `write` leaves at the path it is given."""
+        """Replaces a file in one step by the one that `write` leaves at the path it is given."""
         if self.writes:
-            path, new = self.path(name), self.path(f".{name}.new")
+            new = self.path(f".{name}.new")
             write(new)
-            if new.is_dir():
-                path.mkdir(exist_ok=True)
-            for file in new.iterdir() if new.is_dir() else [new]:
-                os.replace(file, path / file.name if new.is_dir() else path)
-            if new.is_dir():
-                new.rmdir()
-        gather([])  # the others may read it from here on
+            os.replace(new, self.path(name))
+        gather([])  # the other processes may read it from here on
 
     def append(self, name: str, record: dict) -> None:
         """Adds one line to a JSONL file; a last line that a crash left without its end is removed first."""

@@ -253,7 +253,8 @@ def main() -> None:
             state["epoch"] = epoch
             if loss < state["best"]:
                 state |= {"best": loss, "best_epoch": epoch}
-                run.save("model", lambda folder: model.save_pretrained(folder, small.tokenizer))
+                if run.writes:
+                    model.save_pretrained(run.path("model"), small.tokenizer)
             record = {"epoch": epoch, "train_loss": sum(losses) / len(losses), "held_out_loss": loss}
             run.append("metrics.jsonl", record)
             print(f"epoch {epoch}: training loss {record['train_loss']:.3f}, held-out loss {loss:.3f}"

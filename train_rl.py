@@ -136,7 +136,8 @@ def main() -> None:
                 run.append("dev.jsonl", look)
                 if look["reward"] > state["best"]:
                     state |= {"best": look["reward"], "best_step": step}
-                    run.save("model", lambda folder: policy.save_pretrained(folder, small.tokenizer))
+                    if run.writes:
+                        policy.save_pretrained(run.path("model"), small.tokenizer)
                 parts = {"policy": policy, "head": head, "optimizer": optimizer}
                 parts = {name: part.state_dict() for name, part in parts.items()} | {"combination": vars(combination)}
                 run.save("state.pt", lambda path, content=state | parts: torch.save(content, path))
