@@ -11,9 +11,9 @@ A server that wants a key gets the one in the environment variable LMCOT_API_KEY
 Departures from the paper: its prompts are not public beyond their structure (Figure 1), so these are ours.
 """
 
-import contextlib
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -109,6 +109,7 @@ class LM:
 
     def restart(self, seed: int) -> None:
         """Sets the counters to 0; `seed` decides what is sampled from here on."""
+        self.seed, self.sampled = seed, Counter()  # prompt → its samples since then, for HTTPLM to tell them apart
         self.tokens_written = self.cut = self.unfinished = 0
 
 
@@ -251,12 +252,8 @@ class LocalLM(LM):
                 written[prompt] = texts[i * samples : (i + 1) * samples]
             bar.update(len(batch))
         bar.close()
-        taken: Counter[str] = Counter()
-        answers = []
-        for prompt in prompts:
-            answers.append(written[prompt][taken[prompt] % len(written[prompt])])
-            taken[prompt] += 1
-        return answers
+        turns = {prompt: itertools.cycle(texts) for prompt, texts in written.items()}
+        return [next(turns[prompt]) for prompt in prompts]
 
     @torch.no_grad()
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -296,10 +293,6 @@ class HTTPLM(LM):
         self.heard, self.lock, self.stopped = False, threading.Lock(), threading.Event()
         self.pause = self.stopped.wait  # for so many seconds → whether to stop
         self.restart(0)
-
-    def restart(self, seed: int) -> None:
-        super().restart(seed)
-        self.seed, self.sampled = seed, Counter()  # prompt → its samples so far
 
     def count_tokens(self, text: str) -> int:
         """An estimate on the safe side (its tokenizer is not here): English has about 4 bytes a token."""
@@ -378,16 +371,14 @@ class HTTPLM(LM):
             reply = json.loads(said)
             text = reply["choices"][0]["message"]["content"] or ""  # null where thinking took all the room
             text = text.encode(errors="replace").decode().strip()  # JSON may hold half a character
-            tokens = (reply.get("usage") or {}).get("completion_tokens", self.count_tokens(text))
+            tokens = (reply.get("usage") or {}).get("completion_tokens") or self.count_tokens(text)
             return {"text": text, "tokens": int(tokens), "finish": reply["choices"][0].get("finish_reason")}
         except (ValueError, LookupError, TypeError, AttributeError):
             raise http.client.HTTPException(f"no chat completion came: {said}") from None
 
     def shown(self, said: str) -> str:
         """What a server said, in one short line and without the key."""
-        with contextlib.suppress(ValueError, LookupError, TypeError):
-            said = json.loads(said)["error"]["message"]
-        said = " ".join(str(said).split())
+        said = " ".join(said.split())
         return (said.replace(self._key, "…") if self._key else said)[:300]
 
 
