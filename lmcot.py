@@ -200,9 +200,7 @@ def side_by_side(examples: Sequence[Example], before: Sequence[str], after: Sequ
 class LocalLM(LM):
     """A T5 on this machine."""
 
-    def __init__(
-        self, model: T5, tokenizer: Tokenizer, max_input_tokens: int = 1024, batch_size: int = 64, seed: int = 0
-    ):
+    def __init__(self, model: T5, tokenizer: Tokenizer, max_input_tokens=1024, batch_size=64, seed=0):
         self.model, self.tokenizer = model.eval(), tokenizer
         self.max_input_tokens, self.batch_size = max_input_tokens, batch_size
         self.device = model.shared.weight.device
@@ -226,9 +224,7 @@ class LocalLM(LM):
         rows = [row[:length] for row, length in zip(ids.tolist(), mask.sum(1).tolist(), strict=True)]
         return [text.strip() for text in self.tokenizer.decode_batch(rows)]
 
-    def complete(
-        self, prompts: Sequence[str], max_new_tokens: int, temperature: float = 0.0, progress: str = ""
-    ) -> list[str]:
+    def complete(self, prompts: Sequence[str], max_new_tokens: int, temperature=0.0, progress="") -> list[str]:
         """One text for each prompt, in order; greedy at temperature 0. A prompt that occurs n times is encoded once and
         gets n samples (or, when greedy, one text n times). `progress` names a progress bar."""
         copies = Counter(prompts)
@@ -298,7 +294,7 @@ class HTTPLM(LM):
         """An estimate on the safe side (its tokenizer is not here): English has about 4 bytes a token."""
         return -(-len(text.encode(errors="replace")) // 3)
 
-    def complete(self, prompts, max_new_tokens, temperature=0.0, progress="") -> list[str]:
+    def complete(self, prompts: Sequence[str], max_new_tokens: int, temperature=0.0, progress="") -> list[str]:
         """As LocalLM's. After Ctrl-C or an error no request is begun, and what is under way is still kept."""
         if not self.answers and self.cache and self.cache.exists():
             os.truncate(self.cache, self.cache.read_bytes().rfind(b"\n") + 1)  # a crash may have left half a line
