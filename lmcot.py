@@ -11,9 +11,9 @@ A server that wants a key gets the one in the environment variable LMCOT_API_KEY
 Departures from the paper: its prompts are not public beyond their structure (Figure 1), so these are ours.
 """
 
-import contextlib
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -109,6 +109,7 @@ class LM:
 
     def restart(self, seed: int) -> None:
         """Sets the counters to 0; `seed` decides what is sampled from here on."""
+        self.seed, self.sampled = seed, Counter()  # prompt → its samples since then, for HTTPLM to tell them apart
         self.tokens_written = self.cut = self.unfinished = 0
 
 
@@ -199,9 +200,7 @@ def side_by_side(examples: Sequence[Example], before: Sequence[str], after: Sequ
 class LocalLM(LM):
     """A T5 on this machine."""
 
-    def __init__(
-        self, model: T5, tokenizer: Tokenizer, max_input_tokens: int = 1024, batch_size: int = 64, seed: int = 0
-    ):
+    def __init__(self, model: T5, tokenizer: Tokenizer, max_input_tokens=1024, batch_size=64, seed=0):
         self.model, self.tokenizer = model.eval(), tokenizer
         self.max_input_tokens, self.batch_size = max_input_tokens, batch_size
         self.device = model.shared.weight.device
@@ -225,9 +224,7 @@ class LocalLM(LM):
         rows = [row[:length] for row, length in zip(ids.tolist(), mask.sum(1).tolist(), strict=True)]
         return [text.strip() for text in self.tokenizer.decode_batch(rows)]
 
-    def complete(
-        self, prompts: Sequence[str], max_new_tokens: int, temperature: float = 0.0, progress: str = ""
-    ) -> list[str]:
+    def complete(self, prompts: Sequence[str], max_new_tokens: int, temperature=0.0, progress="") -> list[str]:
         """One text for each prompt, in order; greedy at temperature 0. A prompt that occurs n times is encoded once and
         gets n samples (or, when greedy, one text n times). `progress` names a progress bar."""
         copies = Counter(prompts)
@@ -251,12 +248,8 @@ class LocalLM(LM):
                 written[prompt] = texts[i * samples : (i + 1) * samples]
             bar.update(len(batch))
         bar.close()
-        taken: Counter[str] = Counter()
-        answers = []
-        for prompt in prompts:
-            answers.append(written[prompt][taken[prompt] % len(written[prompt])])
-            taken[prompt] += 1
-        return answers
+        turns = {prompt: itertools.cycle(texts) for prompt, texts in written.items()}
+        return [next(turns[prompt]) for prompt in prompts]
 
     @torch.no_grad()
     def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -297,15 +290,11 @@ class HTTPLM(LM):
         self.pause = self.stopped.wait  # for so many seconds → whether to stop
         self.restart(0)
 
-    def restart(self, seed: int) -> None:
-        super().restart(seed)
-        self.seed, self.sampled = seed, Counter()  # prompt → its samples so far
-
     def count_tokens(self, text: str) -> int:
         """An estimate on the safe side (its tokenizer is not here): English has about 4 bytes a token."""
         return -(-len(text.encode(errors="replace")) // 3)
 
-    def complete(self, prompts, max_new_tokens, temperature=0.0, progress="") -> list[str]:
+    def complete(self, prompts: Sequence[str], max_new_tokens: int, temperature=0.0, progress="") -> list[str]:
         """As LocalLM's. After Ctrl-C or an error no request is begun, and what is under way is still kept."""
         if not self.answers and self.cache and self.cache.exists():
             os.truncate(self.cache, self.cache.read_bytes().rfind(b"\n") + 1)  # a crash may have left half a line
@@ -378,16 +367,14 @@ class HTTPLM(LM):
             reply = json.loads(said)
             text = reply["choices"][0]["message"]["content"] or ""  # null where thinking took all the room
             text = text.encode(errors="replace").decode().strip()  # JSON may hold half a character
-            tokens = (reply.get("usage") or {}).get("completion_tokens", self.count_tokens(text))
+            tokens = (reply.get("usage") or {}).get("completion_tokens") or self.count_tokens(text)
             return {"text": text, "tokens": int(tokens), "finish": reply["choices"][0].get("finish_reason")}
         except (ValueError, LookupError, TypeError, AttributeError):
             raise http.client.HTTPException(f"no chat completion came: {said}") from None
 
     def shown(self, said: str) -> str:
         """What a server said, in one short line and without the key."""
-        with contextlib.suppress(ValueError, LookupError, TypeError):
-            said = json.loads(said)["error"]["message"]
-        said = " ".join(str(said).split())
+        said = " ".join(said.split())
         return (said.replace(self._key, "…") if self._key else said)[:300]
 
 

@@ -115,17 +115,17 @@ def ask_teacher(
     done = {row["id"]: row for row in run.read("rationales.jsonl")}
     todo = [example for example in examples if example.id not in done]
     bar = tqdm(total=len(examples), initial=len(examples) - len(todo), desc=f"M_L writes rationales, {split}")
-    for start in range(0, len(todo), 4 * large.batch_size):
-        chunk = todo[start : start + 4 * large.batch_size]
-        for example, thought in zip(chunk, lmcot.chain_of_thought(large, chunk, limit), strict=True):
-            row = {"id": example.id, "question": example.question, "rationale": thought.rationale,
-                   "prediction": thought.prediction, "parsed": thought.parsed,
-                   "right": data.exact_match(thought.prediction, example.answers) == 1,
-                   "tokens": small.count_tokens(thought.rationale)}  # fmt: skip
-            run.append("rationales.jsonl", row)
-            done[example.id] = row
-        bar.update(len(chunk))
-    bar.close()
+    with bar:  # closed whatever happens: an error gets a line of its own
+        for start in range(0, len(todo), 4 * large.batch_size):
+            chunk = todo[start : start + 4 * large.batch_size]
+            for example, thought in zip(chunk, lmcot.chain_of_thought(large, chunk, limit), strict=True):
+                row = {"id": example.id, "question": example.question, "rationale": thought.rationale,
+                       "prediction": thought.prediction, "parsed": thought.parsed,
+                       "right": data.exact_match(thought.prediction, example.answers) == 1,
+                       "tokens": small.count_tokens(thought.rationale)}  # fmt: skip
+                run.append("rationales.jsonl", row)
+                done[example.id] = row
+            bar.update(len(chunk))
     return [done[example.id] for example in examples]
 
 

@@ -1,0 +1,615 @@
+"""Proofs for lmcot.HTTPLM: a fake server on this machine fails in every way there is and counts what it is asked."""
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from harness import lines, save_random_small
+from hypothesis import given
+from hypothesis import strategies as st
+
+import data
+import lmcot
+import train_kd
+import train_rl
+from lmcot import HTTPLM
+from model import UserError
+from tiny import pretrain, world
+
+KEY = "sk-very-secret-0123456789"
+
+
+def completion(text, finish="stop", usage=True, **more):
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return {"choices": [choice]} | ({"usage": {"completion_tokens": 7}} if usage else {}) | more
+
+
+class Server:
+    """`plan(prompt, n)`, of the n-th request (from 0) with a prompt → what to do: an object is sent as JSON with status
+    200, bytes as they are, (status, headers, object) as a status, a function is called with the handler."""
+
+    def __init__(self, plan):
+        self.plan, self.requests, self.seen, self.answered = plan, [], Counter(), Counter()
+        self.lock, self.now, self.most = threading.Lock(), 0, 0
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                prompt = body["messages"][0]["content"]
+                with outer.lock:
+                    outer.requests.append((self.path, dict(self.headers), body))
+                    n, outer.seen[prompt] = outer.seen[prompt], outer.seen[prompt] + 1
+                    outer.now += 1
+                    outer.most = max(outer.most, outer.now)
+                try:
+                    self.act(prompt, outer.plan(prompt, n))
+                except OSError:
+                    pass  # the client has hung up
+                finally:
+                    with outer.lock:
+                        outer.now -= 1
+
+            def act(self, prompt, what):
+                if callable(what):
+                    return what(self)
+                status, headers, content = what if isinstance(what, tuple) else (200, {}, what)
+                raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+                if status == 200:
+                    with outer.lock:
+                        outer.answered[prompt] += 1
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(raw))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, *_):
+                pass
+
+        class Quiet(ThreadingHTTPServer):
+            request_queue_size, daemon_threads = 128, True
+
+            def handle_error(self, *_):
+                pass
+
+        self.server = Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.setenv("LMCOT_API_KEY", KEY)
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.fixture
+def serve():
+    """plan → a running server."""
+    servers = []
+
+    def serve(plan):
+        servers.append(Server(plan))
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.close()
+
+
+def connect(url, **options):
+    """An HTTPLM that writes down how long it would wait, and does not wait."""
+    lm = HTTPLM(url, "a-model", **options)
+    lm.waits = []
+
+    def pause(seconds):
+        if seconds:
+            lm.waits.append(seconds)
+        return lm.stopped.is_set()
+
+    lm.pause = pause
+    return lm
+
+
+def echo(prompt, n):
+    return completion(f"said {prompt}")
+
+
+def error(message, **more):
+    return {"error": {"message": message, **more}}
+
+
+# ------------------------------------------------------------------------------------------------ when all goes well
+
+
+def test_every_request_has_the_parameters_and_the_answers_come_in_the_order_of_the_prompts(serve):
+    def slow_first(prompt, n):
+        time.sleep(0.05 if prompt == "p0" else 0)
+        return echo(prompt, n)
+
+    server = serve(slow_first)
+    prompts = [f"p{i}" for i in range(20)]
+    assert connect(server.url + "/").complete(prompts, 33, 0.25) == [f"said p{i}" for i in range(20)]
+    assert set(server.seen.values()) == {1} and set(server.seen) == set(prompts)
+    for path, headers, body in server.requests:
+        assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
+        prompt = body.pop("messages")[0]["content"]
+        assert body == {"model": "a-model", "n": 1, "max_tokens": 33, "temperature": 0.25, "top_p": 1.0}
+        assert prompt in prompts
+    connect(server.url).complete(["p0"], 5)
+    assert server.requests[-1][2]["temperature"] == 0 and server.requests[-1][2]["messages"] == [
+        {"role": "user", "content": "p0"}]  # fmt: skip
+
+
+def test_without_a_key_no_authorization_is_sent_and_that_of_other_programs_is_left_alone(serve, monkeypatch):
+    monkeypatch.delenv("LMCOT_API_KEY")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-program")
+    server = serve(echo)
+    connect(server.url).complete(["a"], 5)
+    assert "Authorization" not in server.requests[0][1] and "another" not in str(server.requests)
+
+
+def test_as_many_requests_are_under_way_as_the_setting_says(serve):
+    def slow(prompt, n):
+        time.sleep(0.03)
+        return echo(prompt, n)
+
+    for concurrency in (1, 5):
+        server = serve(slow)
+        connect(server.url, concurrency=concurrency).complete([f"p{i}" for i in range(15)], 5)
+        assert server.most == concurrency
+
+
+def test_a_greedy_prompt_is_asked_once_and_a_sampled_one_as_often_as_it_occurs(serve):
+    server = serve(lambda prompt, n: completion(f"{prompt} {n}"))
+    lm = connect(server.url)
+    assert lm.complete(list("abacab"), 5) == ["a 0", "b 0", "a 0", "c 0", "a 0", "b 0"]
+    assert server.seen == {"a": 1, "b": 1, "c": 1} and lm.tokens_written == 3 * 7
+    texts = lm.complete(list("xyxx"), 5, temperature=0.7)
+    assert Counter(texts) == {"x 0": 1, "x 1": 1, "x 2": 1, "y 0": 1} and texts[1] == "y 0"
+    assert Counter(lm.complete(list("xx"), 5, temperature=0.7)) == {"x 3": 1, "x 4": 1}  # new samples, not the old
+    lm.restart(0)
+    assert lm.complete(list("xyxx"), 5, temperature=0.7) == texts and server.seen["x"] == 5
+    lm.restart(1)
+    assert lm.complete(["x"], 5, temperature=0.7) == ["x 5"]  # another seed, another sample
+    assert lm.complete([], 5) == []
+
+
+def test_texts_at_the_length_limit_are_counted_and_tokens_are_those_of_the_server(serve):
+    plans = {"stop": completion("whole"), "length": completion("cu", "length"),
+             "uncounted": completion("123456789ab", usage=False), "thinking": completion(None, "length")}  # fmt: skip
+    server = serve(lambda prompt, n: plans[prompt])
+    lm = connect(server.url)
+    assert lm.complete(["stop", "length", "uncounted", "thinking"], 5) == ["whole", "cu", "123456789ab", ""]
+    assert (lm.unfinished, lm.tokens_written) == (2, 7 + 7 + 4 + 7)  # 11 bytes are estimated at 4 tokens
+    lm.restart(0)
+    assert (lm.unfinished, lm.tokens_written, lm.cut) == (0, 0, 0)
+
+
+def test_half_a_character_in_json_becomes_text_that_can_be_written(serve, tmp_path):
+    server = serve(lambda prompt, n: b'{"choices": [{"message": {"content": "a\\ud83d"}}]}')
+    (text,) = connect(server.url, cache=tmp_path / "c").complete(["x"], 5)
+    assert text.encode() == b"a?" and connect(server.url, cache=tmp_path / "c").complete(["x"], 5) == [text]
+
+
+# ------------------------------------------------------------------------------------------------ what may pass
+
+
+def cut_at_once(handler):
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def cut_in_the_middle(handler):
+    raw = json.dumps(completion("lost")).encode()
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw[: len(raw) // 2])
+
+
+def say_nothing(handler):
+    time.sleep(0.6)
+
+
+def no_http(handler):
+    handler.wfile.write(b"220 mail.example.org\r\n\r\n")
+
+
+PASSING = {
+    "408": (408, {}, {}),
+    "409": (409, {}, {}),
+    "429": (429, {}, error("slow down", code="rate_limit_exceeded")),
+    "500": (500, {}, b"<html>oops"),
+    "503": (503, {}, {}),
+    "529": (529, {}, {}),
+    "cut at once": cut_at_once,
+    "cut in the middle": cut_in_the_middle,
+    "no answer in time": say_nothing,
+    "no HTTP": no_http,
+    "no JSON": b"so sorry",
+    "no UTF-8": b"\xff\xfe",
+    "no object": b"[1]",
+    "no choices": {"choices": []},
+    "null choices": {"choices": None},
+    "no message": {"choices": [{}]},
+    "a list as the text": completion([{"type": "text"}]),
+    "an error with status 200": error("no"),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_what_may_pass_is_tried_again_and_nothing_else_is(fault, serve, monkeypatch):
+    monkeypatch.setattr(HTTPLM, "SILENCE", 0.3)
+    server = serve(lambda prompt, n: PASSING[fault] if prompt == "p3" and n < 2 else echo(prompt, n))
+    lm = connect(server.url)
+    assert lm.complete([f"p{i}" for i in range(6)], 5) == [f"said p{i}" for i in range(6)]
+    assert server.seen == {f"p{i}": 3 if i == 3 else 1 for i in range(6)}
+    assert len(lm.waits) == 2 and 0.25 <= lm.waits[0] <= 0.75 and 0.5 <= lm.waits[1] <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("header", "low", "high"),
+    [("7", 7, 7), ("0", 0, 0), ("3600", 60, 60), (lambda: formatdate(time.time() + 20, usegmt=True), 18, 20),
+     (lambda: formatdate(time.time() + 9000, usegmt=True), 60, 60),
+     (lambda: formatdate(time.time() - 50, usegmt=True), 0, 0), ("soon", 0.25, 0.75), ("-3", 0.25, 0.75)],
+)  # fmt: skip
+def test_the_wait_is_the_one_the_server_asks_for_in_seconds_or_as_a_date_and_at_most_60(header, low, high, serve):
+    value = header() if callable(header) else header
+    server = serve(lambda prompt, n: echo(prompt, n) if n else (429, {"Retry-After": value}, {}))
+    lm = connect(server.url)
+    assert lm.complete(["p"], 5) == ["said p"]
+    (wait,) = lm.waits or [0]  # no wait is no pause
+    assert low <= wait <= high
+
+
+@given(st.one_of(st.none(), st.text(), st.from_regex(r"(Mon, )?\d{1,3} [A-Z][a-z]{2} \d{1,6} [\d:]{0,8} ?[A-Z+\-\d]*")))
+def test_no_header_whatever_it_says_makes_the_wait_longer_than_60_seconds_or_an_exception(header):
+    assert 0 <= lmcot.retry_after(header, 2.5) <= 60
+
+
+def test_a_server_that_never_recovers_is_given_up_after_ten_tries_with_growing_waits(serve):
+    server = serve(lambda prompt, n: (503, {}, error("the model is asleep")))
+    lm = connect(server.url)
+    with pytest.raises(UserError, match=r"a-model.*503.*the model is asleep.*tried 10 times"):
+        lm.complete(["p"], 5)
+    assert server.seen["p"] == 10 and len(lm.waits) == 9
+    for i, wait in enumerate(lm.waits):
+        assert 0.5 * min(60, 0.5 * 2**i) <= wait <= 1.5 * min(60, 0.5 * 2**i)
+
+
+def test_jitter_keeps_clients_that_failed_together_from_coming_back_together(serve):
+    server = serve(lambda prompt, n: echo(prompt, n) if n else (500, {}, {}))
+    lm = connect(server.url)
+    lm.complete([f"p{i}" for i in range(20)], 5)
+    assert len(set(lm.waits)) == 20
+
+
+def test_where_no_server_has_ever_answered_four_tries_are_enough():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        lm = connect(f"http://127.0.0.1:{nobody.getsockname()[1]}/v1")
+        with pytest.raises(UserError, match="refused.*tried 4 times"):
+            lm.complete(["p"], 5)
+
+
+# ------------------------------------------------------------------------------------------------ what does not pass
+
+
+FATAL = {
+    "400": ((400, {}, error("max_tokens is too large")), "max_tokens is too large"),
+    "401": ((401, {}, error(f"Incorrect API key provided: {KEY}.")), "Incorrect API key"),
+    "403": ((403, {}, f"Bearer {KEY} may not".encode()), "may not"),
+    "404": ((404, {}, {"detail": "Not Found"}), "Not Found"),
+    "422": ((422, {}, error("no such field")), "no such field"),
+    "quota": ((429, {"Retry-After": "1"}, error("You exceeded your quota", code="insufficient_quota")), "quota"),
+    "too much": (b" " * (2**24 + 1), "16777216 bytes"),
+}
+
+
+@pytest.mark.parametrize("fault", FATAL)
+def test_what_does_not_pass_is_asked_once_and_ends_in_one_sentence_without_the_key(fault, serve):
+    what, words = FATAL[fault]
+    server = serve(lambda prompt, n: what)
+    with pytest.raises(UserError) as caught:
+        connect(server.url, concurrency=1).complete([f"p{i}" for i in range(100)], 5)
+    assert set(server.seen.values()) == {1} and len(server.seen) < 20  # hardly anything more was begun
+    said = str(caught.value)
+    assert words in said and server.url in said and "\n" not in said and len(said) < 500
+    assert KEY not in said and KEY not in repr(caught.value.__context__)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_the_key_does_not_arrive_elsewhere(status, serve):
+    elsewhere = serve(echo)
+    server = serve(lambda prompt, n: (status, {"Location": elsewhere.url + "/chat/completions"}, {}))
+    with pytest.raises(UserError, match=re.escape(f"redirects to {elsewhere.url}")):
+        connect(server.url).complete(["p"], 5)
+    assert server.seen == {"p": 1} and elsewhere.requests == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "localhost:8000/v1", "ftp://host/v1", "http://", f"http://user:{KEY}@host/v1", f"http://host/v1?key={KEY}",
+     "http://host/v1#x", "http://ho st/v1", "http://höst/v1", "file:///etc/passwd", "http://host/v1\r\nX: y"],
+)  # fmt: skip
+def test_other_forms_of_address_are_refused_and_not_shown(address):
+    with pytest.raises(UserError, match="http://host:8000/v1") as caught:
+        HTTPLM(address, "m")
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\nX-Other: 1", f"{KEY} x", f"ключ{KEY}"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key, monkeypatch):
+    monkeypatch.setenv("LMCOT_API_KEY", key)
+    with pytest.raises(UserError, match="LMCOT_API_KEY") as caught:
+        HTTPLM("http://127.0.0.1:1/v1", "m")
+    assert KEY not in str(caught.value)
+
+
+def test_a_line_end_after_the_key_as_files_have_it_does_no_harm(serve, monkeypatch):
+    monkeypatch.setenv("LMCOT_API_KEY", KEY + "\n")
+    server = serve(echo)
+    connect(server.url).complete(["p"], 5)
+    assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
+
+
+# ------------------------------------------------------------------------------------------------ nothing is lost
+
+
+def test_what_was_answered_is_in_the_cache_and_is_never_asked_again(serve, tmp_path):
+    server, cache = serve(lambda prompt, n: completion(f"{prompt} {n}", "length")), tmp_path / "http_cache.jsonl"
+    first = connect(server.url, cache=cache)
+    texts = first.complete(["a", "b"], 5), first.complete(["a", "a"], 5, 0.5)
+    second = connect(server.url, cache=cache)
+    assert (second.complete(["a", "b"], 5), second.complete(["a", "a"], 5, 0.5)) == texts
+    assert len(server.requests) == 4 and len(lines(cache)) == 4
+    assert (second.unfinished, second.tokens_written) == (first.unfinished, first.tokens_written) == (4, 28)
+    for changed in (lambda lm: lm.complete(["a"], 6), lambda lm: lm.complete(["a"], 5, 0.6),
+                    lambda lm: (lm.restart(1), lm.complete(["a"], 5, 0.5))):  # fmt: skip
+        before = len(server.requests)
+        changed(connect(server.url, cache=cache))
+        assert len(server.requests) == before + 1
+    other = HTTPLM(server.url, "another-model", cache=cache)
+    other.complete(["a"], 5)
+    assert server.requests[-1][2]["model"] == "another-model"
+    assert KEY not in cache.read_text()
+
+
+def test_half_a_line_that_a_crash_left_costs_that_one_answer_only(serve, tmp_path):
+    server, cache = serve(echo), tmp_path / "c"
+    connect(server.url, cache=cache, concurrency=1).complete(["a", "b", "c"], 5)
+    cache.write_bytes(cache.read_bytes()[:-10])
+    for _ in range(2):
+        assert connect(server.url, cache=cache).complete(["a", "b", "c"], 5) == ["said a", "said b", "said c"]
+    assert server.seen == {"a": 1, "b": 1, "c": 2} and len(lines(cache)) == 3
+
+
+def test_after_an_error_in_the_middle_the_rest_is_kept_and_only_what_is_missing_is_asked(serve, tmp_path):
+    broken = {"p30": True}
+    server = serve(lambda prompt, n: (400, {}, {}) if broken.get(prompt) else echo(prompt, n))
+    prompts = [f"p{i}" for i in range(60)]
+    with pytest.raises(UserError):
+        connect(server.url, cache=tmp_path / "c").complete(prompts, 5)
+    kept = sum(server.answered.values())
+    assert 0 < kept < 60 and len(lines(tmp_path / "c")) == kept
+    broken.clear()
+    assert connect(server.url, cache=tmp_path / "c").complete(prompts, 5) == [f"said p{i}" for i in range(60)]
+    assert set(server.answered.values()) == {1} and server.seen["p30"] == 2
+
+
+def test_after_ctrl_c_no_request_is_begun_and_what_came_back_is_kept(serve, tmp_path):
+    interrupted = []
+
+    def plan(prompt, n):
+        if len(server.requests) == 20 and not interrupted:
+            interrupted.append(len(server.requests))
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        return (500, {}, {}) if prompt == "p5" and not interrupted else echo(prompt, n)
+
+    server = serve(plan)
+    lm, prompts = HTTPLM(server.url, "a-model", concurrency=4, cache=tmp_path / "c"), [f"p{i}" for i in range(100)]
+    begun = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        lm.complete(prompts, 5)
+    asked = len(server.requests)
+    assert time.perf_counter() - begun < 5 and asked < 40
+    assert not any(thread.name.startswith("ThreadPool") for thread in threading.enumerate())
+    assert len(lines(tmp_path / "c")) == sum(server.answered.values())
+    assert connect(server.url, cache=tmp_path / "c").complete(prompts, 5) == [f"said p{i}" for i in range(100)]
+    assert set(server.answered.values()) == {1}
+
+
+def unreliable(seed, share=0.2):
+    """Fails in `share` of all requests, in one of many ways; the same ways for the same seed."""
+
+    def plan(prompt, n):
+        rng = random.Random(f"{seed} {prompt} {n}")
+        faults = [PASSING[name] for name in PASSING if name != "no answer in time"]
+        return rng.choice(faults) if rng.random() < share else echo(prompt, n)
+
+    return plan
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_of_many_requests_to_a_server_that_fails_a_fifth_of_them_nothing_is_lost_or_asked_twice(count, serve, tmp_path):
+    server = serve(unreliable(0))
+    lm, prompts = connect(server.url, cache=tmp_path / "c", concurrency=16), [f"p{i}" for i in range(count)]
+    begun = time.perf_counter()
+    assert lm.complete(prompts, 5) == [f"said p{i}" for i in range(count)]
+    print(f"{count} texts, {len(server.requests)} requests, {time.perf_counter() - begun:.1f} s")
+    wanted = {p: next(n for n in range(99) if unreliable(0)(p, n) == echo(p, n)) + 1 for p in prompts}
+    assert server.seen == wanted and 1.15 < len(server.requests) / count < 1.35
+    assert len(lines(tmp_path / "c")) == count
+    assert connect(server.url, cache=tmp_path / "c").complete(prompts, 5) == [f"said p{i}" for i in range(count)]
+    assert server.seen == wanted
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+
+SIZES = {"train": 16, "dev": 8, "test": 4}
+RECORDS = {r["question"]: r for split, n in SIZES.items() for r in world.records(split, world.SEED, n)}
+
+
+def chat_model(prompt, n):
+    """A chat model that knows TinyWiki, and writes as such models do."""
+    record = RECORDS[re.search(r"Question: (.*)\n", prompt)[1]]
+    if prompt.endswith("step by step."):
+        texts = {title: sentences for title, sentences in record["context"]}
+        facts = "\n".join(texts[title][i] for title, i in record["supporting_facts"])
+        return completion(f"<think>Is the answer is a phrase?</think>\n{facts}\n\n**Answer:** {record['answer']}")
+    said = f"{record['answer']}, because it says so." if record["answer"] in ("yes", "no") else record["answer"]
+    return completion(f"The answer is **{said}**.")
+
+
+def run(monkeypatch, capfd, script, *arguments):
+    """A script's command in this process → (status, all that it printed)."""
+    monkeypatch.setattr(world, "SIZES", world.SIZES | SIZES)
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+    code = 0
+    try:
+        data.run_main(script.main)
+    except SystemExit as end:
+        code = end.code
+    return code, "".join(capfd.readouterr())
+
+
+@pytest.fixture
+def kd_flags(serve, tmp_path):
+    save_random_small(tmp_path / "small", pretrain.make_tokenizer())
+    return ["--small", tmp_path / "small", "--large-model", "a-model", "--out", tmp_path / "kd", "--epochs", 1, "--lr",
+            3e-3, "--batch-size", 4, "--max-new-tokens", 40, "--samples", 2, "--concurrency", 2]  # fmt: skip
+
+
+def test_distillation_and_refinement_with_m_l_behind_a_server(serve, kd_flags, tmp_path, monkeypatch, capfd):
+    server = serve(chat_model)
+    code, said = run(monkeypatch, capfd, train_kd, *kd_flags, "--large", server.url)
+    assert code == 0 and "M_L http://127.0.0.1" in said
+    table = json.loads((tmp_path / "kd" / "results.json").read_text())["methods"]
+    assert table["standard"]["EM"]["mean"] == table["CoT"]["EM"]["mean"] == 1  # sentences, bold type and thoughts apart
+    assert table["standard"]["tokens per question"] == 7 and table["CoT"]["two-stage"] == 0
+    rows = lines(tmp_path / "kd" / "rationales.jsonl")
+    assert len(rows) == 24 and all(row["right"] and row["parsed"] for row in rows)
+    assert not any(re.search("answer|think|[*]", row["rationale"]) for row in rows)
+    greedy = [request[2] for request in server.requests if request[2]["temperature"] == 0]
+    prompts = Counter((body["messages"][0]["content"], body["max_tokens"]) for body in greedy)
+    assert set(prompts.values()) == {1}  # in the whole run nothing is asked twice
+    count = len(server.requests)
+    code, more = run(monkeypatch, capfd, train_rl, "--kd", tmp_path / "kd", "--out", tmp_path / "rl", "--steps", 1,
+                     "--prompts", 2, "--samples-per-prompt", 2, "--max-new-tokens", 8, "--samples", 1)  # fmt: skip
+    assert code == 0 and len(server.requests) > count and (tmp_path / "rl" / "http_cache.jsonl").exists()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 15 and not any(KEY.encode() in path.read_bytes() for path in files)
+    assert KEY not in said + more
+
+
+def test_a_run_that_its_server_fails_goes_on_where_it_was(serve, kd_flags, tmp_path, monkeypatch, capfd):
+    state = {"left": 10}
+
+    def plan(prompt, n):
+        state["left"] -= 1
+        return chat_model(prompt, n) if state["left"] >= 0 else (401, {}, error(f"no more with {KEY}"))
+
+    server = serve(plan)
+    code, said = run(monkeypatch, capfd, train_kd, *kd_flags, "--large", server.url)
+    assert code == 2 and said.splitlines()[-1].startswith("error: http://127.0.0.1") and "no more with" in said
+    assert KEY not in said and "Traceback" not in said
+    assert len(lines(tmp_path / "kd" / "http_cache.jsonl")) == 10
+    state["left"] = 10**6
+    code, _ = run(monkeypatch, capfd, train_kd, *kd_flags[:-2], "--concurrency", 3, "--large", server.url)
+    assert code == 0  # with another number of requests at once: it says where to compute, and not what
+    bodies = [body for _, _, body in server.requests if body["temperature"] == 0]
+    cots = [body for body in bodies if body["messages"][0]["content"].endswith("step by step.")]
+    assert 28 <= len(cots) <= 28 + 2  # 24 to learn from, 4 in the table, and two that were under way when it failed
+
+
+def test_an_address_and_a_name_go_together(kd_flags, tmp_path, monkeypatch, capfd):
+    code, said = run(monkeypatch, capfd, train_kd, *kd_flags)  # --large is a folder
+    assert code == 2 and "--large-model NAME go together" in said and not (tmp_path / "kd").exists()
+    code, said = run(monkeypatch, capfd, train_kd, "--large", "http://127.0.0.1:1/v1", "--out", tmp_path / "kd")
+    assert code == 2 and "go together" in said and not (tmp_path / "kd").exists()
+    code, said = run(monkeypatch, capfd, train_kd, *kd_flags, "--large", f"http://u:{KEY}@127.0.0.1/v1")
+    assert code == 2 and KEY not in said and not (tmp_path / "kd").exists()
+
+
+def test_one_question_is_answered_by_a_model_behind_a_server(serve, tmp_path, monkeypatch, capfd):
+    server = serve(chat_model)
+    save_random_small(tmp_path / "small", pretrain.make_tokenizer())
+    flags = ["--small", tmp_path / "small", "--large", server.url, "--large-model", "a-model"]
+    code, said = run(monkeypatch, capfd, lmcot, *flags)
+    record = next(r for r in RECORDS.values() if r["_id"].startswith("tiny-test"))
+    assert code == 0 and f"Gold       {record['answer']} (right)" in said and len(server.requests) == 1
+
+
+# ------------------------------------------------------------------------------------------------ a real server
+
+
+@pytest.mark.slow
+def test_a_real_server_gives_the_texts_that_its_model_writes_in_this_process(tmp_path):
+    """`transformers serve` with a random decoder LM, against generate() on the same folder."""
+    for package in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(package, reason=f"transformers serve needs {package}")
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=pretrain.make_tokenizer(), pad_token="<pad>", eos_token="</s>",
+        chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}")  # fmt: skip
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        eos_token_id=1, pad_token_id=0, bos_token_id=None)  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.generation_config.do_sample = True  # without it this server is greedy at every temperature
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 8 if weight.ndim == 2 else 1  # texts that depend on the prompt
+    folder = tmp_path / "model"
+    model.save_pretrained(folder), tokenizer.save_pretrained(folder)
+    prompts = ["Who directed Stormgate?", "yes", "The mayor of Roton"]
+    expected = []
+    for prompt in prompts:
+        chat = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        with torch.no_grad():
+            out = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        expected.append((tokenizer.decode(out, skip_special_tokens=True).strip(), len(out), int(out[-1]) != 1))
+    assert len({text for text, _, _ in expected}) == 3
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve = "import sys; from transformers.cli.transformers import main; sys.argv[0] = 'transformers'; main()"
+    command = [sys.executable, "-c", serve, "serve", str(folder), "--port", str(port), "--device", "cpu"]
+    with open(tmp_path / "log", "w") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+        try:
+            for _ in range(240):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                assert server.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.5)
+            lm = HTTPLM(f"http://127.0.0.1:{port}/v1", str(folder), cache=tmp_path / "c")
+            assert lm.complete(prompts, 12) == [text for text, _, _ in expected], (tmp_path / "log").read_text()
+            assert lm.unfinished == sum(cut for _, _, cut in expected)
+            assert lm.tokens_written == sum(n for _, n, _ in expected)
+            samples = lm.complete(prompts[:1] * 8, 12, temperature=1.0)
+            assert len(set(samples)) > 4
+            with pytest.raises(UserError, match="status 404"):
+                HTTPLM(f"http://127.0.0.1:{port}/v2", str(folder)).complete(prompts[:1], 5)
+        finally:
+            server.terminate()
