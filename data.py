@@ -15,7 +15,6 @@ import bisect
 import contextlib
 import dataclasses
 import hashlib
-import http.client
 import inspect
 import json
 import os
@@ -29,9 +28,9 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -90,7 +89,7 @@ class Example:
 
 # ---- 2. Loading ------------------------------------------------------------------------------------------------------
 
-CONTEXT_FORMS = "a string, a list of strings, or a list of [title, [sentence, ...]]"
+CONTEXT_FORMS = "a string, a list of strings, or a list of [title, [sentence, ...]] or of MuSiQue's paragraphs"
 DATA_FORMS = "'tiny', 'hotpotqa', '2wiki', a .json file in the form of HotpotQA, or a .jsonl file of your own"
 
 # name → official file → (address, bytes, SHA-256, number of records). HotpotQA's address is plain http, as its README
@@ -119,8 +118,8 @@ def load(
     (2WikiMultihopQA, Ho et al., 2020), whose official files are downloaded once into the folder LMCOT_DATA (default:
     ~/.cache/lmcot), or your file: a `.json` list of records, or a `.jsonl` file with one on each line. A record is
     - as in HotpotQA and 2WikiMultihopQA;
-    - as in MuSiQue-Ans (Trivedi et al., 2022): all sentences of a supporting paragraph are supporting facts, in the
-      order of the question's decomposition, and an unanswerable question (MuSiQue-Full) is an error;
+    - as in MuSiQue-Ans (Trivedi et al., 2022; an unanswerable question is an error): every sentence of a supporting
+      paragraph is a supporting fact, and the paragraphs come in the order of the question's decomposition;
     - as in StrategyQA (Geva et al., 2021): its `facts` are the context, all supporting, and the answer is yes or no;
     - your own: question, context (a string, or a list of strings: its paragraphs), answer; optional id, aliases, type.
 
@@ -210,11 +209,11 @@ def fetch(url: str, size: int, sha256: str) -> Path:
     """
     The file of `size` bytes at `url`, downloaded into the folder LMCOT_DATA (~/.cache/lmcot) if it is not there.
 
-    What has arrived stays beside it in a .part file of this process; when that has ended, another goes on with it.
+    What has arrived stays in a .part file of this process; when that has ended, the next process goes on with it.
     Raises DataError where the download fails; the sentence says where to put the file by hand.
     """
     folder = Path(os.environ.get("LMCOT_DATA") or "~/.cache/lmcot").expanduser()
-    path = folder / Path(urlsplit(url).path).name
+    path = folder / url.split("?")[0].split("/")[-1]
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
@@ -223,13 +222,12 @@ def fetch(url: str, size: int, sha256: str) -> Path:
         if not _is_alive(left.suffixes[-2][1:]):
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 left.replace(part)
-    by_hand = f"run the same command again, or put {path.name} into {folder} by hand"
     here = part.stat().st_size if part.exists() else 0
     try:
         if here < size:
             request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
             with urllib.request.urlopen(request, timeout=60) as response:  # seconds without a byte
-                here = here if response.status == 206 else 0  # 206: the rest, as asked for; 200: all of it
+                here *= response.status == 206  # 206: the rest, as asked for; 200: all of it
                 if response.length not in (None, size - here):
                     raise OSError(f"the file there has {here + response.length:,} bytes instead of {size:,}")
                 bar = tqdm(desc=path.name, total=size, initial=here, unit="B", unit_scale=True)
@@ -239,11 +237,12 @@ def fetch(url: str, size: int, sha256: str) -> Path:
                         bar.update(len(chunk))
         if here < size:
             raise OSError(f"the connection was cut after {here:,} of {size:,} bytes")
-    except (OSError, http.client.HTTPException) as error:
-        raise DataError(f"{url}: {error}; {by_hand}") from None
-    if hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
-        part.unlink()
-        raise DataError(f"{url}: what came is not the official file (its SHA-256 differs); {by_hand}")
+        if hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
+            part.unlink()
+            raise OSError("what came is not the official file, for its SHA-256 differs")
+    except (OSError, HTTPException) as error:
+        by_hand = f"or put {path.name} into {folder} by hand"
+        raise DataError(f"{url}: {error}; run the same command again to go on, {by_hand}") from None
     part.replace(path)
     return path
 
@@ -306,6 +305,10 @@ def _field(place: str, record: dict, name: str, is_good: Callable[[Any], bool], 
     return record[name]
 
 
+def _is_musique(record: dict) -> bool:
+    return "paragraphs" in record and "context" not in record
+
+
 def _example(place: str, record: Any, context: str) -> Example:
     """One record of any form → Example, or DataError."""
     if not isinstance(record, dict):
@@ -339,11 +342,8 @@ def _example(place: str, record: Any, context: str) -> Example:
         aliases |= dict.fromkeys(alias for alias in given if alias != answer)
     kind = _field(place, {"type": "", **record}, "type", lambda v: isinstance(v, str), "a string")
 
-    if "paragraphs" in record and "context" not in record:
-        paragraphs, facts = _musique(place, record)
-    else:
-        paragraphs = _paragraphs(place, record)
-        facts = _supporting_facts(place, record, paragraphs)
+    paragraphs = _paragraphs(place, record)
+    facts = _supporting_facts(place, record, paragraphs)
     if context == "gold" and facts:  # keep the paragraphs that hold a fact, and renumber the facts accordingly
         kept = sorted({p for p, _ in facts})
         paragraphs = [paragraphs[p] for p in kept]
@@ -351,25 +351,9 @@ def _example(place: str, record: Any, context: str) -> Example:
     return Example(record_id, question, tuple(paragraphs), answer, tuple(aliases), tuple(facts), kind)
 
 
-def _musique(place: str, record: dict) -> tuple[list[Paragraph], list[tuple[int, int]]]:
-    """Paragraphs and supporting facts of a MuSiQue record, as `load` defines them."""
-    paragraphs, supporting, expected = [], [], "a list of objects with title, paragraph_text and is_supporting"
-    for p, item in enumerate(_field(place, record, "paragraphs", lambda v: isinstance(v, list), expected)):
-        match item:
-            case {"title": str(title), "paragraph_text": str(text), "is_supporting": bool(supports)}:
-                paragraphs.append(Paragraph(title, split_sentences(text)))
-                supporting += [p] * supports
-            case _:
-                raise DataError(f"{place}: field 'paragraphs' holds {_shown(item)} (expected {expected})")
-    given = {"question_decomposition": [], **record}
-    steps = _field(place, given, "question_decomposition", lambda v: isinstance(v, list), "a list of steps")
-    order = [step.get("paragraph_support_idx") for step in steps if isinstance(step, dict)] + supporting
-    supporting.sort(key=order.index)
-    return paragraphs, [(p, s) for p in supporting for s in range(len(paragraphs[p].sentences))]
-
-
 def _paragraphs(place: str, record: dict) -> list[Paragraph]:
-    context = _field(place, record, "context", lambda v: isinstance(v, str | list), CONTEXT_FORMS)
+    name = "paragraphs" if _is_musique(record) else "context"
+    context = _field(place, record, name, lambda v: isinstance(v, str | list), CONTEXT_FORMS)
     paragraphs = []
     for item in [context] if isinstance(context, str) else context:
         match item:
@@ -377,8 +361,10 @@ def _paragraphs(place: str, record: dict) -> list[Paragraph]:
                 paragraphs.append(Paragraph("", split_sentences(item)))
             case [str(title), list(sentences)] if all(isinstance(s, str) for s in sentences):
                 paragraphs.append(Paragraph(title, tuple(sentences)))
+            case {"title": str(title), "paragraph_text": str(text), "is_supporting": bool()}:
+                paragraphs.append(Paragraph(title, split_sentences(text)))
             case _:
-                raise DataError(f"{place}: field 'context' holds {_shown(item)} (expected {CONTEXT_FORMS})")
+                raise DataError(f"{place}: field '{name}' holds {_shown(item)} (expected {CONTEXT_FORMS})")
     return paragraphs
 
 
@@ -386,8 +372,14 @@ def _supporting_facts(place: str, record: dict, paragraphs: list[Paragraph]) -> 
     """
     [[title, sentence index], ...] → [(paragraph, sentence), ...]. Two paragraphs of a context may share their title
     (2WikiMultihopQA has such records): the fact then belongs to the first of them that has a sentence of that index.
-    A fact beyond its paragraph's end, which the official training files have, is left out.
+    A fact beyond its paragraph's end, which the official training files have, is left out. For MuSiQue see `load`.
     """
+    if _is_musique(record):
+        steps = _field(place, {"question_decomposition": [], **record}, "question_decomposition",
+                       lambda v: isinstance(v, list) and all(isinstance(step, dict) for step in v), "a list of objects")
+        gold = [p for p, item in enumerate(record["paragraphs"]) if isinstance(item, dict) and item["is_supporting"]]
+        gold.sort(key=([step.get("paragraph_support_idx") for step in steps] + gold).index)
+        return [(p, s) for p in gold for s in range(len(paragraphs[p].sentences))]
     given, facts = {"supporting_facts": [], **record}, []
     for fact in _field(place, given, "supporting_facts", lambda v: isinstance(v, list), "a list of [title, index]"):
         match fact:
@@ -557,7 +549,7 @@ def read_jsonl(path: Path) -> list[dict]:
     return records
 
 
-class Run:
+class Run(contextlib.AbstractContextManager):
     """
     The folder of one run, for one process at a time: `with Run("runs/kd", settings) as run: ...`.
 
@@ -622,9 +614,6 @@ class Run:
             Run._locked.remove(self.folder.resolve())
             self.path("lock").unlink(missing_ok=True)
 
-    def __enter__(self) -> "Run":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -644,8 +633,8 @@ class Run:
             there, here = saved.get(name, "(absent)"), wanted.get(name, "(absent)")
             different += [f"{name} is {_shown(there)} there and {_shown(here)} here"] * (there != here)
         if different:
-            problem = f"holds a run with other settings ({'; '.join(different)})"
-            raise RunError(f"{self.folder} {problem}: use --overwrite or another --out")
+            raise RunError(f"{self.folder} holds a run with other settings ({'; '.join(different)}): "
+                           "use --overwrite or another --out")  # fmt: skip
 
     def _clear(self) -> None:
         """Deletes all but the lock and settings.json. That marks a run, and is replaced in one step afterwards."""
@@ -698,8 +687,8 @@ def run_main(main: Callable[[], Any]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        break_line = "\n" * sys.stderr.isatty()  # a progress bar may stand on the line
-        print(f"{break_line}interrupted: run the same command again to continue", file=sys.stderr)
+        line_break = "\n" * sys.stderr.isatty()  # a progress bar may stand there
+        print(f"{line_break}interrupted: run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     except (UserError, OSError) as error:
         is_named = isinstance(error, OSError) and error.filename

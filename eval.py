@@ -302,7 +302,7 @@ class Settings:
     direct: str = "runs/direct"  # run folders of train_kd.py --target answer (a control; left out if there is none)
     small: str = "tiny/small"  # folder of M_S before training
     large: str = "tiny/large"  # folder of M_L
-    data: str = "tiny"  # tiny, or a file: HotpotQA / 2WikiMultihopQA .json, own .jsonl
+    data: str = "tiny"  # tiny, hotpotqa, 2wiki (downloaded once), or a file (forms: data.py, load)
     split: str = "test"  # test reports, dev chooses; tiny also has ood
     limit: int = 1000  # questions
     context: str = "gold"  # gold paragraphs, or all

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 import data
+import train_kd
 from data import DataError, load
 
 
@@ -170,6 +171,13 @@ def test_faulty_records_of_an_official_file_are_left_out_and_said(publish, capsy
 def test_a_file_of_faulty_records_is_an_error(publish):
     publish(json.dumps(records(40, answer=None)).encode())
     assert "record 0 (id id-0): field 'answer' is null" in refused("hotpotqa")
+
+
+def test_a_named_data_set_needs_no_test_file_and_a_file_does():
+    train_kd.Settings(data="hotpotqa").check()
+    train_kd.Settings(data="2wiki").check()
+    with pytest.raises(ValueError, match="--data FILE needs --test-data FILE"):
+        train_kd.Settings(data="train.json").check()
 
 
 # ---- what goes wrong on the way --------------------------------------------------------------------------------------
