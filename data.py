@@ -383,7 +383,7 @@ def _supporting_facts(place: str, record: dict, paragraphs: list[Paragraph]) -> 
     given, facts = {"supporting_facts": [], **record}, []
     for fact in _field(place, given, "supporting_facts", lambda v: isinstance(v, list), "a list of [title, index]"):
         match fact:
-            case [str(title), int(index)] if index >= 0:
+            case [str(title), index] if type(index) is int and index >= 0:
                 titled = [p for p, paragraph in enumerate(paragraphs) if paragraph.title == title]
                 problem = "" if titled else "no paragraph of the context has that title"
             case _:

@@ -319,6 +319,7 @@ NOT_UTF8 = '["é"]'.encode("latin-1")
         ("a.json", [record(supporting_facts=[["Nobody", 0]])], 'holds ["Nobody", 0] (no paragraph of the'),
         ("a.json", [record(supporting_facts=[["Vega", -1]])], 'holds ["Vega", -1] (expected [title, index'),
         ("a.json", [record(supporting_facts=[["Vega", "0"]])], 'holds ["Vega", "0"] (expected [title, index'),
+        ("a.json", [record(supporting_facts=[["Vega", False]])], 'holds ["Vega", false] (expected [title, index'),
         ("a.json", [record(supporting_facts=["Vega"])], 'holds "Vega" (expected [title, index'),
         ("a.json", [record(supporting_facts=7)], "field 'supporting_facts' is 7"),
         ("a.json", [RECORD, record(question="?")], "record 1 (id r1): the id is taken already, by"),

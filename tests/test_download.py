@@ -102,7 +102,7 @@ def archive(folder="data_ids_april7/", dev=40, train=60, **more):
     members = {f"{folder}dev.json": records(dev), f"{folder}train.json": records(train), f"{folder}test.json": []}
     raw = io.BytesIO()
     with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as file:
-        for member, content in {**members, **more}.items():
+        for member, content in {**more, **members}.items():
             file.writestr(member, json.dumps(content))
     return raw.getvalue()
 
@@ -388,6 +388,15 @@ def test_two_processes_at_once_do_not_touch_each_others_part(publish, server, ca
     assert process.exitcode == 2  # its connection was cut: it says so
     assert [p.read_bytes() for p in sorted(cache.iterdir())] == [CONTENT, CONTENT[: half()]]
     assert len(load("hotpotqa")) == 40 and len(server.ranges) == 2
+
+
+def test_a_part_that_another_process_took_over_first_is_left_to_it(publish, server, cache, monkeypatch):
+    publish(CONTENT)
+    cache.mkdir()
+    left = cache / "hotpot_dev.json.4194305.part"  # a number that no process can have
+    left.write_bytes(CONTENT[: half()])
+    monkeypatch.setattr(data, "_is_alive", lambda pid: left.rename(cache / "theirs") is None)
+    assert len(load("hotpotqa")) == 40 and server.ranges == [None]
 
 
 def test_many_processes_at_once_all_get_the_whole_file(publish, server, cache):
