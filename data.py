@@ -118,8 +118,8 @@ def load(
     (2WikiMultihopQA, Ho et al., 2020), whose official files are downloaded once into the folder LMCOT_DATA (default:
     ~/.cache/lmcot), or your file: a `.json` list of records, or a `.jsonl` file with one on each line. A record is
     - as in HotpotQA and 2WikiMultihopQA;
-    - as in MuSiQue-Ans (Trivedi et al., 2022; an unanswerable question is an error): every sentence of a supporting
-      paragraph is a supporting fact, and the paragraphs come in the order of the question's decomposition;
+    - as in MuSiQue-Ans (Trivedi et al., 2022; an unanswerable question is an error): the supporting facts are all
+      sentences of the supporting paragraphs, in the order of the question's decomposition;
     - as in StrategyQA (Geva et al., 2021): its `facts` are the context, all supporting, and the answer is yes or no;
     - your own: question, context (a string, or a list of strings: its paragraphs), answer; optional id, aliases, type.
 
