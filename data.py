@@ -2,7 +2,7 @@
 What the task is, how an answer is scored, and what a run leaves behind. Read from top to bottom:
 
 1. `Example`       one question with its context, its gold answers and the sentences that support them
-2. `load`          TinyWiki, HotpotQA and 2WikiMultihopQA files, your own JSONL: all become the same list of `Example`
+2. `load`          TinyWiki, HotpotQA, 2WikiMultihopQA, MuSiQue, StrategyQA, your own JSONL: all become `Example`s
 3. `fit_context`   a context too long for the model loses whole sentences from its end, never the question
 4. the metrics     exact match, token F1 and answer inclusion, by the rules of the official scripts
 5. the run folder  settings from the command line, JSONL logs, atomic files, one writer at a time
@@ -24,10 +24,13 @@ import re
 import shutil
 import string
 import sys
-import typing
+import urllib.request
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -90,8 +93,23 @@ class Example:
 
 # ---- 2. Loading ------------------------------------------------------------------------------------------------------
 
-DATA_FORMS = "'tiny', a .json file in the form of HotpotQA or 2WikiMultihopQA, or a .jsonl file of your own"
-CONTEXT_FORMS = "a string, a list of strings, or a list of [title, [sentence, ...]]"
+CONTEXT_FORMS = "a string, a list of strings, or a list of [title, [sentence, ...]] or of MuSiQue's paragraphs"
+DATA_FORMS = "'tiny', 'hotpotqa', '2wiki', a .json file in the form of HotpotQA, or a .jsonl file of your own"
+
+# name → official file → (address, bytes, SHA-256, number of records). HotpotQA's address is plain http, as its README
+# has it: whatever happens on the way, only the right bytes pass.
+_HOTPOTQA = "http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_"
+_2WIKI = ("https://www.dropbox.com/s/ms2m13252h6xubs/data_ids_april7.zip?dl=1", 258_968_175,
+          "95df2bf56fdabe034e27aebc580e02264232203cf52552f9efe8a919e5529eef")  # fmt: skip
+OFFICIAL = {
+    "hotpotqa": {
+        "train": (_HOTPOTQA + "train_v1.1.json", 566_426_227,
+                  "26650cf50234ef5fb2e664ed70bbecdfd87815e6bffc257e068efea5cf7cd316", 90_447),
+        "dev": (_HOTPOTQA + "dev_distractor_v1.json", 46_320_117,
+                "4e9ecb5c8d3b719f624d66b60f8d56bf227f03914f5f0753d6fa1b359d7104ea", 7_405),
+    },
+    "2wiki": {"train": (*_2WIKI, 167_454), "dev": (*_2WIKI, 12_576)},
+}  # fmt: skip
 
 
 def load(
@@ -100,43 +118,60 @@ def load(
     """
     The examples of one split, in the order of their source.
 
-    `name_or_path` is "tiny" (the embedded TinyWiki) or a file. A `.json` file is a list of records as HotpotQA (Yang
-    et al., 2018) and 2WikiMultihopQA (Ho et al., 2020) publish them. A `.jsonl` file is your own data, one object per
-    line: question, context (a string, or a list of strings: its paragraphs), answer; optional id, aliases, type.
+    `name_or_path` is "tiny" (the embedded TinyWiki), "hotpotqa" (Yang et al., 2018, distractor setting) or "2wiki"
+    (2WikiMultihopQA, Ho et al., 2020), whose official files are downloaded once into the folder LMCOT_DATA (default:
+    ~/.cache/lmcot), or your file: a `.json` list of records, or a `.jsonl` file with one on each line. A record is
+    - as in HotpotQA and 2WikiMultihopQA;
+    - as in MuSiQue-Ans (Trivedi et al., 2022; an unanswerable question is an error): the supporting facts are all
+      sentences of the supporting paragraphs, in the order of the question's decomposition;
+    - as in StrategyQA (Geva et al., 2021): its `facts` are the context, all supporting, and the answer is yes or no;
+    - your own: question, context (a string, or a list of strings: its paragraphs), answer; optional id, aliases, type.
 
     `split`: the answers of the official test files are hidden, so the official dev file is the test set, and "test" is
     the whole of any file. For a training file, "dev" is a fixed hold-out of about a tenth and "train" is the rest.
     `limit` takes the first so many. `context`: "gold" keeps the paragraphs that hold a supporting fact (all of them
     where a record names none), "all" keeps every paragraph.
 
-    Raises DataError for an unknown name, split or context, and for anything wrong in the file.
+    Raises DataError for an unknown name, split or context, a failed download, and anything wrong in the records read;
+    but a faulty record of a downloaded file, which nobody can mend, is left out, and a line on stderr says so.
     """
-    is_tiny = str(name_or_path) == "tiny"
-    splits = ("train", "dev", "test", "ood") if is_tiny else ("train", "dev", "test")
+    name = str(name_or_path)
+    splits = ("train", "dev", "test", "ood") if name == "tiny" else ("train", "dev", "test")
     if split not in splits:
-        raise DataError(f"{name_or_path}: there is no split '{split}' (expected one of {', '.join(splits)})")
+        raise DataError(f"{name}: there is no split '{split}' (expected one of {', '.join(splits)})")
     if context not in ("gold", "all"):
-        raise DataError(f"{name_or_path}: there is no context '{context}' (expected gold or all)")
+        raise DataError(f"{name}: there is no context '{context}' (expected gold or all)")
     if limit is not None and limit < 1:
-        raise DataError(f"{name_or_path}: limit is {limit} (expected at least 1, or none for all examples)")
+        raise DataError(f"{name}: limit is {limit} (expected at least 1, or none for all examples)")
 
-    if is_tiny:
+    if name == "tiny":
         from tiny import world  # here, because a reader of files needs no TinyWiki
 
         size = min(limit or world.SIZES[split], world.SIZES[split])
         places = [(f"tiny {split}: record {i}", record) for i, record in enumerate(world.records(split, size=size))]
     else:
-        places = _read_file(Path(name_or_path))
+        places = _official(name, "dev" if split == "test" else "train") if name in OFFICIAL else _read_file(Path(name))
     examples: list[Example] = []
     place_of_id: dict[str, str] = {}
+    faults: list[DataError] = []
     for place, record in places:
-        example = _example(place, record, context)
-        if example.id in place_of_id:
-            raise DataError(f"{place} (id {example.id}): the id is taken already, by {place_of_id[example.id]}")
+        try:
+            example = _example(place, record, context)
+            if example.id in place_of_id:
+                raise DataError(f"{place} (id {example.id}): the id is taken already, by {place_of_id[example.id]}")
+        except DataError as fault:
+            faults.append(fault)
+            if name not in OFFICIAL or len(faults) == len(places):
+                raise faults[0] from None
+            continue
         place_of_id[example.id] = place
-        if is_tiny or split == "test" or held_out(example.id) == (split == "dev"):
+        if name == "tiny" or split == "test" or held_out(example.id) == (split == "dev"):
             examples.append(example)
-    return examples[:limit]
+        if len(examples) == limit:
+            break
+    if faults:
+        print(f"{name}: {len(faults)} faulty records left out, the first is {faults[0]}", file=sys.stderr)
+    return examples
 
 
 def held_out(example_id: str) -> bool:
@@ -155,19 +190,81 @@ def split_sentences(text: str) -> tuple[str, ...]:
     return tuple(s for s in re.split(r"(?<=[.!?])\s+|\s*\n\s*", text.strip()) if s)
 
 
+def _official(name: str, part: str) -> list[tuple[str, Any]]:
+    """The records of an official file, part "train" or "dev", each with its place for error messages."""
+    url, size, sha256, count = OFFICIAL[name][part]
+    path = fetch(url, size, sha256)
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                members = [member for member in archive.namelist() if Path(member).name == f"{part}.json"]
+                places = _records(path, archive.read(next(iter(members), f"{part}.json")))  # checks its CRC
+        else:
+            places = _records(path, path.read_bytes())
+        if len(places) != count:
+            raise DataError(f"it has {len(places):,} {part} records, and the official file has {count:,}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, DataError) as error:
+        fault = str(error).removeprefix(f"{path}: ")
+        raise DataError(f"{path} is damaged ({fault}): delete it, and the same command downloads it anew") from None
+    return places
+
+
+def fetch(url: str, size: int, sha256: str) -> Path:
+    """
+    The file of `size` bytes at `url`, downloaded into the folder LMCOT_DATA (~/.cache/lmcot) if it is not there.
+
+    What has arrived stays in a .part file of this process; when that has ended, the next process goes on with it.
+    Raises DataError where the download fails; the sentence says where to put the file by hand.
+    """
+    folder = Path(os.environ.get("LMCOT_DATA") or "~/.cache/lmcot").expanduser()
+    path = folder / url.split("?")[0].split("/")[-1]
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{path.name}.{os.getpid()}.part"
+    for left in folder.glob(f"{path.name}.*.part"):
+        if not _is_alive(left.suffixes[-2][1:]):
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                left.replace(part)
+    here = part.stat().st_size if part.exists() else 0
+    try:
+        if here < size:
+            request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
+            with urllib.request.urlopen(request, timeout=60) as response:  # seconds without a byte
+                here *= response.status == 206  # 206: the rest, as asked for; 200: all of it
+                if response.length not in (None, size - here):
+                    raise OSError(f"the file there has {here + response.length:,} bytes instead of {size:,}")
+                bar = tqdm(desc=path.name, total=size, initial=here, unit="B", unit_scale=True)
+                with bar, open(part, "ab" if here else "wb") as file:
+                    while chunk := response.read1(min(1 << 20, size - here)):
+                        here += file.write(chunk)
+                        bar.update(len(chunk))
+        if here < size:
+            raise OSError(f"the connection was cut after {here:,} of {size:,} bytes")
+        if hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
+            part.unlink()
+            raise OSError("what came is not the official file, for its SHA-256 differs")
+    except (OSError, HTTPException) as error:
+        by_hand = f"or put {path.name} into {folder} by hand"
+        raise DataError(f"{url}: {error}; run the same command again to go on, {by_hand}") from None
+    part.replace(path)
+    return path
+
+
 def _read_file(path: Path) -> list[tuple[str, Any]]:
-    """The records of a file, each with its place for error messages."""
+    """The records of a user's file, each with its place."""
     if not path.is_file() or path.suffix not in (".json", ".jsonl"):
         problem = "its name ends in neither .json nor .jsonl" if path.is_file() else "there is no such file"
         raise DataError(f"{path}: {'this is a folder' if path.is_dir() else problem} (expected {DATA_FORMS})")
-    raw = path.read_bytes()
+    return _records(path, path.read_bytes())
+
+
+def _records(path: Path, raw: bytes) -> list[tuple[str, Any]]:
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")  # a byte order mark, which Windows' editors write, is read over
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}: line {line} is not UTF-8 text (save the file as UTF-8)") from None
-    if text.startswith("\ufeff"):
-        raise DataError(f"{path}: the file starts with a byte order mark (save it as UTF-8 without BOM)")
     if not text or text.isspace():
         raise DataError(f"{path}: the file is empty (expected at least one record)")
 
@@ -212,10 +309,27 @@ def _field(place: str, record: dict, name: str, is_good: Callable[[Any], bool], 
     return record[name]
 
 
+def _is_musique(record: dict) -> bool:
+    return "paragraphs" in record and "context" not in record
+
+
 def _example(place: str, record: Any, context: str) -> Example:
-    """One record of either form → Example, or DataError."""
+    """One record of any form → Example, or DataError."""
     if not isinstance(record, dict):
         raise DataError(f"{place}: this is {_shown(record)} (expected an object with question, context and answer)")
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{place}: a text holds half a character, \\ud800 to \\udfff (mend or delete it)") from None
+    if "facts" in record and "context" not in record:  # StrategyQA, whose facts often lack their full stop
+        facts = _field(place, record, "facts", _is_texts, "a list of non-empty strings")
+        facts = [fact.strip() + "." * (fact.strip()[-1] not in ".!?") for fact in facts]
+        record = {"id": record.get("qid"), **record, "context": [["", facts]]}
+        record["supporting_facts"] = [["", i] for i in range(len(facts))]
+        if isinstance(record.get("answer"), bool):
+            record["answer"] = "yes" if record["answer"] else "no"
+    if record.get("answerable") is False:
+        raise DataError(f"{place}: the question has no answer in its paragraphs (take MuSiQue-Ans, not MuSiQue-Full)")
     id_name = "_id" if "_id" in record else "id"
     if id_name in record:
         record_id = str(_field(place, record, id_name, lambda v: _is_text(v) or type(v) is int, "a non-empty string"))
@@ -242,7 +356,8 @@ def _example(place: str, record: Any, context: str) -> Example:
 
 
 def _paragraphs(place: str, record: dict) -> list[Paragraph]:
-    context = _field(place, record, "context", lambda v: isinstance(v, str | list), CONTEXT_FORMS)
+    name = "paragraphs" if _is_musique(record) else "context"
+    context = _field(place, record, name, lambda v: isinstance(v, str | list), CONTEXT_FORMS)
     paragraphs = []
     for item in [context] if isinstance(context, str) else context:
         match item:
@@ -250,8 +365,10 @@ def _paragraphs(place: str, record: dict) -> list[Paragraph]:
                 paragraphs.append(Paragraph("", split_sentences(item)))
             case [str(title), list(sentences)] if all(isinstance(s, str) for s in sentences):
                 paragraphs.append(Paragraph(title, tuple(sentences)))
+            case {"title": str(title), "paragraph_text": str(text), "is_supporting": bool()}:
+                paragraphs.append(Paragraph(title, split_sentences(text)))
             case _:
-                raise DataError(f"{place}: field 'context' holds {_shown(item)} (expected {CONTEXT_FORMS})")
+                raise DataError(f"{place}: field '{name}' holds {_shown(item)} (expected {CONTEXT_FORMS})")
     return paragraphs
 
 
@@ -259,18 +376,25 @@ def _supporting_facts(place: str, record: dict, paragraphs: list[Paragraph]) -> 
     """
     [[title, sentence index], ...] → [(paragraph, sentence), ...]. Two paragraphs of a context may share their title
     (2WikiMultihopQA has such records): the fact then belongs to the first of them that has a sentence of that index.
+    A fact beyond its paragraph's end, which the official training files have, is left out. For MuSiQue see `load`.
     """
-    facts = []
-    given = {"supporting_facts": [], **record}
+    if _is_musique(record):
+        steps = _field(place, {"question_decomposition": [], **record}, "question_decomposition",
+                       lambda v: isinstance(v, list) and all(isinstance(step, dict) for step in v), "a list of objects")
+        gold = [p for p, item in enumerate(record["paragraphs"]) if isinstance(item, dict) and item["is_supporting"]]
+        gold.sort(key=([step.get("paragraph_support_idx") for step in steps] + gold).index)
+        return [(p, s) for p in gold for s in range(len(paragraphs[p].sentences))]
+    given, facts = {"supporting_facts": [], **record}, []
     for fact in _field(place, given, "supporting_facts", lambda v: isinstance(v, list), "a list of [title, index]"):
-        title, index = fact if isinstance(fact, list) and len(fact) == 2 else (None, None)
-        titled = [p for p, paragraph in enumerate(paragraphs) if paragraph.title == title]
-        found = [p for p in titled if type(index) is int and 0 <= index < len(paragraphs[p].sentences)]
-        if not titled or type(index) is not int or index < 0:
-            well_formed = isinstance(title, str) and type(index) is int and index >= 0
-            problem = "no paragraph of the context has that title" if well_formed else "expected [title, index]"
+        match fact:
+            case [str(title), index] if type(index) is int and index >= 0:
+                titled = [p for p, paragraph in enumerate(paragraphs) if paragraph.title == title]
+                problem = "" if titled else "no paragraph of the context has that title"
+            case _:
+                problem = "expected [title, index]"
+        if problem:
             raise DataError(f"{place}: field 'supporting_facts' holds {_shown(fact)} ({problem})")
-        facts += [(p, index) for p in found[:1]]
+        facts += [(p, index) for p in titled if index < len(paragraphs[p].sentences)][:1]
     return facts
 
 
@@ -363,15 +487,13 @@ def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None
 
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=doc, formatter_class=raw, allow_abbrev=False)
-    hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        kind = next((kind for kind in (str, int, float, bool) if hint in (kind, kind | None)), None)
-        assert kind, f"no flag can be made for {field.name}: {hint}"
+        kind = next((kind for kind in (str, int, float, bool) if field.type in (kind, kind | None)), None)
+        assert kind, f"no flag can be made for {field.name}: {field.type}"
         meaning = f"{comments.get(field.name, '')} (default: {field.default})".strip().replace("%", "%%")
-        form = {"action": argparse.BooleanOptionalAction} if kind is bool else {"metavar": kind.__name__.upper()}
-        if kind is not bool:
-            form["type"] = kind if hint is kind else _or_none(kind)
+        form = {"metavar": kind.__name__.upper(), "type": kind if field.type is kind else _or_none(kind)}
+        if kind is bool:
+            form = {"action": argparse.BooleanOptionalAction}
         # A flag that is not given stays out of the result (SUPPRESS), and the dataclass fills in its default.
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, default=argparse.SUPPRESS, help=meaning, **form)
@@ -431,7 +553,7 @@ def read_jsonl(path: Path) -> list[dict]:
     return records
 
 
-class Run:
+class Run(contextlib.AbstractContextManager):
     """
     The folder of one run, for one process at a time: `with Run("runs/kd", settings) as run: ...`. Under torchrun the
     first process writes (`writes` is True), and the others read.
@@ -513,9 +635,6 @@ class Run:
             Run._locked.remove(self.folder.resolve())
             self.path("lock").unlink(missing_ok=True)
 
-    def __enter__(self) -> "Run":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -530,15 +649,13 @@ class Run:
         raise RunError(f"{self.folder} is not empty and has no settings.json of such a run: choose another --out")
 
     def _compare(self, saved: dict, wanted: dict, not_compared: Sequence[str]) -> None:
-        pairs = {name: (saved.get(name, "(absent)"), wanted.get(name, "(absent)")) for name in wanted | saved}
-        different = [
-            f"{name} is {_shown(there)} there and {_shown(here)} here"
-            for name, (there, here) in pairs.items()
-            if there != here and name not in not_compared
-        ]
+        different = []
+        for name in [name for name in wanted | saved if name not in not_compared]:
+            there, here = saved.get(name, "(absent)"), wanted.get(name, "(absent)")
+            different += [f"{name} is {_shown(there)} there and {_shown(here)} here"] * (there != here)
         if different:
-            problem = f"holds a run with other settings ({'; '.join(different)})"
-            raise RunError(f"{self.folder} {problem}: use --overwrite or another --out")
+            raise RunError(f"{self.folder} holds a run with other settings ({'; '.join(different)}): "
+                           "use --overwrite or another --out")  # fmt: skip
 
     def _clear(self) -> None:
         """Deletes all but the lock and settings.json. That marks a run, and is replaced in one step afterwards."""
@@ -571,7 +688,7 @@ class Run:
 
 
 def _is_alive(pid: str) -> bool:
-    """Whether a process lives; yes where that cannot be known, since two writers would spoil a run."""
+    """Whether a process lives; yes where that cannot be known, since two writers would spoil a file."""
     if os.name == "nt" or not pid.isdecimal():  # on Windows, os.kill would end the process
         return True
     try:
@@ -641,7 +758,8 @@ def run_main(main: Callable[[], Any]) -> None:
         join_processes()
         main()
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to continue", file=sys.stderr)
+        line_break = "\n" * sys.stderr.isatty()  # a progress bar may stand there
+        print(f"{line_break}interrupted: run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     except (UserError, OSError) as error:
         is_named = isinstance(error, OSError) and error.filename

@@ -299,7 +299,7 @@ class Settings(lmcot.Models):
     kd: str = "runs/kd"  # run folder of train_kd.py; a pattern such as "runs/kd*" takes one seed from each
     rl: str = "runs/rl"  # run folders of train_rl.py, as many as of KD (left out if there is none)
     direct: str = "runs/direct"  # run folders of train_kd.py --target answer (a control; left out if there is none)
-    data: str = "tiny"  # tiny, or a file: HotpotQA / 2WikiMultihopQA .json, own .jsonl
+    data: str = "tiny"  # tiny, hotpotqa, 2wiki (downloaded once), or a file (forms: data.py, load)
     split: str = "test"  # test reports, dev chooses; tiny also has ood
     limit: int = 1000  # questions
     context: str = "gold"  # gold paragraphs, or all

@@ -454,7 +454,7 @@ class Settings(Models):
     question: str = ""  # your own question; needs --context
     context: str = ""  # the text in which the answer stands
     example: str = ""  # id of an example of --data (default: the first)
-    data: str = "tiny"  # tiny, or a file: HotpotQA / 2WikiMultihopQA .json, own .jsonl
+    data: str = "tiny"  # tiny, hotpotqa, 2wiki (downloaded once), or a file (forms: data.py, load)
     small: str = ""  # M_S (default: the first that exists of runs/rl/model, runs/kd/model, tiny/small)
 
     def check(self) -> None:

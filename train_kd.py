@@ -37,8 +37,8 @@ from model import pad_batch
 
 @dataclass
 class Settings(lmcot.Models):
-    data: str = "tiny"  # tiny, or a training file: HotpotQA / 2WikiMultihopQA .json, own .jsonl
-    test_data: str = ""  # file of test questions; needed when --data is a file
+    data: str = "tiny"  # tiny, hotpotqa, 2wiki (downloaded once), or a training file (forms: data.py, load)
+    test_    data: str = "tiny"  # tiny, hotpotqa, 2wiki (downloaded once), or a training file (forms: data.py, load)
     out: str = "runs/kd"  # folder of this run
     overwrite: bool = False  # start anew in a folder that holds other settings
     target: str = "rationale"  # what M_S learns to write: rationale, or answer (a control, no distillation)
@@ -65,7 +65,7 @@ class Settings(lmcot.Models):
         super().check()
         if self.target not in ("rationale", "answer"):
             raise ValueError("--target is rationale or answer")
-        if self.data != "tiny" and not self.test_data:
+        if self.data not in ("tiny", *data.OFFICIAL) and not self.test_data:
             raise ValueError("--data FILE needs --test-data FILE: the official dev file, whose answers are known")
         data.at_least_one(self, "train_limit", "dev_limit", "test_limit", "batch_size", "epochs", "samples")
         if self.micro_batch < 0:

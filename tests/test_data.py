@@ -127,6 +127,18 @@ def test_aliases_follow_the_answer_once_each(tmp_path):
     assert load(path)[0].answers == ("Oslo", "Kristiania", "Christiania")
 
 
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"question": "Q?", "context": "C.", "answer": "a"}), encoding="utf-8-sig")
+    assert load(path)[0].question == "Q?"
+
+
+def test_a_nul_an_astral_character_and_a_very_long_question_load_and_encode(tmp_path):
+    question = "Who\x00 " + "is it " * 100_000 + "😀?"  # json.dumps writes the last as a surrogate pair
+    (example,) = load(write_json(tmp_path, record(question=question)))
+    assert example.question == question and example.question.encode()
+
+
 def test_own_jsonl_takes_a_string_or_paragraphs_and_needs_no_id(tmp_path):
     path = tmp_path / "own.jsonl"
     lines = [
@@ -142,6 +154,110 @@ def test_own_jsonl_takes_a_string_or_paragraphs_and_needs_no_id(tmp_path):
     assert (second.id, second.answers) == ("7", ("E", "e f"))
     path.write_text("\n".join(reversed(text.split("\n"))), encoding="utf-8")
     assert load(path)[1].id == first.id  # the id made for a record does not depend on its place
+
+
+# ---- MuSiQue and StrategyQA ------------------------------------------------------------------------------------------
+
+MUSIQUE = {
+    "id": "2hop__1_2",
+    "question": "Who founded the maker of Vega?",
+    "answer": "Ann Lie",
+    "answer_aliases": ["A. Lie"],
+    "answerable": True,
+    "paragraphs": [
+        {"idx": 0, "title": "Lie", "paragraph_text": "Lie Ltd is a firm. Ann Lie founded it.", "is_supporting": True},
+        {"idx": 1, "title": "Vega", "paragraph_text": "Vega is a star.", "is_supporting": False},
+        {"idx": 2, "title": "Vega", "paragraph_text": "Vega is a car by Lie Ltd.", "is_supporting": True},
+    ],
+    "question_decomposition": [
+        {"id": 1, "question": "Vega >> maker", "answer": "Lie Ltd", "paragraph_support_idx": 2},
+        {"id": 2, "question": "Who founded #1?", "answer": "Ann Lie", "paragraph_support_idx": 0},
+    ],
+}
+STRATEGY = {
+    "qid": "s1",
+    "term": "Space Race",
+    "question": "Did Al Unser Jr. win the Space Race?",
+    "answer": False,
+    "facts": ["Al Unser Jr. is a race car driver", " The Space Race was about space. "],
+    "decomposition": ["Who took part?", "Is he one of #1?"],
+}
+
+
+def write_jsonl(folder, *records):
+    path = folder / "x.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("write", [write_json, write_jsonl])
+def test_a_musique_record_has_its_supporting_paragraphs_as_facts_in_the_order_of_the_steps(tmp_path, write):
+    (example,) = load(write(tmp_path, MUSIQUE))
+    assert (example.id, example.question) == ("2hop__1_2", MUSIQUE["question"])
+    assert example.answers == ("Ann Lie", "A. Lie")
+    assert example.context == "Lie Ltd is a firm. Ann Lie founded it. Vega is a car by Lie Ltd."
+    assert example.supporting_sentences == ["Vega is a car by Lie Ltd.", "Lie Ltd is a firm.", "Ann Lie founded it."]
+    (everything,) = load(write(tmp_path, MUSIQUE), context="all")
+    assert [p.title for p in everything.paragraphs] == ["Lie", "Vega", "Vega"]
+    assert everything.supporting_sentences == example.supporting_sentences
+    without = {name: value for name, value in MUSIQUE.items() if name not in ("question_decomposition", "answerable")}
+    (example,) = load(write(tmp_path, without))
+    assert example.supporting_sentences == ["Lie Ltd is a firm.", "Ann Lie founded it.", "Vega is a car by Lie Ltd."]
+
+
+@pytest.mark.parametrize("write", [write_json, write_jsonl])
+def test_a_strategyqa_record_has_its_facts_as_context_and_yes_or_no_as_answer(tmp_path, write):
+    first, second = load(write(tmp_path, STRATEGY, {**STRATEGY, "qid": "s2", "answer": True}))
+    assert (first.id, first.answer, second.id, second.answer) == ("s1", "no", "s2", "yes")
+    assert first.context == "Al Unser Jr. is a race car driver. The Space Race was about space."
+    assert first.supporting_sentences == ["Al Unser Jr. is a race car driver.", "The Space Race was about space."]
+
+
+def test_a_record_with_a_context_is_own_data_whatever_else_it_has(tmp_path):
+    more = {"context": "C.", "paragraphs": 3, "facts": ["F."]}
+    (example,) = load(write_jsonl(tmp_path, {"question": "Q?", "answer": "a", **more}))
+    assert example.context == "C." and example.supporting_facts == ()
+
+
+@pytest.mark.parametrize("name", ["musique_dev_sample.json", "strategyqa_sample.json"])
+@pytest.mark.parametrize("context", ["gold", "all"])
+def test_the_real_samples_of_musique_and_strategyqa_load(name, context):
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip("the sample files are not at hand")
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    examples = load(path, context=context)
+    assert [e.id for e in examples] == [r.get("id", r.get("qid")) for r in raw]
+    for example, r in zip(examples, raw, strict=True):
+        assert example.question == r["question"] and example.supporting_sentences
+        assert all(sentence in example.context for sentence in example.supporting_sentences)
+        gold = " ".join(example.supporting_sentences).split()
+        if "facts" in r:
+            assert example.answer == ("yes" if r["answer"] else "no")
+            assert "".join(gold).replace(".", "") == "".join("".join(r["facts"]).split()).replace(".", "")
+        else:  # one step, one paragraph, in the order of the steps
+            order = [step["paragraph_support_idx"] for step in r["question_decomposition"]]
+            assert gold == " ".join(r["paragraphs"][i]["paragraph_text"] for i in order).split()
+            assert example.answers[0] == r["answer"] and set(example.answers[1:]) == set(r["answer_aliases"])
+
+
+sentence_texts = st.lists(st.sampled_from(["A b.", "C!", " ", "D e? F", "g\nh", "é."]), min_size=1, max_size=4)
+
+
+@given(st.lists(st.tuples(sentence_texts, st.booleans()), min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_every_supporting_sentence_of_musique_stands_in_the_context(given, random):
+    paragraphs = [{"title": "T", "paragraph_text": " ".join(s), "is_supporting": supports} for s, supports in given]
+    steps = [{"paragraph_support_idx": random.randrange(6)} for _ in range(random.randrange(4))]
+    changed = {**MUSIQUE, "paragraphs": paragraphs, "question_decomposition": steps}
+    for context in ("gold", "all"):
+        example = data._example("here", changed, context)
+        gold = example.supporting_sentences
+        assert all(sentence in example.sentences for sentence in gold)
+        expected = sorted(word for s, supports in given if supports for word in " ".join(s).split())
+        assert sorted(word for sentence in gold for word in sentence.split()) == expected
+
+
+# ---- The hold-out ----------------------------------------------------------------------------------------------------
 
 
 def many(folder, order=range(400)):
@@ -181,7 +297,7 @@ def test_tiny_wiki_loads_as_examples_whose_facts_are_in_their_context(split):
         assert all(sentence in example.context for sentence in example.supporting_sentences)
 
 
-NOT_UTF8, BOM = '["é"]'.encode("latin-1"), '["x"]'.encode("utf-8-sig")
+NOT_UTF8 = '["é"]'.encode("latin-1")
 
 
 @pytest.mark.parametrize(
@@ -203,9 +319,19 @@ NOT_UTF8, BOM = '["é"]'.encode("latin-1"), '["x"]'.encode("utf-8-sig")
         ("a.json", [record(supporting_facts=[["Nobody", 0]])], 'holds ["Nobody", 0] (no paragraph of the'),
         ("a.json", [record(supporting_facts=[["Vega", -1]])], 'holds ["Vega", -1] (expected [title, index'),
         ("a.json", [record(supporting_facts=[["Vega", "0"]])], 'holds ["Vega", "0"] (expected [title, index'),
+        ("a.json", [record(supporting_facts=[["Vega", False]])], 'holds ["Vega", false] (expected [title, index'),
         ("a.json", [record(supporting_facts=["Vega"])], 'holds "Vega" (expected [title, index'),
         ("a.json", [record(supporting_facts=7)], "field 'supporting_facts' is 7"),
         ("a.json", [RECORD, record(question="?")], "record 1 (id r1): the id is taken already, by"),
+        ("a.json", [{**MUSIQUE, "answerable": False}], "the question has no answer in its paragraphs (take"),
+        ("a.json", [{**MUSIQUE, "paragraphs": 3}], "field 'paragraphs' is 3 (expected a string, a list"),
+        ("a.json", [{**MUSIQUE, "paragraphs": [{"title": "T"}]}], "field 'paragraphs' holds {\"title\": \"T\"}"),
+        ("a.json", [{**MUSIQUE, "question_decomposition": [3]}], "field 'question_decomposition' is [3] (expected"),
+        ("a.json", [{**STRATEGY, "facts": ["F.", ""]}], "field 'facts' is [\"F.\", \"\"] (expected a list"),
+        ("a.json", [{**STRATEGY, "answer": [1]}], "record 0 (id s1): field 'answer' is [1] (expected a"),
+        ("a.json", [record(question="\ud83d?")], "record 0: a text holds half a character, \\ud800 to \\udfff"),
+        ("a.json", [record(context=[["T", ["s \udc00"]]])], "record 0: a text holds half a character"),
+        ("a.jsonl", b'{"id": "\\udfff", "question": "q?", "answer": "a"}', "line 1: a text holds half a character"),
         ("a.json", [[]], "record 0: this is [] (expected an object"),
         ("a.json", {"data": []}, 'the top level is {"data": []} (expected a list'),
         ("a.json", [], "the top level is [] (expected a list of at least one record)"),
@@ -213,12 +339,11 @@ NOT_UTF8, BOM = '["é"]'.encode("latin-1"), '["x"]'.encode("utf-8-sig")
         ("a.json", b" \n ", "the file is empty"),
         ("a.json", b'[\n{"a": 1,\n}]', "line 3 is not JSON ("),
         ("a.json", NOT_UTF8, "line 1 is not UTF-8 text (save the file as UTF-8)"),
-        ("a.json", BOM, "byte order mark (save it as UTF-8 without BOM)"),
         ("a.jsonl", b'{"question": "q?", "context": "c", "answer": "a"}\n{"question', "line 2 is not JSON ("),
         ("a.jsonl", b'{"question": "q?", "context": "c"}\n', "line 1: field 'answer' is missing"),
         ("a.jsonl", b'{"id": "k", "question": "q?", "answer": "a"}', "line 1 (id k): field 'context' is missing"),
         ("a.jsonl", b'\n{"question": "q?", "context": "c", "answer": "a"}' * 2, "line 3 (id "),
-        ("a.txt", b"x", "its name ends in neither .json nor .jsonl (expected 'tiny', a .json file"),
+        ("a.txt", b"x", "its name ends in neither .json nor .jsonl (expected 'tiny', 'hotpotqa', "),
     ],
 )
 def test_a_faulty_file_gets_one_sentence_with_file_record_and_field(tmp_path, name, content, said):
@@ -234,7 +359,7 @@ def test_a_faulty_file_gets_one_sentence_with_file_record_and_field(tmp_path, na
     ("arguments", "said"),
     [
         ({"name_or_path": "no/such.json"}, "no/such.json: there is no such file"),
-        ({"name_or_path": "hotpotqa"}, "hotpotqa: there is no such file (expected 'tiny', a .json file"),
+        ({"name_or_path": "squad"}, "squad: there is no such file (expected 'tiny', 'hotpotqa', '2wiki', a .json file"),
         ({"name_or_path": "."}, ".: this is a folder"),
         ({"name_or_path": "x.json", "split": "ood"}, "there is no split 'ood' (expected one of train, dev, test)"),
         ({"name_or_path": "tiny", "split": "valid"}, "no split 'valid' (expected one of train, dev, test, ood)"),
@@ -603,6 +728,17 @@ def test_a_mistake_ends_in_one_sentence_and_a_status(capsys, error, status, said
     with pytest.raises(SystemExit) as stopped:
         data.run_main(main)
     assert stopped.value.code == status and capsys.readouterr().err == said
+
+
+def test_the_message_of_ctrl_c_stands_below_a_progress_bar(capsys, monkeypatch):
+    def main():
+        print("\r 50%|#####", end="", file=sys.stderr)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(SystemExit):
+        data.run_main(main)
+    assert capsys.readouterr().err.split("\n")[1] == "interrupted: run the same command again to continue"
 
 
 def test_a_bug_keeps_its_traceback_and_success_returns():

@@ -1,0 +1,416 @@
+"""
+Proofs for the official data sets' download: a server on this machine that cuts, lies and counts requests, and small
+files in the official form, whose sizes, hashes and counts take the place of the real ones.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import ssl
+import subprocess
+import threading
+import time
+import urllib.request
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import data
+import train_kd
+from data import DataError, load
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves server.content at any path but /moved/…; server.faults says what goes wrong with which request."""
+
+    def do_GET(self):
+        server = self.server
+        fault = server.faults.pop(0) if server.faults else None
+        begin = self.headers.get("Range")
+        server.ranges.append(begin)
+        if isinstance(fault, int):
+            return self.send_error(fault)
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/moved"))
+            return self.end_headers()
+        start = 0 if begin is None or fault == "ignores Range" else int(begin.removeprefix("bytes=")[:-1])
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        if fault != "no length":
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if fault in ("cut", "silent", "no length"):
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+        self.wfile.flush()
+        if fault == "silent":
+            server.end_of_silence.wait(30)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.content, server.faults, server.ranges = b"", [], []
+    server.end_of_silence = threading.Event()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.end_of_silence.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMCOT_DATA", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def records(count, **changes):
+    return [{"_id": f"id-{i}", "question": "Who?", "answer": "Ann é", "supporting_facts": [["T", 0]],
+             "context": [["T", ["Ann é. "]], ["U", ["Bob."]]], **changes} for i in range(count)]  # fmt: skip
+
+
+@pytest.fixture
+def publish(server, cache, monkeypatch):
+    """Puts content on the server, and its address, size, hash and count in the place of the real ones."""
+
+    def put(content, name="hotpotqa", counts=(40,), path="/hotpot_dev.json?dl=1"):
+        server.content = content
+        url = f"http://127.0.0.1:{server.server_port}{path}"
+        parts = ("dev", "train")[: len(counts)]
+        entry = (url, len(content), hashlib.sha256(content).hexdigest())
+        monkeypatch.setitem(data.OFFICIAL, name, {p: (*entry, n) for p, n in zip(parts, counts, strict=True)})
+        return content
+
+    return put
+
+
+CONTENT = json.dumps(records(40)).encode()
+
+
+def archive(folder="data_ids_april7/", dev=40, train=60, **more):
+    members = {f"{folder}dev.json": records(dev), f"{folder}train.json": records(train), f"{folder}test.json": []}
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as file:
+        for member, content in {**more, **members}.items():
+            file.writestr(member, json.dumps(content))
+    return raw.getvalue()
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def refused(*arguments):
+    with pytest.raises(DataError) as caught:
+        load(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- what is loaded --------------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_is_downloaded_once_and_its_bytes_are_the_servers(publish, server, cache, capsys):
+    publish(CONTENT)
+    first = load("hotpotqa")
+    assert [e.id for e in first] == [f"id-{i}" for i in range(40)] and first[0].context == "Ann é."
+    assert (cache / "hotpot_dev.json").read_bytes() == CONTENT and names(cache) == ["hotpot_dev.json"]
+    assert "hotpot_dev.json: 100%" in capsys.readouterr().err
+    assert load("hotpotqa", limit=3, context="all") != first[:3] and server.ranges == [None]
+
+
+def test_test_is_the_dev_file_and_train_and_dev_part_the_training_file(publish, server):
+    publish(archive(), "2wiki", (40, 60), "/data_ids_april7.zip?dl=1")
+    test, train, dev = (load("2wiki", split) for split in ("test", "train", "dev"))
+    assert len(test) == 40 and sorted(e.id for e in train + dev) == sorted(f"id-{i}" for i in range(60))
+    assert all(data.held_out(e.id) for e in dev) and not any(data.held_out(e.id) for e in train)
+    assert server.ranges == [None]  # one archive, asked for once
+
+
+@pytest.mark.parametrize("folder", ["", "data/", "../../"])
+def test_an_archives_members_are_found_in_any_folder_and_written_to_none(publish, cache, folder):
+    publish(archive(folder, **{"__MACOSX/._dev.json": "x", "more/my_dev.json": "y"}), "2wiki", (40,), "/a.zip")
+    assert len(load("2wiki")) == 40
+    assert names(cache) == ["a.zip"] and names(cache.parent) == ["cache"]
+
+
+def test_a_file_put_there_by_hand_needs_no_server(publish, server, cache):
+    publish(CONTENT)
+    cache.mkdir()
+    (cache / "hotpot_dev.json").write_text(json.dumps(records(40), indent=1))  # other bytes, the same records
+    assert len(load("hotpotqa")) == 40 and server.ranges == []
+
+
+def test_the_cache_is_in_the_home_folder_unless_set(publish, tmp_path, monkeypatch):
+    publish(CONTENT)
+    monkeypatch.delenv("LMCOT_DATA")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    load("hotpotqa")
+    assert (tmp_path / "home/.cache/lmcot/hotpot_dev.json").read_bytes() == CONTENT
+
+
+def test_faulty_records_of_an_official_file_are_left_out_and_said(publish, capsys):
+    bad = records(1, _id="bad", supporting_facts=[["Nobody", 0]])
+    publish(json.dumps(records(38) + bad + records(1)).encode())
+    assert [e.id for e in load("hotpotqa")] == [f"id-{i}" for i in range(38)]
+    said = capsys.readouterr().err.strip().split("\n")[-1]
+    assert "hotpotqa: 2 faulty records left out" in said and "record 38 (id bad): field 'supporting_facts'" in said
+
+
+def test_a_file_of_faulty_records_is_an_error(publish):
+    publish(json.dumps(records(40, answer=None)).encode())
+    assert "record 0 (id id-0): field 'answer' is null" in refused("hotpotqa")
+
+
+def test_a_named_data_set_needs_no_test_file_and_a_file_does():
+    train_kd.Settings(data="hotpotqa").check()
+    train_kd.Settings(data="2wiki").check()
+    with pytest.raises(ValueError, match="--data FILE needs --test-data FILE"):
+        train_kd.Settings(data="train.json").check()
+
+
+# ---- what goes wrong on the way --------------------------------------------------------------------------------------
+
+
+def half(content=CONTENT):
+    return len(content) // 2
+
+
+@pytest.mark.parametrize("path", ["/hotpot_dev.json", "/moved/hotpot_dev.json?dl=1"])
+def test_a_cut_download_is_kept_and_goes_on_where_it_ended(publish, server, cache, path):
+    publish(CONTENT, path=path)
+    server.faults = [None, "cut"] if "moved" in path else ["cut"]
+    said = refused("hotpotqa")
+    assert f"cut after {half():,} of {len(CONTENT):,} bytes" in said and "run the same command again" in said
+    (part,) = cache.iterdir()
+    assert part.suffix == ".part" and part.read_bytes() == CONTENT[: half()]
+    server.ranges.clear()
+    assert len(load("hotpotqa")) == 40
+    assert set(server.ranges) == {f"bytes={half()}-"}
+    assert names(cache) == ["hotpot_dev.json"] and (cache / "hotpot_dev.json").read_bytes() == CONTENT
+
+
+def test_a_server_that_ignores_range_starts_anew(publish, server, cache):
+    publish(CONTENT)
+    server.faults = ["cut", "ignores Range"]
+    refused("hotpotqa")
+    assert len(load("hotpotqa")) == 40 and server.ranges == [None, f"bytes={half()}-"]
+    assert (cache / "hotpot_dev.json").read_bytes() == CONTENT
+
+
+def test_a_body_without_length_that_ends_early_is_cut(publish, server):
+    publish(CONTENT)
+    server.faults = ["no length"]
+    assert f"cut after {half():,} of" in refused("hotpotqa")
+    assert len(load("hotpotqa")) == 40
+
+
+def test_a_file_that_was_whole_before_its_renaming_is_not_asked_for_again(publish, server, cache):
+    publish(CONTENT)
+    cache.mkdir()
+    (cache / f"hotpot_dev.json.{os.getpid()}.part").write_bytes(CONTENT)
+    assert len(load("hotpotqa")) == 40 and server.ranges == [] and names(cache) == ["hotpot_dev.json"]
+
+
+@pytest.mark.parametrize("other", [b"<html>log in</html>", CONTENT + b" " * 100])
+def test_a_file_of_another_length_is_refused_before_a_byte_of_it_is_kept(publish, server, cache, other):
+    publish(CONTENT)
+    server.content = other
+    assert f"the file there has {len(other):,} bytes instead of {len(CONTENT):,}" in refused("hotpotqa")
+    assert names(cache) == []
+
+
+def test_never_more_than_the_official_size_is_written(publish, server, cache):
+    publish(CONTENT)
+    server.content, server.faults = CONTENT * 6, ["no length"]  # half of it is still three times too much
+    assert len(load("hotpotqa")) == 40 and (cache / "hotpot_dev.json").read_bytes() == CONTENT
+
+
+def test_a_file_that_changed_between_two_halves_is_thrown_away_and_comes_anew(publish, server, cache):
+    publish(CONTENT)
+    server.faults, server.content = ["cut"], CONTENT.replace(b"Ann", b"Eve")
+    refused("hotpotqa")
+    server.content = CONTENT
+    assert "not the official file" in refused("hotpotqa") and names(cache) == []
+    assert len(load("hotpotqa")) == 40 and (cache / "hotpot_dev.json").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("status", [403, 404, 416, 500])
+def test_an_error_of_the_server_is_one_sentence_that_says_where_to_put_the_file(publish, server, cache, status):
+    publish(CONTENT)
+    server.faults = [status]
+    said = refused("hotpotqa")
+    assert f"HTTP Error {status}" in said and f"or put hotpot_dev.json into {cache} by hand" in said
+    assert names(cache) == []
+
+
+def test_no_server_is_one_sentence_that_says_where_to_put_the_file(publish, server, cache):
+    publish(CONTENT, "2wiki", path="/data.zip")
+    server.shutdown()
+    server.server_close()
+    said = refused("2wiki")
+    assert "Connection refused" in said and f"or put data.zip into {cache} by hand" in said
+
+
+def test_a_silent_server_is_given_up_and_what_came_is_kept(publish, server, cache, monkeypatch):
+    publish(CONTENT)
+    real = urllib.request.urlopen
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: real(request, timeout=timeout / 300))
+    server.faults = ["silent"]
+    assert "timed out" in refused("hotpotqa")
+    assert len(load("hotpotqa")) == 40 and server.ranges == [None, f"bytes={half()}-"]
+
+
+def test_a_full_disk_is_one_sentence(publish, cache, monkeypatch):
+    publish(CONTENT)
+    cache.mkdir()
+    (cache / f"hotpot_dev.json.{os.getpid()}.part").symlink_to("/dev/full")
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    assert "No space left" in refused("hotpotqa")
+
+
+def test_a_certificate_that_nobody_signed_is_refused(publish, server, cache, tmp_path, monkeypatch):
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl to make a certificate with")
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1 -keyout {key} -out {certificate}"
+    subprocess.run([*command.split(), "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    publish(CONTENT)
+    url, *rest = data.OFFICIAL["hotpotqa"]["dev"]
+    monkeypatch.setitem(data.OFFICIAL["hotpotqa"], "dev", (url.replace("http:", "https:"), *rest))
+    assert "CERTIFICATE_VERIFY_FAILED" in refused("hotpotqa") and names(cache) == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))  # trusted, the same server serves
+    assert len(load("hotpotqa")) == 40
+
+
+# ---- damaged files in the cache --------------------------------------------------------------------------------------
+
+
+def test_a_wrong_number_of_records_names_the_file_and_how_to_mend_it(publish, server, cache):
+    publish(CONTENT, counts=(41,))
+    said = refused("hotpotqa")
+    assert said.startswith(f"{cache / 'hotpot_dev.json'} is damaged (it has 40 dev records")
+    assert "delete it, and the same command downloads it anew" in said
+    (cache / "hotpot_dev.json").unlink()
+    publish(CONTENT)
+    assert len(load("hotpotqa")) == 40 and len(server.ranges) == 2
+
+
+def test_a_broken_json_file_names_the_file_and_how_to_mend_it(publish, cache):
+    publish(CONTENT)
+    cache.mkdir()
+    (cache / "hotpot_dev.json").write_bytes(CONTENT[:-9])
+    said = refused("hotpotqa")
+    assert "is damaged (line 1 is not JSON" in said and "delete it" in said
+
+
+def flipped(raw):
+    """A byte of the first member's compressed content changed, which only its CRC tells."""
+    with zipfile.ZipFile(io.BytesIO(raw)) as file:
+        first = file.infolist()[0]
+    raw = bytearray(raw)
+    crc = raw.index(b"PK\x01\x02") + 16  # of the first entry of the central directory
+    assert int.from_bytes(raw[crc : crc + 4], "little") == first.CRC
+    raw[crc] ^= 1
+    return bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (flipped(archive()), "Bad CRC-32"),
+        (archive()[:-50], "not a zip file"),
+        (b"<html>", "not a zip file"),
+        (archive().replace(b"dev.json", b"def.json"), "no item named 'dev.json'"),
+        (archive(dev=39), "it has 39 dev records, and the official file has 40"),
+    ],
+)
+def test_a_damaged_archive_is_one_sentence(publish, cache, content, said):
+    publish(content, "2wiki", (40,), "/data.zip")
+    message = refused("2wiki")
+    assert message.startswith(f"{cache / 'data.zip'} is damaged (") and said in message and "delete it" in message
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+def in_another_process(*arguments):
+    """`load` under run_main, in a fork of this process."""
+    process = multiprocessing.get_context("fork").Process(target=data.run_main, args=(lambda: load(*arguments),))
+    process.start()
+    return process
+
+
+def wait_until(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "waited for 20 seconds"
+        time.sleep(0.01)
+
+
+def test_ctrl_c_keeps_what_came_and_the_next_process_goes_on(publish, server, cache):
+    content = publish(json.dumps(records(4000)).encode(), counts=(4000,))
+    server.faults = ["silent"]
+    process = in_another_process("hotpotqa")
+    wait_until(lambda: any(path.stat().st_size for path in cache.glob("*.part")) or not process.is_alive())
+    os.kill(process.pid, signal.SIGINT)
+    process.join(20)
+    (part,) = cache.iterdir()
+    came = part.stat().st_size
+    assert process.exitcode == 130 and 0 < came < len(content)
+    assert len(load("hotpotqa")) == 4000 and server.ranges == [None, f"bytes={came}-"]
+    assert names(cache) == ["hotpot_dev.json"] and (cache / "hotpot_dev.json").read_bytes() == content
+
+
+def test_two_processes_at_once_do_not_touch_each_others_part(publish, server, cache):
+    publish(CONTENT)
+    server.faults = ["silent", None]
+    process = in_another_process("hotpotqa")
+    wait_until(lambda: any(cache.glob("*.part")) or not process.is_alive())
+    assert len(load("hotpotqa")) == 40 and server.ranges == [None, None]  # the second began at the beginning
+    server.end_of_silence.set()
+    process.join(20)
+    assert process.exitcode == 2  # its connection was cut: it says so
+    assert [p.read_bytes() for p in sorted(cache.iterdir())] == [CONTENT, CONTENT[: half()]]
+    assert len(load("hotpotqa")) == 40 and len(server.ranges) == 2
+
+
+def test_a_part_that_another_process_took_over_first_is_left_to_it(publish, server, cache, monkeypatch):
+    publish(CONTENT)
+    cache.mkdir()
+    left = cache / "hotpot_dev.json.4194305.part"  # a number that no process can have
+    left.write_bytes(CONTENT[: half()])
+    monkeypatch.setattr(data, "_is_alive", lambda pid: left.rename(cache / "theirs") is None)
+    assert len(load("hotpotqa")) == 40 and server.ranges == [None]
+
+
+def test_many_processes_at_once_all_get_the_whole_file(publish, server, cache):
+    publish(CONTENT)
+    processes = [in_another_process("hotpotqa") for _ in range(4)]
+    for process in processes:
+        process.join(20)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert names(cache) == ["hotpot_dev.json"] and (cache / "hotpot_dev.json").read_bytes() == CONTENT
+
+
+def test_run_main_says_the_sentence(publish, server, capsys):
+    publish(CONTENT)
+    server.faults = [404]
+    with pytest.raises(SystemExit) as stopped:
+        data.run_main(lambda: load("hotpotqa"))
+    assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: http://127.0.0.1:")
