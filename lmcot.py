@@ -23,7 +23,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -343,9 +343,10 @@ class HTTPLM(LM):
             except (OSError, http.client.HTTPException) as e:
                 may_pass, fault = True, self.shown(str(getattr(e, "reason", e)))
             if not may_pass or tried == (self.TRIES if self.heard else 4):  # never heard of: it is probably not there
+                self.stopped.set()
                 raise UserError(f"{self.url}, model {self.name}: {fault}{f' (tried {tried} times)' * (tried > 1)}")
         else:
-            raise CancelledError
+            return
         with self.lock, open(self.cache or os.devnull, "a", encoding="utf-8") as file:
             file.write(json.dumps(answer) + "\n")
         self.answers[key] = answer
@@ -358,6 +359,7 @@ class HTTPLM(LM):
         with self.opener.open(request, timeout=self.SILENCE) as response:
             raw = response.read(self.BYTES + 1)
         if len(raw) > self.BYTES:
+            self.stopped.set()
             raise UserError(f"{self.url}, model {self.name}: an answer has more than {self.BYTES} bytes")
         return response.status, response.headers, raw.decode(errors="replace")
 

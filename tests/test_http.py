@@ -326,7 +326,7 @@ def test_what_does_not_pass_is_asked_once_and_ends_in_one_sentence_without_the_k
     server = serve(lambda prompt, n: what)
     with pytest.raises(UserError) as caught:
         connect(server.url, concurrency=1).complete([f"p{i}" for i in range(100)], 5)
-    assert set(server.seen.values()) == {1} and len(server.seen) < 20  # hardly anything more was begun
+    assert server.seen == {"p0": 1}  # and nothing more was begun
     said = str(caught.value)
     assert words in said and server.url in said and "\n" not in said and len(said) < 500
     assert KEY not in said and KEY not in repr(caught.value.__context__)
@@ -405,7 +405,7 @@ def test_after_an_error_in_the_middle_the_rest_is_kept_and_only_what_is_missing_
     with pytest.raises(UserError):
         connect(server.url, cache=tmp_path / "c").complete(prompts, 5)
     kept = sum(server.answered.values())
-    assert 0 < kept < 60 and len(lines(tmp_path / "c")) == kept
+    assert 0 < kept < 40 and len(lines(tmp_path / "c")) == kept
     broken.clear()
     assert connect(server.url, cache=tmp_path / "c").complete(prompts, 5) == [f"said p{i}" for i in range(60)]
     assert set(server.answered.values()) == {1} and server.seen["p30"] == 2
@@ -562,7 +562,7 @@ def test_one_question_is_answered_by_a_model_behind_a_server(serve, tmp_path, mo
 @pytest.mark.slow
 def test_a_real_server_gives_the_texts_that_its_model_writes_in_this_process(tmp_path):
     """`transformers serve` with a random decoder LM, against generate() on the same folder."""
-    for package in ("fastapi", "uvicorn", "openai"):
+    for package in ("fastapi", "uvicorn", "openai", "accelerate"):
         pytest.importorskip(package, reason=f"transformers serve needs {package}")
     import torch
     import transformers
