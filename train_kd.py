@@ -38,7 +38,7 @@ from model import pad_batch
 @dataclass
 class Settings(lmcot.Models):
     data: str = "tiny"  # tiny, hotpotqa, 2wiki (downloaded once), or a training file (forms: data.py, load)
-    test_    data: str = "tiny"  # tiny, hotpotqa, 2wiki (downloaded once), or a training file (forms: data.py, load)
+    test_data: str = ""  # file of test questions; needed when --data is a file: the names have their own
     out: str = "runs/kd"  # folder of this run
     overwrite: bool = False  # start anew in a folder that holds other settings
     target: str = "rationale"  # what M_S learns to write: rationale, or answer (a control, no distillation)
