@@ -332,6 +332,8 @@ def main() -> None:
         if len(smalls.get(role, smalls["kd"])) not in (1, len(smalls["kd"])):
             raise UserError(f"--{role} names another number of folders than --kd: give one, or one for each seed")
     large = lmcot.load_large(settings, settings.out)
+    if outside := lmcot.unknown_words(examples[0], *smalls["untrained"], large):
+        raise UserError(f"{settings.data} is {outside}: give other models with --small and --large")
     with data.Run(settings.out, settings, settings.overwrite) as run:
         print(evaluate(run, examples, large, smalls, settings.samples, settings.temperature, settings.max_new_tokens))
 

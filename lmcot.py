@@ -204,6 +204,9 @@ class LocalLM(LM):
         self.model, self.tokenizer = model.eval(), tokenizer
         self.max_input_tokens, self.batch_size = max_input_tokens, batch_size
         self.device = model.shared.weight.device
+        if tokenizer.get_vocab_size() > model.config.vocab_size:
+            raise UserError(f"this tokenizer has {tokenizer.get_vocab_size()} entries and the model only "
+                            f"{model.config.vocab_size}: they do not belong together")  # fmt: skip
         self.forbid = never_written(model, tokenizer)
         self.restart(seed)
 
@@ -339,6 +342,7 @@ class HTTPLM(LM):
                 if 300 <= status < 400:
                     said = f"it redirects to {headers['Location']}; if that may have your key, give it as the address"
                 fault = f"status {status}, {self.shown(said)}"
+                fault += " (no key was sent: set LMCOT_API_KEY)" * (status in (401, 403) and not self._key)
                 wait = retry_after(headers["Retry-After"], wait)
             except (OSError, http.client.HTTPException) as e:
                 may_pass, fault = True, self.shown(str(getattr(e, "reason", e)))
@@ -465,12 +469,16 @@ class Settings(Models):
             raise ValueError("--question and --context go together")
 
 
-def unknown_words(tokenizer: Tokenizer, text: str) -> list[str]:
-    """Words that the embedded pair has never seen; [] for any other tokenizer, which has pieces for all of English."""
-    if tokenizer.token_to_id("▁Stormgate") is None:  # a film of TinyWiki
-        return []
-    words = re.findall(r"[^\s.,?:!]+", text)
-    return [word for word in dict.fromkeys(words) if tokenizer.token_to_id("▁" + word) is None]
+def unknown_words(example: Example, *lms: LM) -> str:
+    """Which words the embedded pair has never seen; "" if none, or for any other LM: it has pieces for all English."""
+    words = re.findall(r"[^\s.,?:!]+", f"{example.question} {example.context}")
+    for tokenizer in (lm.tokenizer for lm in lms if isinstance(lm, LocalLM)):
+        if tokenizer.token_to_id("▁Stormgate") is not None:  # a film of TinyWiki
+            unknown = [word for word in dict.fromkeys(words) if tokenizer.token_to_id("▁" + word) is None]
+            if unknown:
+                return (f"outside TinyWiki: the tiny pair has never read {', '.join(map(repr, unknown[:8]))}"
+                        f"{' …' * (len(unknown) > 8)} and could only guess")
+    return ""
 
 
 def main() -> None:
@@ -487,10 +495,8 @@ def main() -> None:
     small, large = load_small(settings, settings.small or trained), load_large(settings)
 
     print(f"Question   {example.question}\nContext    {example.context}")
-    if unknown := unknown_words(small.tokenizer, f"{example.question} {example.context}"):
-        print(f"\nOutside TinyWiki: the tiny pair has never read {', '.join(map(repr, unknown[:8]))}"
-              f"{' …' if len(unknown) > 8 else ''} and could only guess, so it does not answer. "
-              "Give a larger pair with --small and --large.")  # fmt: skip
+    if outside := unknown_words(example, small, large):
+        print(f"\nThis is {outside}, so it does not answer. Give other models with --small and --large.")
         return
     (rationale,) = write_rationales(small, [example])
     (prediction,) = answer(large, [example], [rationale])

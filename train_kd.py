@@ -168,6 +168,8 @@ def main() -> None:
     test = data.load(s.test_data or s.data, "test", s.test_limit, s.context)
     large = lmcot.load_large(s, s.out)
     small = lmcot.load_small(s, s.small)
+    if outside := lmcot.unknown_words(train[0], small, large):
+        raise data.DataError(f"{s.data} is {outside}: give other models with --small and --large")
     teachers = taken_over(s) if s.rationales else []
     with data.Run(s.out, s, s.overwrite) as run:  # only now: a mistyped path must not leave a folder with its settings
         if run.has_ended():

@@ -15,7 +15,7 @@ import data
 import lmcot
 from data import Example, Paragraph
 from lmcot import LocalLM
-from model import T5, T5Config
+from model import T5, T5Config, UserError, load_tokenizer
 from tiny import pretrain, world
 
 ROOT = Path(__file__).parents[1]
@@ -554,3 +554,18 @@ def test_the_embedded_pair_has_the_tokenizer_of_the_world_and_transformers_gives
             torch.testing.assert_close(
                 lm.model(ids, torch.ones_like(ids), torch.tensor([[0, 300, 400]])), logits, rtol=1e-4, atol=1e-3
             )
+
+
+def test_a_tokenizer_with_more_entries_than_the_model_has_rows_is_refused():
+    config = T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=2)
+    with pytest.raises(UserError, match="849 entries and the model only 40"):
+        LocalLM(T5(config).init_weights(0), load_tokenizer("tiny/small"))
+
+
+def test_only_the_embedded_pair_is_told_what_it_cannot_read():
+    tiny = LocalLM.load("tiny/small")
+    world = data.load("tiny", "dev", limit=20)
+    assert not any(lmcot.unknown_words(example, tiny) for example in world)
+    english = Example("1", "Who wrote Hamlet?", (data.Paragraph("", ("Shakespeare wrote Hamlet.",)),), "Shakespeare")
+    assert "never read 'Hamlet', 'Shakespeare' and could only guess" in lmcot.unknown_words(english, tiny)
+    assert lmcot.unknown_words(english, lmcot.HTTPLM("http://localhost:1/v1", "m")) == ""
