@@ -193,6 +193,9 @@ def split_sentences(text: str) -> tuple[str, ...]:
 def _official(name: str, part: str) -> list[tuple[str, Any]]:
     """The records of an official file, part "train" or "dev", each with its place for error messages."""
     url, size, sha256, count = OFFICIAL[name][part]
+    if rank_and_size()[0] == 0:
+        fetch(url, size, sha256)
+    gather([])  # the other processes wait for the first one's download
     path = fetch(url, size, sha256)
     try:
         if path.suffix == ".zip":

@@ -437,8 +437,11 @@ def load_large(models: Models, run_folder: str | None = None) -> LM:
 
 
 def find_device(name: str) -> str:
+    """auto: the best there is; cuda: under torchrun, a GPU for each process. UserError for a device that is not there."""
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError):

@@ -495,11 +495,14 @@ def test_a_restarted_lm_samples_the_same_and_counts_from_0(lm):
     assert (lm.tokens_written, lm.cut, lm.unfinished) == (0, 0, 0) and lm.complete(PROMPTS[:2] * 5, 6, 1.0) == texts
 
 
-def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch):
-    for cuda, mps, device in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+def test_auto_takes_a_gpu_of_its_own_then_mps_then_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch, "empty", lambda *_, device: device)  # every device is there
+    monkeypatch.setenv("LOCAL_RANK", "3")  # what torchrun gives the fourth process of a machine
+    for cuda, mps, device in ((True, True, "cuda:3"), (False, True, "mps"), (False, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=cuda: there)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=mps: there)
         assert lmcot.find_device("auto") == device
+    assert (lmcot.find_device("cuda"), lmcot.find_device("cuda:1")) == ("cuda:3", "cuda:1")
 
 
 def test_a_hub_id_stays_as_it_is_and_the_embedded_pair_is_found_from_anywhere(tmp_path, monkeypatch):
