@@ -429,7 +429,8 @@ def load_small(models: Models, place: str | Path) -> LocalLM:
 def load_large(models: Models, run_folder: str | None = None) -> LM:
     """M_L, frozen. What a server answers stays in http_cache.jsonl in the run's folder, for this run alone."""
     if models.large_model:
-        cache = Path(run_folder) / "http_cache.jsonl" if run_folder else None
+        rank, _ = data.rank_and_size()  # each process writes its own
+        cache = Path(run_folder) / f"http_cache{rank or ''}.jsonl" if run_folder else None
         return HTTPLM(models.large, models.large_model, models.max_input_tokens, models.concurrency, cache)
     device, dtype = find_device(models.large_device or models.device), getattr(torch, models.large_dtype)
     return LocalLM.load(here(models.large), dtype=dtype, device=device, frozen=True,
@@ -437,7 +438,7 @@ def load_large(models: Models, run_folder: str | None = None) -> LM:
 
 
 def find_device(name: str) -> str:
-    """auto: the best there is; cuda: under torchrun, a GPU for each process. UserError for a device that is not there."""
+    """auto: the best there is; cuda: under torchrun, one GPU for each process. UserError if there is none such."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda":
