@@ -244,7 +244,9 @@ def fetch(url: str, size: int, sha256: str) -> Path:
                         bar.update(len(chunk))
         if here < size:
             raise OSError(f"the connection was cut after {here:,} of {size:,} bytes")
-        if hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
+        with open(part, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
             part.unlink()
             raise OSError("what came is not the official file, for its SHA-256 differs")
     except (OSError, HTTPException) as error:
@@ -542,6 +544,10 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
         raise
 
 
+def _as_json(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
 def read_jsonl(path: Path) -> list[dict]:
     """
     The records of a JSONL file, [] where there is none. A line counts once its line end is written, so what a crash
@@ -586,7 +592,7 @@ class Run(contextlib.AbstractContextManager):
             elif saved:
                 self._compare(saved, wanted, getattr(settings, "NOT_COMPARED", ()))
             if overwrite or not saved:
-                atomic_write(self.path("settings.json"), json.dumps(wanted, indent=1, ensure_ascii=False) + "\n")
+                atomic_write(self.path("settings.json"), _as_json(wanted))
         except BaseException:
             self.close()
             raise
@@ -596,9 +602,9 @@ class Run(contextlib.AbstractContextManager):
 
     def write(self, name: str, content: Any) -> None:
         """Replaces a file in one step. Text and bytes are written as they are, anything else as JSON."""
-        if not isinstance(content, str | bytes):
-            content = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        self.save(name, lambda path: atomic_write(path, content))
+        if self.writes:
+            atomic_write(self.path(name), content if isinstance(content, str | bytes) else _as_json(content))
+        gather([])  # the other processes may read it from here on
 
     def save(self, name: str, write: Callable[[Path], Any]) -> None:
         """Replaces a file in one step by the one that `write` leaves at the path it is given."""
@@ -606,7 +612,7 @@ class Run(contextlib.AbstractContextManager):
             new = self.path(f".{name}.new")
             write(new)
             os.replace(new, self.path(name))
-        gather([])  # the other processes may read it from here on
+        gather([])
 
     def append(self, name: str, record: dict) -> None:
         """Adds one line to a JSONL file; a last line that a crash left without its end is removed first."""

@@ -2,7 +2,7 @@
 
     python eval.py                              # runs/kd (runs/rl, runs/direct if there), 1,000 TinyWiki questions
     python eval.py --kd "runs/kd*" --rl "runs/rl*" --out runs/eval-seeds          # several seeds, one folder each
-    python eval.py --small google-flan-t5-small --large google-flan-t5-xxl --data hotpot_dev_distractor_v1.json
+    python eval.py --small google/flan-t5-small --large google/flan-t5-xxl --large-dtype bfloat16 --data hotpotqa
 
 Every method sees the same questions, so differences are paired. Intervals are 95 % percentile bootstrap over questions
 and seeds together (both are resampled, 2,000 times). The pair of LMs is fixed: seeds vary what is random given the pair
@@ -270,12 +270,15 @@ def evaluate(
                 begun = time.perf_counter()
                 part = data.share(examples)
                 answers = data.gather(run_method(name, part, large, small, samples, temperature, max_new_tokens))
-                counts = data.gather([[lm.tokens_written, lm.cut, lm.unfinished] for lm in lms])
+                counts = data.gather([(lm.tokens_written, lm.cut, lm.unfinished) for lm in lms])
+                tokens, cut, unfinished = map(sum, zip(*counts, strict=True))
                 row = {
                     "method": name,
                     "seed": seed,
                     "seconds": time.perf_counter() - begun,
-                    **dict(zip(("tokens", "cut", "unfinished"), map(sum, zip(*counts, strict=True)), strict=True)),
+                    "tokens": tokens,
+                    "cut": cut,
+                    "unfinished": unfinished,
                     "answers": [{"id": e.id, **vars(a)} for e, a in zip(examples, answers, strict=True)],
                 }
                 run.append("answers.jsonl", row)

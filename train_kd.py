@@ -4,8 +4,8 @@
     python train_kd.py --seed 1 --out runs/kd1 --rationales runs/kd           # another seed; M_L is not asked again
     python train_kd.py --target answer --out runs/direct       # control: M_S learns to answer, without rationales
     python train_kd.py --large http://localhost:8000/v1 --large-model NAME --out runs/served   # M_L behind a server
-    python train_kd.py --small google-flan-t5-small --large google-flan-t5-xxl --data hotpot_train_v1.1.json \\
-        --test-data hotpot_dev_distractor_v1.json --lr 3e-4 --train-limit 90000
+    python train_kd.py --small google/flan-t5-small --large google/flan-t5-xxl --large-dtype bfloat16 --data hotpotqa \\
+        --lr 3e-4 --train-limit 90000                          # the paper's setting; see the README
 
 1 M_L writes reasoning and answer for every training question (zero-shot chain of thought).
 2 A rationale is kept only if its answer is right, and if it is not empty, cut or looping.

@@ -96,8 +96,7 @@ def main() -> None:
     groups = [{"params": policy.parameters(), "lr": s.lr}, {"params": head.parameters(), "lr": s.critic_lr}]
     optimizer = torch.optim.Adam(groups, eps=1e-5)
     weights, combination = rewards.parse_weights(s.weights), rewards.Combination(s.reward, s.task_weight)
-
-    autocast = torch.autocast(str(small.device.type), torch.bfloat16, enabled=s.bf16)
+    autocast = torch.autocast(small.device.type, torch.bfloat16, enabled=s.bf16)
 
     def judge(examples: list[data.Example], rationales: list[str], predictions: list[str]) -> list[dict[str, float]]:
         """R_aspect, R_task and the eight aspects of each rationale."""
@@ -193,7 +192,8 @@ def main() -> None:
                         assert torch.isfinite(loss), "the loss is not a finite number: lower --lr"
                         (loss * (mask.sum() / tokens)).backward()  # a mean over all tokens of the minibatch
                         found = rl.update_metrics(logp, logp_old, entropy, mask, s.clip)
-                        assert updates or s.bf16 or abs(found["ratio_max"] - 1) < 1e-4, "before the first update: 1"
+                        is_first = not updates and not s.bf16
+                        assert not is_first or abs(found["ratio_max"] - 1) < 1e-4, "before any update the ratio is 1"
                         parts.append(found | {"policy_loss": policy_loss.item(), "value_loss": value_loss.item()})
                     data.sum_gradients([*policy.parameters(), *head.parameters()])
                     norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0))
