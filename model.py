@@ -133,12 +133,19 @@ class Attention(nn.Module):
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.k(x)), self.split(self.v(x))
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """x (B, L, D) attends to keys and values (B, H, M, K); bias, broadcast to (B, H, L, M), is added to scores."""
-        q = self.split(self.q(x))
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, grid: Tensor | None = None,
+        place: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x (rows, L, D) attends to keys and values (B, H, M, K); bias, broadcast to (B, H, queries, M), is added to
+        scores. Where there are more rows than B, they share keys and values: as many rows each, or as `grid` and
+        `place` say (see `Block.forward`). All their tokens are queries of one call, and keys are read once."""
+        q = self.q(x).flatten(0, 1)  # (rows·L, H·K)
+        q = q.view(len(keys), -1, q.shape[-1]) if grid is None else q[grid]
         p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias.to(q.dtype), dropout_p=p, scale=1.0)
-        return self.o(y.transpose(1, 2).flatten(2))
+        y = F.scaled_dot_product_attention(self.split(q), keys, values, attn_mask=bias.to(q.dtype), dropout_p=p,
+                                           scale=1.0).transpose(1, 2).flatten(2).flatten(0, 1)  # fmt: skip
+        return self.o(y if grid is None else y[place]).view_as(x)
 
 
 class DenseReluDense(nn.Module):
@@ -179,9 +186,16 @@ class Block(nn.Module):
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
 
-    def forward(self, x: Tensor, bias: Tensor, cross: tuple | None = None, cache: tuple | None = None, t: int = 0):
-        """x (rows, L, D). cross: keys, values (B, H, S, K) and bias of the source. cache: buffers (rows, H, T, K) that
-        hold the keys and values of positions < t and receive those of position t (decoding one token, L = 1)."""
+    def forward(
+        self, x: Tensor, bias: Tensor, cross: tuple | None = None, cache: tuple | None = None, t: int = 0,
+        grid: Tensor | None = None, place: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x (rows, L, D). cross: keys, values (B, H, S, K) and bias of the sources, each of which has N rows of x.
+
+        Decoding one token, L = 1, cache: buffers (rows, H, T, K) that hold the keys and values of positions < t and
+        receive those of position t. Sources may then differ in their number of rows: grid (B, slots) says which row
+        stands where (in free slots: any), place (rows,) where each row stands.
+        """
         sub = self.layer[0]
         h = sub.layer_norm(x)
         keys, values = sub.SelfAttention.keys_values(h)
@@ -192,10 +206,7 @@ class Block(nn.Module):
         if cross is not None:
             sub = self.layer[1]
             keys, values, cross_bias = cross
-            # In training this reshape does nothing. In decoding the N samples of a source, one token each, become N
-            # queries of one attention call: the source's keys and values exist once and are read once.
-            h = sub.layer_norm(x).reshape(len(keys), -1, x.shape[-1])
-            x = x + self.drop(sub.EncDecAttention(h, keys, values, cross_bias)).view_as(x)
+            x = x + self.drop(sub.EncDecAttention(sub.layer_norm(x), keys, values, cross_bias, grid, place))
         sub = self.layer[-1]
         return x + self.drop(sub.DenseReluDense(sub.layer_norm(x)))
 
@@ -304,8 +315,9 @@ class T5(nn.Module):
         return self.drop(self.encoder.final_layer_norm(x))
 
     def decode(self, decoder_input_ids: Tensor, encoded: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, T), (B, S, D), (B, S) → hidden states (B, T, D). Teacher forcing: position t sees inputs 0 … t.
+        """(B·N, T), (B, S, D), (B, S) → hidden states (B·N, T, D). Teacher forcing: position t sees inputs 0 … t.
 
+        Where there are several targets of each source (N > 1), they stand in a row and share its keys and values.
         There is no decoder padding mask: the start token has pad's id and must stay visible, and pads after EOS are
         seen by no position that counts.
         """
@@ -354,9 +366,9 @@ class T5(nn.Module):
         """Write N = num_samples continuations of each of B sources, (B, S) → `Generated`.
 
         temperature 0 is greedy; top_k 0 and top_p 1 switch those limits off; forbid lists ids that are never written;
-        encoded is what `encode` gave, where that is at hand. One encoder pass and one set of cross keys and values
-        serve all N samples. Unfinished samples live on a grid of sources × slots; what has ended leaves it, so the
-        batch shrinks as sequences end.
+        encoded is what `encode` gave, where that is at hand. Nothing is computed twice: a source has one encoder pass
+        and one set of cross keys and values, and what its samples have in common so far, their prefix, is one row of
+        the batch. The batch grows where samples part and shrinks as they end.
         """
         if self.training:
             raise RuntimeError("generate() needs model.eval(): dropout would change what is written")
@@ -367,44 +379,49 @@ class T5(nn.Module):
         encoded = self.encode(input_ids, attention_mask) if encoded is None else encoded
         cross_bias = mask_bias(attention_mask[:, None, None, :], encoded.dtype)
         cross = [(*block.layer[1].EncDecAttention.keys_values(encoded), cross_bias) for block in self.decoder.block]
-        cache = [tuple(encoded.new_empty(2, B * N, c.num_heads, min(T, 32), c.d_kv)) for _ in self.decoder.block]
+        cache = [tuple(encoded.new_empty(2, B, c.num_heads, min(T, 32), c.d_kv)) for _ in self.decoder.block]
         position = torch.arange(T, device=device)
         bias = self.decoder.position_bias(position, position)  # row t is what the token at position t sees
 
-        ids = torch.full((B, N, T), c.pad_token_id, device=device)
-        mask = torch.zeros(B, N, T, dtype=torch.bool, device=device)
-        logp = torch.zeros(B, N, T, device=device)
-        source = torch.arange(B, device=device)[:, None].expand(B, N)  # which output row a place of the grid writes
-        slot = torch.arange(N, device=device)[None, :].expand(B, N)
-        alive = torch.ones(B, N, dtype=torch.bool, device=device)
-        token = torch.full((B * N, 1), c.decoder_start_token_id, device=device)
+        ids = torch.full((B * N, T), c.pad_token_id, device=device)
+        mask = torch.zeros(B * N, T, dtype=torch.bool, device=device)
+        logp = torch.zeros(B * N, T, device=device)
+        sample = torch.arange(B * N, device=device)  # those that go on
+        row = sample // N  # of the prefix of each; at first a source has one, the start token
+        token = torch.full((B, 1), c.decoder_start_token_id, device=device)
+        source = place = torch.arange(B, device=device)  # of each row, see `Block.forward`
+        grid = source[:, None]
         for t in range(T):
             if t == cache[0][0].shape[2]:  # full: double the room
                 cache = [tuple(F.pad(buffer, (0, 0, 0, t)) for buffer in pair) for pair in cache]
             x = self.shared(token)
             for block, block_cross, block_cache in zip(self.decoder.block, cross, cache, strict=True):
-                x = block(x, bias[:, :, t : t + 1, : t + 1], block_cross, block_cache, t)
+                x = block(x, bias[:, :, t : t + 1, : t + 1], block_cross, block_cache, t, grid, place)
             step_logp = log_softmax(self.logits(self.decoder.final_layer_norm(x[:, 0])), forbid)  # (rows, V)
-            token = pick(step_logp, temperature, top_k, top_p, generator)  # (rows, 1)
-            ids[source, slot, t] = torch.where(alive, token.view(alive.shape), c.pad_token_id)
-            logp[source, slot, t] = torch.where(alive, step_logp.gather(1, token).view(alive.shape), 0.0)
-            mask[source, slot, t] = alive
-            alive = alive & (token.view(alive.shape) != c.eos_token_id)
+            choice = pick(step_logp, row, temperature, top_k, top_p, generator)  # (samples,)
+            ids[sample, t], logp[sample, t], mask[sample, t] = choice, step_logp[row, choice], True
 
-            rows = alive.any(1).nonzero()[:, 0]  # sources with work left
-            if len(rows) == 0:
+            goes_on = choice != c.eos_token_id
+            sample, row, choice = sample[goes_on], row[goes_on], choice[goes_on]
+            if len(sample) == 0:
                 break
-            width = int(alive.sum(1).max())  # slots of the busiest source
-            if len(rows) * width <= 0.8 * alive.numel():  # moving the cache costs about one step: not for every sample
-                order = alive[rows].int().argsort(dim=1, descending=True, stable=True)[:, :width]
-                places = (rows[:, None] * alive.shape[1] + order).flatten()
-                source, slot, alive = (g[rows].gather(1, order) for g in (source, slot, alive))
-                token = token[places]
-                cache = [(keys[places], values[places]) for keys, values in cache]
-                if len(rows) < len(cross_bias):
-                    cross_bias = cross_bias[rows]
-                    cross = [(keys[rows], values[rows], cross_bias) for keys, values, _ in cross]
-        return Generated(ids[:, :, : t + 1], mask[:, :, : t + 1], logp[:, :, : t + 1])
+            prefix, new_row = (row * c.vocab_size + choice).unique(return_inverse=True)
+            parent, choice = prefix // c.vocab_size, prefix % c.vocab_size
+            part = len(parent) > len(parent.unique_consecutive())
+            if not part and len(parent) > 0.8 * len(token):  # moving the cache costs about one step: rarely for an end
+                token[parent, 0] = choice
+                continue
+            token, row, source = choice[:, None], new_row, source[parent]
+            cache = [(keys[parent], values[parent]) for keys, values in cache]
+            left, source, count = source.unique_consecutive(return_inverse=True, return_counts=True)
+            if len(left) < len(cross_bias):
+                cross_bias = cross_bias[left]
+                cross = [(keys[left], values[left], cross_bias) for keys, values, _ in cross]
+            slots, number = int(count.max()), torch.arange(len(source), device=device)
+            place = source * slots + number - (count.cumsum(0) - count)[source]
+            grid = torch.zeros(len(left) * slots, dtype=torch.long, device=device).scatter(0, place, number)
+            grid = grid.view(-1, slots)
+        return Generated(*(x[:, : t + 1].unflatten(0, (B, N)) for x in (ids, mask, logp)))
 
 
 def log_softmax(logits: Tensor, forbid: tuple[int, ...] = ()) -> Tensor:
@@ -415,13 +432,16 @@ def log_softmax(logits: Tensor, forbid: tuple[int, ...] = ()) -> Tensor:
     return logits.log_softmax(-1)
 
 
-def pick(logp: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """Choose one id per row, (rows, V) → (rows, 1): greedy at temperature 0, else sampled.
+def pick(
+    logp: Tensor, row: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
+) -> Tensor:
+    """Choose an id for each sample from its row of logp (rows, V), row (samples,) → (samples,): greedy at
+    temperature 0, else sampled.
 
     top_p keeps the smallest set of most probable ids whose mass reaches top_p (Holtzman et al. 2020).
     """
     if temperature == 0:
-        return logp.argmax(1, keepdim=True)
+        return logp.argmax(1)[row]
     logp = (logp / temperature).log_softmax(1)
     if 0 < top_k < logp.shape[1]:
         logp = logp.masked_fill(logp < logp.topk(top_k).values[:, -1:], -torch.inf).log_softmax(1)
@@ -429,7 +449,10 @@ def pick(logp: Tensor, temperature: float, top_k: int, top_p: float, generator: 
         sorted_p, order = logp.exp().sort(1, descending=True)
         mass_before = sorted_p.cumsum(1) - sorted_p
         logp = logp.masked_fill((mass_before >= top_p).gather(1, order.argsort(1)), -torch.inf)
-    return torch.multinomial(logp.softmax(1), 1, generator=generator)
+    # One random number for each sample, and the first id at which the mass exceeds it: multinomial() would draw V.
+    mass = logp.exp().cumsum(1, dtype=torch.float64)[row]
+    u = torch.rand(len(row), 1, dtype=torch.float64, device=logp.device, generator=generator)
+    return torch.searchsorted(mass, u * mass[:, -1:], right=True)[:, 0]
 
 
 # ------------------------------------------------------------------------------------------------ text ↔ ids

@@ -148,8 +148,9 @@ def token_loss(model, ids, mask, labels, bf16: bool = False) -> torch.Tensor:
     """Cross-entropy summed over the target's tokens, in nats; divide by their number for the mean."""
     ids, mask, labels = (x.to(model.shared.weight.device) for x in (ids, mask, labels))
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
-        logits = model(ids, mask, model.shift_right(labels))
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+        hidden = model.decode(model.shift_right(labels), model.encode(ids, mask), mask)
+        logits = model.logits(hidden[labels != -100])  # (tokens, V): padding is not worth its row of V numbers
+    return F.cross_entropy(logits.float(), labels[labels != -100], reduction="sum")
 
 
 @torch.no_grad()
@@ -209,7 +210,7 @@ def main() -> None:
         # ---- 3: M_S learns to write them
         before = lmcot.write_rationales(small, dev[:3], s.max_new_tokens)
         model = small.model
-        optimizer = torch.optim.AdamW(model.parameters(), s.lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(model.parameters(), s.lr, weight_decay=0.0, fused=True)
         steps_per_epoch = math.ceil(len(pairs["train"]) / s.batch_size)
         total, warmup = s.epochs * steps_per_epoch, max(1, s.epochs * steps_per_epoch // 20)
         schedule = torch.optim.lr_scheduler.LambdaLR(

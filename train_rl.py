@@ -94,7 +94,7 @@ def main() -> None:
     policy, reference = small.model, distilled_small.model  # dropout stays off in both: it would change the ratios
     head = rl.ValueHead(policy.config.d_model).to(small.device)
     groups = [{"params": policy.parameters(), "lr": s.lr}, {"params": head.parameters(), "lr": s.critic_lr}]
-    optimizer = torch.optim.Adam(groups, eps=1e-5)
+    optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
     weights, combination = rewards.parse_weights(s.weights), rewards.Combination(s.reward, s.task_weight)
     autocast = torch.autocast(small.device.type, torch.bfloat16, enabled=s.bf16)
 

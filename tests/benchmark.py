@@ -111,7 +111,7 @@ def train(side: str, size: dict, folder: Path):
         from model import T5
 
         model = T5.from_pretrained(folder)
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.0)  # as train_kd.py has it
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.0, fused=True)
 
         def loss_of(ids, mask, labels):
             return train_kd.token_loss(model, ids, mask, labels) / (labels != -100).sum()
@@ -119,7 +119,7 @@ def train(side: str, size: dict, folder: Path):
         import transformers
 
         model = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.0, fused=True)  # as its Trainer has it
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.0, fused=True)
 
         def loss_of(ids, mask, labels):
             return model(input_ids=ids, attention_mask=mask, labels=labels).loss
@@ -153,7 +153,7 @@ def ppo(side: str, size: dict, folder: Path):
 
         policy, reference = T5.from_pretrained(TINY), T5.from_pretrained(TINY)
         head = rl.ValueHead(policy.config.d_model)
-        optimizer = torch.optim.Adam([*policy.parameters(), *head.parameters()], 1e-6, eps=1e-5)
+        optimizer = torch.optim.Adam([*policy.parameters(), *head.parameters()], 1e-6, eps=1e-5, fused=True)
         generator = torch.Generator().manual_seed(0)
         agreed = policy.generate(ids[:2], mask[:2], limit).ids[:, 0]
 
