@@ -398,7 +398,7 @@ class T5(nn.Module):
             for block, block_cross, block_cache in zip(self.decoder.block, cross, cache, strict=True):
                 x = block(x, bias[:, :, t : t + 1, : t + 1], block_cross, block_cache, t, grid, place)
             step_logp = log_softmax(self.logits(self.decoder.final_layer_norm(x[:, 0])), forbid)  # (rows, V)
-            choice = pick(step_logp, row, temperature, top_k, top_p, generator)  # (samples,)
+            choice = pick(step_logp, N, temperature, top_k, top_p, generator)[row, sample % N]  # (samples,)
             ids[sample, t], logp[sample, t], mask[sample, t] = choice, step_logp[row, choice], True
 
             goes_on = choice != c.eos_token_id
@@ -433,26 +433,26 @@ def log_softmax(logits: Tensor, forbid: tuple[int, ...] = ()) -> Tensor:
 
 
 def pick(
-    logp: Tensor, row: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
+    logp: Tensor, samples: int, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Choose an id for each sample from its row of logp (rows, V), row (samples,) → (samples,): greedy at
-    temperature 0, else sampled.
+    """Choose ids from each row, (rows, V) → (rows, samples): greedy at temperature 0, else drawn independently.
 
     top_p keeps the smallest set of most probable ids whose mass reaches top_p (Holtzman et al. 2020).
     """
     if temperature == 0:
-        return logp.argmax(1)[row]
-    logp = (logp / temperature).log_softmax(1)
-    if 0 < top_k < logp.shape[1]:
-        logp = logp.masked_fill(logp < logp.topk(top_k).values[:, -1:], -torch.inf).log_softmax(1)
+        return logp.argmax(1, keepdim=True).expand(-1, samples)
+    p = (logp / temperature).softmax(1)
+    if 0 < top_k < p.shape[1]:
+        p = p.masked_fill(p < p.topk(top_k).values[:, -1:], 0.0)
+        p = p / p.sum(1, keepdim=True)
     if top_p < 1:
-        sorted_p, order = logp.exp().sort(1, descending=True)
+        sorted_p, order = p.sort(1, descending=True)
         mass_before = sorted_p.cumsum(1) - sorted_p
-        logp = logp.masked_fill((mass_before >= top_p).gather(1, order.argsort(1)), -torch.inf)
-    # One random number for each sample, and the first id at which the mass exceeds it: multinomial() would draw V.
-    mass = logp.exp().cumsum(1, dtype=torch.float64)[row]
-    u = torch.rand(len(row), 1, dtype=torch.float64, device=logp.device, generator=generator)
-    return torch.searchsorted(mass, u * mass[:, -1:], right=True)[:, 0]
+        p = p.masked_fill((mass_before >= top_p).gather(1, order.argsort(1)), 0.0)
+    # The first id at which the mass reaches a random number in (0, 1]: torch.multinomial would need V of them.
+    mass = p.cumsum(1)
+    u = 1 - torch.rand(len(p), samples, device=p.device, generator=generator)
+    return torch.searchsorted(mass, u * mass[:, -1:])
 
 
 # ------------------------------------------------------------------------------------------------ text ↔ ids
