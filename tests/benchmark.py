@@ -7,8 +7,9 @@
 
 A row is a function of this file: it prepares our side or the peer's, and returns what is to be timed. Each side is a
 process of its own, so that its peak memory (with the libraries it imports) is its own. After one run to warm up the two
-take turns, and the ratio is the median over the turns of the peer's seconds by ours. Both sides have the same weights,
-sources and sizes; before anything is timed, what can be compared is: greedy ids, the loss of one batch.
+take turns, and the ratio is the median over the turns of the peer's seconds by ours; a second ratio is that of CPU
+seconds, which other programs on the machine disturb less. Both sides have the same weights, sources and sizes; before
+anything is timed, what can be compared is: greedy ids, the loss of one batch.
 
 The limit of a row is the time in which this machine could do its multiplications at the speed of one large matrix
 product, or could move its bytes (for each step of decoding the decoder's weights once, and the keys and values of what
@@ -37,13 +38,13 @@ FULL = {
     "shape": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_heads": 6, "num_layers": 8, "num_decoder_layers": 8,
               "vocab_size": 32128},  # FLAN-T5-small's
     "batch": 16, "source": 256, "target": 64, "samples": 10, "train_batch": 8, "prompts": 16, "epochs": 4,
-    "rationales": 1000, "turns": 5,
+    "rationales": 1000, "turns": (3, 5),
 }  # fmt: skip
 SMALLEST = FULL | {
     "shape": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2,
               "vocab_size": 849},
     "batch": 2, "source": 12, "target": 6, "samples": 2, "train_batch": 2, "prompts": 4, "epochs": 1,
-    "rationales": 10, "turns": 1,
+    "rationales": 10, "turns": (1, 1),
 }  # fmt: skip
 
 
@@ -376,10 +377,15 @@ def worker(row, side: str, size: dict, folder: Path) -> None:
     agreed, run = row(side, size, folder)
     run()  # warm up
     print(json.dumps(agreed), file=answers, flush=True)
+
+    def clock() -> tuple[float, float]:  # of the wall; of the CPU, child processes included
+        return time.perf_counter(), time.process_time() + sum(os.times()[2:4])
+
     for _ in sys.stdin:
-        begun = time.perf_counter()
+        begun = clock()
         made = run()
-        print(json.dumps({"seconds": time.perf_counter() - begun} | made), file=answers, flush=True)
+        seconds, cpu = (after - before for after, before in zip(clock(), begun, strict=True))
+        print(json.dumps({"seconds": seconds, "cpu": cpu} | made), file=answers, flush=True)
     status = Path("/proc/self/status").read_text()
     own = int(status.split("VmHWM:")[1].split()[0])
     peak = max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
@@ -433,7 +439,9 @@ def compare(row, size: dict, folder: Path, trl_python: str, limits: dict) -> lis
         sides.append(Side(peer_python, row, "peer", size, folder))
         if not agree(sides[0].agreed, sides[1].agreed):
             raise SystemExit(f"{name}: the two sides do not agree: {sides[0].agreed} {sides[1].agreed}"[:2000])
-    turns = [[side.run() for side in sides] for _ in range(size["turns"])]
+    turns, (least, most), begun = [], size["turns"], time.perf_counter()
+    while len(turns) < least or (len(turns) < most and time.perf_counter() - begun < 60):
+        turns.append([side.run() for side in sides])
     ends = [side.end() for side in sides]
 
     def middle(i: int, of) -> float:
@@ -441,21 +449,21 @@ def compare(row, size: dict, folder: Path, trl_python: str, limits: dict) -> lis
 
     seconds = middle(0, lambda made: made["seconds"])
     rates = [f"{middle(i, lambda made: made[unit] / made['seconds']):,.3g} {unit}/s" for i in range(len(sides))]
-    ratios = [turn[1]["seconds"] / turn[0]["seconds"] for turn in turns] if peer else []
+    wall, cpu = ([turn[-1][clock] / turn[0][clock] for turn in turns] for clock in ("seconds", "cpu"))
     times = {"GEMM": ends[0]["flops"] / limits["flop/s"],
              "memory": middle(0, lambda made: made.get("bytes", 0)) / limits["bytes/s"]}  # fmt: skip
     binding = max(times, key=times.get)
-    ratio = f"{statistics.median(ratios):.2f} × [{min(ratios):.2f}, {max(ratios):.2f}]" if peer else ""
+    ratio = f"{statistics.median(wall):.2f} × [{min(wall):.2f}, {max(wall):.2f}]"
     share = f"{100 * times[binding] / seconds:.0f} % of {binding}" if times[binding] > 0.01 * seconds else ""
-    return [name, f"{seconds:.3g}", rates[0], rates[1] if peer else "", ends[-1]["peer"], ratio,
-            " / ".join(f"{end['peak MB']:,.0f}" for end in ends), share]  # fmt: skip
+    peers = [rates[1], ends[1]["peer"], ratio, f"{statistics.median(cpu):.2f} ×"] if peer else [""] * 4
+    return [name, f"{seconds:.3g}", rates[0], *peers, " / ".join(f"{end['peak MB']:,.0f}" for end in ends), share]
 
 
 # ------------------------------------------------------------------------------------------------ how cost grows
 
 
 def growth(size: dict, folder: Path) -> list[list[str]]:
-    """Seconds of decoding while one size doubles and the others stay; exponent: log₂ of what each doubling costs."""
+    """CPU seconds of decoding while one size doubles and the others stay; log₂ of each ratio is the exponent."""
     import torch
 
     from model import T5
@@ -463,11 +471,11 @@ def growth(size: dict, folder: Path) -> list[list[str]]:
     def seconds(model, batch: int, source: int, samples: int, target: int) -> float:
         ids = torch.randint(2, 800, (batch, source), generator=torch.Generator().manual_seed(0))
         found = []
-        for _ in range(1 + size["turns"]):  # the first warms up
-            begun = time.perf_counter()
+        for _ in range(1 + size["turns"][1]):
+            begun = time.process_time()
             model.generate(ids, torch.ones_like(ids), target, samples, temperature=1.0, forbid=(0, 1))
-            found.append(time.perf_counter() - begun)
-        return statistics.median(found[1:])
+            found.append(time.process_time() - begun)
+        return min(found)
 
     tiny, large = T5.from_pretrained(TINY), T5.from_pretrained(ROOT / "tiny" / "large")
     at = {"batch": 8, "source": 128, "samples": 4, "target": 32}
@@ -511,11 +519,12 @@ def main() -> None:
         parser.error(f"no row {', '.join(unknown)}")
     limits = measured_limits()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; large matrix product "
-          f"{limits['flop/s'] / 1e9:.0f} GFLOP/s, copy {limits['bytes/s'] / 1e9:.1f} GB/s; medians of {size['turns']} "
-          f"turns; training on {'HotpotQA' if HOTPOTQA.is_dir() else 'made-up lengths'}\n")  # fmt: skip
+          f"{limits['flop/s'] / 1e9:.0f} GFLOP/s, copy {limits['bytes/s'] / 1e9:.1f} GB/s; training on "
+          f" {'HotpotQA' if HOTPOTQA.is_dir() else 'made-up lengths'}\n")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         make_flan(size, folder := Path(folder))
-        head = ["", "s", "ours", "peer's", "peer", "times faster [range]", "peak MB, ours / peer's", "share of limit"]
+        head = ["", "s", "ours", "peer's", "peer", "times faster [range]", "in CPU s", "peak MB, ours / peer's",
+                "share of limit"]  # fmt: skip
         found = []
         for name in chosen:
             if name == "ppo" and not a.trl_python:
@@ -525,7 +534,7 @@ def main() -> None:
                 print(" | ".join(found[-1]), file=sys.stderr)
         print(align([head, *found]))
         if "growth" in chosen:
-            print("\n" + align([["", "values", "s", "exponent"], *growth(size, folder)]))
+            print("\n" + align([["", "values", "CPU s", "exponent"], *growth(size, folder)]))
 
 
 if __name__ == "__main__":
