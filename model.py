@@ -133,13 +133,11 @@ class Attention(nn.Module):
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.k(x)), self.split(self.v(x))
 
-    def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, grid: Tensor | None = None,
-        place: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, grid=None, place=None) -> Tensor:
         """x (rows, L, D) attends to keys and values (B, H, M, K); bias, broadcast to (B, H, queries, M), is added to
-        scores. Where there are more rows than B, they share keys and values: as many rows each, or as `grid` and
-        `place` say (see `Block.forward`). All their tokens are queries of one call, and keys are read once."""
+        scores. With more rows than B, the N rows of a source are queries of one call, so that its keys are read once.
+        If sources differ in their number of rows, grid (B, slots) says which row stands where (in free slots: any),
+        and place (rows,) where each row stands."""
         q = self.q(x).flatten(0, 1)  # (rows·L, H·K)
         q = q.view(len(keys), -1, q.shape[-1]) if grid is None else q[grid]
         p = self.dropout if self.training else 0.0
@@ -186,16 +184,10 @@ class Block(nn.Module):
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
 
-    def forward(
-        self, x: Tensor, bias: Tensor, cross: tuple | None = None, cache: tuple | None = None, t: int = 0,
-        grid: Tensor | None = None, place: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """x (rows, L, D). cross: keys, values (B, H, S, K) and bias of the sources, each of which has N rows of x.
-
-        Decoding one token, L = 1, cache: buffers (rows, H, T, K) that hold the keys and values of positions < t and
-        receive those of position t. Sources may then differ in their number of rows: grid (B, slots) says which row
-        stands where (in free slots: any), place (rows,) where each row stands.
-        """
+    def forward(self, x: Tensor, bias: Tensor, cross: tuple | None = None, cache: tuple | None = None, t: int = 0):
+        """x (rows, L, D). cross: keys, values (B, H, S, K), bias of the sources, and in decoding grid and place. cache:
+        buffers (rows, H, T, K) that hold the keys and values of positions < t and receive those of position t
+        (decoding one token, L = 1)."""
         sub = self.layer[0]
         h = sub.layer_norm(x)
         keys, values = sub.SelfAttention.keys_values(h)
@@ -205,8 +197,7 @@ class Block(nn.Module):
         x = x + self.drop(sub.SelfAttention(h, keys, values, bias))
         if cross is not None:
             sub = self.layer[1]
-            keys, values, cross_bias = cross
-            x = x + self.drop(sub.EncDecAttention(sub.layer_norm(x), keys, values, cross_bias, grid, place))
+            x = x + self.drop(sub.EncDecAttention(sub.layer_norm(x), *cross))
         sub = self.layer[-1]
         return x + self.drop(sub.DenseReluDense(sub.layer_norm(x)))
 
@@ -378,7 +369,7 @@ class T5(nn.Module):
         B, N, T = len(input_ids), num_samples, max_new_tokens
         encoded = self.encode(input_ids, attention_mask) if encoded is None else encoded
         cross_bias = mask_bias(attention_mask[:, None, None, :], encoded.dtype)
-        cross = [(*block.layer[1].EncDecAttention.keys_values(encoded), cross_bias) for block in self.decoder.block]
+        cross = [block.layer[1].EncDecAttention.keys_values(encoded) for block in self.decoder.block]
         cache = [tuple(encoded.new_empty(2, B, c.num_heads, min(T, 8), c.d_kv)) for _ in self.decoder.block]
         position = torch.arange(T, device=device)
         bias = self.decoder.position_bias(position, position)  # row t is what the token at position t sees
@@ -387,16 +378,16 @@ class T5(nn.Module):
         mask = torch.zeros(B * N, T, dtype=torch.bool, device=device)
         logp = torch.zeros(B * N, T, device=device)
         sample = torch.arange(B * N, device=device)  # those that go on
-        row = sample // N  # of the prefix of each; at first a source has one, the start token
+        row = sample // N  # of the prefix of each; at first a source has one row, the start token
         token = torch.full((B, 1), c.decoder_start_token_id, device=device)
-        source = place = torch.arange(B, device=device)  # of each row, see `Block.forward`
-        grid = source[:, None]
+        source = place = torch.arange(B, device=device)  # of each row
+        grid = source[:, None]  # see `Attention.forward`
         for t in range(T):
             if t == cache[0][0].shape[2]:  # full: double the room
                 cache = [tuple(F.pad(buffer, (0, 0, 0, t)) for buffer in pair) for pair in cache]
             x = self.shared(token)
             for block, block_cross, block_cache in zip(self.decoder.block, cross, cache, strict=True):
-                x = block(x, bias[:, :, t : t + 1, : t + 1], block_cross, block_cache, t, grid, place)
+                x = block(x, bias[:, :, t : t + 1, : t + 1], (*block_cross, cross_bias, grid, place), block_cache, t)
             step_logp = log_softmax(self.logits(self.decoder.final_layer_norm(x[:, 0])), forbid)  # (rows, V)
             choice = pick(step_logp, N, temperature, top_k, top_p, generator)[row, sample % N]  # (samples,)
             ids[sample, t], logp[sample, t], mask[sample, t] = choice, step_logp[row, choice], True
@@ -405,22 +396,21 @@ class T5(nn.Module):
             sample, row, choice = sample[goes_on], row[goes_on], choice[goes_on]
             if len(sample) == 0:
                 break
-            prefix, new_row = (row * c.vocab_size + choice).unique(return_inverse=True)
+            # A prefix is a row and the token after it: where samples of a row chose differently, it has several heirs.
+            prefix, heir = (row * c.vocab_size + choice).unique(return_inverse=True)
             parent, choice = prefix // c.vocab_size, prefix % c.vocab_size
             part = len(parent) > len(parent.unique_consecutive())
-            if not part and len(parent) > 0.8 * len(token):  # moving the cache costs about one step: rarely for an end
+            if not part and len(parent) > 0.8 * len(token):  # moving the cache costs about one step: not for every end
                 token[parent, 0] = choice
                 continue
-            token, row, source = choice[:, None], new_row, source[parent]
+            token, row, source = choice[:, None], heir, source[parent]
             cache = [(keys[parent], values[parent]) for keys, values in cache]
             left, source, count = source.unique_consecutive(return_inverse=True, return_counts=True)
             if len(left) < len(cross_bias):
-                cross_bias = cross_bias[left]
-                cross = [(keys[left], values[left], cross_bias) for keys, values, _ in cross]
+                cross_bias, cross = cross_bias[left], [(keys[left], values[left]) for keys, values in cross]
             slots, number = int(count.max()), torch.arange(len(source), device=device)
             place = source * slots + number - (count.cumsum(0) - count)[source]
-            grid = torch.zeros(len(left) * slots, dtype=torch.long, device=device).scatter(0, place, number)
-            grid = grid.view(-1, slots)
+            grid = number.new_zeros(len(left) * slots).scatter(0, place, number).view(-1, slots)
         return Generated(*(x[:, : t + 1].unflatten(0, (B, N)) for x in (ids, mask, logp)))
 
 
