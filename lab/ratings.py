@@ -125,7 +125,7 @@ def blind(rows: list[dict]) -> list[dict]:
 def cell(text: str) -> str:
     """Text as a spreadsheet's cell. What begins like a formula is made text by an apostrophe in front, and also what
     would begin a cell in a spreadsheet that parts columns at semicolons."""
-    return re.sub(r"(^|[;\t\r\n])(\s*)(?=[=+\-@＝＋－＠])", r"\1\2'", text)
+    return re.sub(r"(^|[;\t\r\n])([\s\"]*)(?=[=+\-@＝＋－＠])", r"\1\2'", text)
 
 
 def as_csv(items: list[dict]) -> bytes:
@@ -280,9 +280,8 @@ def estimate(statistic: Callable[[np.ndarray], float], groups: list[np.ndarray])
 def mean(ratings: np.ndarray) -> dict | None:
     """Mean of ratings (raters, questions) or of differences of them, NaN for none, and its interval over both."""
     given, values = ~np.isnan(ratings), np.nan_to_num(ratings)
-    rng, (raters, questions) = np.random.default_rng(0), ratings.shape
-    of_raters = rng.multinomial(raters, np.full(raters, 1 / raters), BOOTSTRAPS)
-    of_questions = rng.multinomial(questions, np.full(questions, 1 / questions), BOOTSTRAPS)
+    rng = np.random.default_rng(0)
+    of_raters, of_questions = (rng.multinomial(n, np.full(n, 1 / n), BOOTSTRAPS).astype(float) for n in ratings.shape)
     sums, counts = (((of_raters @ part) * of_questions).sum(1) for part in (values, given))
     draws = np.divide(sums, counts, out=np.full(BOOTSTRAPS, math.nan), where=counts > 0)
     return as_cell(values.sum() / given.sum() if given.any() else math.nan, draws)

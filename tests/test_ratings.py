@@ -30,7 +30,7 @@ import ratings
 
 import data
 from model import UserError
-from rewards import ASPECTS
+from rewards import ASPECTS, aspects
 
 KD, RL, COT = ratings.SOURCES
 NAN = float("nan")
@@ -106,9 +106,11 @@ def test_spearman_is_the_correlation_of_ranks_that_are_counted(pairs):
 
 
 @pytest.mark.parametrize("severity", [0, 0.5])
-def test_intervals_hold_the_truth_as_often_as_they_say(severity):
+def test_intervals_hold_the_truth_as_often_as_they_say(severity, monkeypatch):
     """Raters who differ in severity and in noise, questions that differ in difficulty, a fifth of the ratings missing:
-    of 300 intervals of a difference whose truth is .4, about 95 % hold it (all but 5 to 6 % of such tests see 93)."""
+    of 300 intervals of a difference whose truth is .4, at least 90 % hold it, and they are not much wider than theory
+    asks (± 1.96 standard errors)."""
+    monkeypatch.setattr(ratings, "BOOTSTRAPS", 500)
     rng, held, widths = np.random.default_rng(1), 0, []
     for _ in range(300):
         shared = rng.normal(3, severity, (8, 1)) + rng.normal(0, 0.5, 20)  # cancels in the difference
@@ -119,7 +121,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(severity):
         held += low <= 0.4 <= high
         widths.append(high - low)
     assert held >= 0.90 * 300
-    assert np.mean(widths) < 1.25 * 2 * 1.96 * (2 * 0.6**2 / 20 + 2 * 0.7**2 / (0.64 * 160)) ** 0.5  # and no wider
+    assert np.mean(widths) < 1.25 * 2 * 1.96 * (2 * 0.6**2 / 20 + 2 * 0.7**2 / (0.64 * 160)) ** 0.5
 
 
 # ---- A run to export from --------------------------------------------------------------------------------------------
@@ -188,8 +190,7 @@ def test_what_raters_get_is_the_same_whoever_wrote_it(tmp_path):
     items, _ = exported(tmp_path, plain(6), seeds=3)
     for turned in itertools.permutations(ratings.SOURCES):
         names = dict(zip(ratings.SOURCES, turned, strict=True))
-        other = [{"item": i["item"], "question_id": "x", "seed": 9, "sources": [names[s] for s in i["sources"]],
-                  "question": i["question"], "context": i["context"], "rationale": i["rationale"]} for i in items]  # fmt: skip
+        other = [i | {"question_id": "x", "seed": 9, "sources": [names[s] for s in i["sources"]]} for i in items]
         assert ratings.as_csv(other) == ratings.as_csv(items)
         assert ratings.as_page(other, "sheet") == ratings.as_page(items, "sheet")
 
@@ -212,7 +213,7 @@ def test_order_and_names_of_items_tell_nothing():
         assert abs(orders.count(order) - 500) < 5 * (3000 * 1 / 6 * 5 / 6) ** 0.5
     for source in ratings.SOURCES:
         low = sum(row["item"][0] < "l" for sheet in sheets for row in sheet if row["sources"] == [source])
-        assert abs(low - 3000 * 9 / 19) < 5 * (3000 * 9 / 19 * 10 / 19) ** 0.5
+        assert abs(low - 3000 * 8 / 19) < 5 * (3000 * 8 / 19 * 11 / 19) ** 0.5
     assert all(len({row["item"] for row in sheet}) == 3 for sheet in sheets)
 
 
@@ -278,9 +279,10 @@ def test_ratings_come_back_as_they_were_given(tmp_path, quick, capsys):
 
 def test_metrics_correlate_with_ratings_that_follow_them(tmp_path, quick):
     """A rater who knows the metric's ranks gets 1 for that aspect; one who turns them round gets −1."""
-    texts = [[f"Book {i} was written by Ann {i}.", f"Book {i} was written by Bob.", "Cows eat grass."] for i in range(4)]
+    texts = [[good := f"Book {i} was written by Ann {i}.", f"{good} Cows were eating red Grass.", "Cows eat Grass."]
+             for i in range(4)]  # fmt: skip
     items, folder = exported(tmp_path, texts)
-    true = {i["item"]: ratings.rewards.aspects(i["rationale"], i["question"], i["context"])["factuality"] for i in items}
+    true = {i["item"]: aspects(i["rationale"], i["question"], i["context"])["factuality"] for i in items}
     ranks = sorted(set(true.values()))
     assert 3 <= len(ranks) <= 5
     for sign in (1, -1):
@@ -415,8 +417,8 @@ def fuzz(tmp_path, count):
     """Mutated files of ratings: a UserError, or ratings of 1 to 5; nothing else, and each in moments."""
     rng = random.Random(0)
     good = (HEAD + "\r\nbcdfg,1,2,3,4,5,,1,2\r\nhjkmn,5,5,5,5,5,5,5,5\r\n").encode()
-    parts = [b"\0", b'"', b",", b";", b"\t", b"\r", b"\n", b"\xff", b"\xef\xbb\xbf", b"item", b"bcdfg", b"6", b"=1", b":",
-             "\u2028".encode(), "３".encode(), b"9" * 50, b'"' * 7, b"x" * 140_000]  # fmt: skip
+    parts = [b"\0", b'"', b",", b";", b"\t", b"\r", b"\n", b"\xff", b"\xef\xbb\xbf", b"item", b"bcdfg", b"6", b"=1",
+             b":", "\u2028".encode(), "３".encode(), b"9" * 50, b'"' * 7, b"x" * 140_000]  # fmt: skip
     path, read = tmp_path / "fuzz.csv", 0
     for i in range(count):
         raw = bytearray(good)
@@ -462,12 +464,12 @@ class Browser:
     """Headless Chromium by the WebDriver protocol: JSON over HTTP on this machine, which needs no package."""
 
     def __init__(self, downloads):
-        self.driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        line = next(line for line in self.driver.stdout if "on port" in line)
+        self.driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True)
+        line = next(line for line in self.driver.stdout if "successfully on port" in line)
         port = re.search(r"on port (\d+)", line)[1]
         self.url = f"http://127.0.0.1:{port}/session"
-        options = {"binary": CHROMIUM, "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"],
-                   "prefs": {"download.default_directory": str(downloads)}}  # fmt: skip
+        flags = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        options = {"binary": CHROMIUM, "args": flags, "prefs": {"download.default_directory": str(downloads)}}
         answer = self.ask("", capabilities={"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}})
         self.url += f"/{answer['sessionId']}"
 
@@ -486,15 +488,18 @@ class Browser:
         return self.ask("/execute/sync", script=f"return {script}", args=[])
 
     def click(self, selector):
+        """As a person does it: scrolls there, and hits only what nothing covers."""
+        self.js(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
         element = self.ask("/element", using="css selector", value=selector)
         self.ask(f"/element/{next(iter(element.values()))}/click")
 
     def press(self, *keys):
         """Real key presses; "\\ue007" is Enter, "\\ue008" Shift."""
-        steps = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        steps = [(kind, key) for key in keys for kind in ("keyDown", "keyUp")]
         if keys[0] == "\ue008":
-            steps = [{"type": kind, "value": key} for kind, key in zip(("keyDown", "keyDown", "keyUp", "keyUp"), keys + keys[::-1])]
-        self.ask("/actions", actions=[{"type": "key", "id": "keys", "actions": steps}])
+            steps = [*(("keyDown", key) for key in keys), *(("keyUp", key) for key in keys)]
+        actions = [{"type": kind, "value": key} for kind, key in steps]
+        self.ask("/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
 
     def size(self, width, height):
         self.ask("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params={
@@ -636,31 +641,31 @@ CONTRASTS = """(() => {
 })()"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+SMALL = """(e) => {
+  const {width, height} = e.getBoundingClientRect();
+  return e.checkVisibility() && (width < 44 || height < 44);
+}"""
+
+
 @pytest.mark.parametrize("width", [375, 1100])
-def test_the_page_fits_reads_and_can_be_touched(browser, tmp_path, scheme, width):
-    """No scrolling sideways, contrast of 4.5 (WCAG AA), targets of 44 pixels, and a name for every control."""
+def test_the_page_fits_reads_and_can_be_touched(browser, tmp_path, width):
+    """No scrolling sideways, contrast of 4.5 in both schemes, targets of 44 pixels, and a name for every control."""
     long = ["Pneumonoultramicroscopicsilicovolcanoconiosis" * 3 + " is a word. " * 40, *HOSTILE[3:5]]
-    _, folder = exported(tmp_path, [long, plain(1)[0]])
+    _, folder = exported(tmp_path, [long])
     begin(browser, folder / "sheet.html")
     browser.size(width, 700)
-    browser.scheme(scheme)
-    for view in ("rate", "end", "start"):
-        for _ in range(6 if view == "rate" else 1):
-            if view == "rate":
-                browser.click("#factuality input[value='4']")
-                browser.click("#fluency input[value='0']")
-            assert browser.js("document.documentElement.scrollWidth") <= width
+    for view in ("rate", "rate", "rate", "end", "start"):
+        if view == "rate":
+            browser.click("#fluency input[value='0']")
+        browser.js("document.getElementById('where').scrollIntoView()")
+        for scheme in ("dark", "light"):
+            browser.scheme(scheme)
+            browser.shot(f"{view}-{width}-{scheme}")
             contrasts = browser.js(CONTRASTS)
             assert len(contrasts) > 5 and min(contrasts)[0] >= 4.5, min(contrasts)
-            small = browser.js("[...document.querySelectorAll('main button, footer button, input')].filter((e) => e.checkVisibility() "
-                               "&& (e.getBoundingClientRect().height < 44 || e.getBoundingClientRect().width < 44)).length")  # fmt: skip
-            assert small == 0
-            if view == "rate":
-                browser.click("#next")
-        if view == "end":
-            browser.click("#help")
-    unnamed = browser.js("[...document.querySelectorAll('input')].filter((e) => !e.labels.length || !e.labels[0].innerText.trim() "
-                         "&& e.checkVisibility()).length")  # fmt: skip
-    assert unnamed == 0
+        assert browser.js("document.documentElement.scrollWidth") <= width
+        assert browser.js(f"[...document.querySelectorAll('.main, #foot button, input')].filter({SMALL})") == []
+        if view != "start":
+            browser.click("#next" if view == "rate" else "#help")
+    assert browser.js("[...document.querySelectorAll('input')].filter((e) => !e.labels[0]?.textContent.trim())") == []
     assert browser.js("document.querySelectorAll('fieldset > legend').length") == 8
