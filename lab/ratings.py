@@ -10,11 +10,12 @@ thought. They come in one shuffled list without their sources; two that are word
 that counts for both. The folder for_raters/ is to be handed out: sheet.html, a page for phone and desktop that needs no
 network and hands back a CSV file, or sheet.csv for a spreadsheet (save it as CSV UTF-8). key.json says whose is whose.
 The order is the operating system's randomness, and `--seed` has no part in it: whoever knows seed, program and sheet
-knows nothing of the sources. What is blinded is the label. Style may still betray a source to who knows its style.
+knows nothing of the sources. What is blinded is the label; style may still betray a source to those who know it.
 
 `import` reads any number of raters' files, blanks allowed, and prints three tables, which it also writes beside the key
 (results.md, results.json). Everywhere "all eight" is a rater's mean over the eight questions, where he answered all.
-- Agreement: Krippendorff's α, ordinal (a rating counts by its rank); 1 is perfect, 0 is chance.
+- Agreement: Krippendorff's α, ordinal (a rating counts by its rank); 1 is perfect, 0 is chance. Where nearly all
+  ratings are the same it is low, however much the raters agree: there is nothing to tell apart.
 - Means per source, and paired differences (same rater, same question). Their 95 % intervals are percentile bootstrap
   over questions and raters together; with fewer than five raters, they are for these raters rather than for any.
 - Spearman's correlation of each aspect of rewards.py with the mean rating. The aspects see what the raters saw, so not
@@ -65,7 +66,7 @@ PAGE = Path(__file__).resolve().parent / "ratings.html"
 @dataclass
 class Settings:
     run: str = "runs/eval"  # folder of eval.py or train_rl.py, whose answers.jsonl has all three kinds of rationales
-    questions: int = 20  # how many to draw; each brings up to three rationales, a minute or so of a rater's time
+    questions: int = 20  # how many to draw; each brings up to three rationales to rate
     seed: int = 0  # of the draw of questions (and of a run for each, where there are several seeds)
     out: str = "runs/ratings"  # folder of the sheet and its key
 
@@ -78,13 +79,12 @@ def collect(folder: Path, count: int, seed: int) -> list[dict]:
     made = read_json(folder / "settings.json")
     if "kd" in made and "data" not in made:  # train_rl.py: its questions are those of its KD run
         made = read_json(Path(made["kd"]) / "settings.json")
-    runs: dict[str, dict[int, dict[str, str]]] = {}
-    for row in data.read_jsonl(folder / "answers.jsonl"):
-        runs.setdefault(row["method"], {})[row["seed"]] = {a["id"]: a["rationale"] for a in row["answers"]}
-    if missing := [source for source in SOURCES if source not in runs]:
+    rows = data.read_jsonl(folder / "answers.jsonl")
+    texts = {source: {row["seed"]: {a["id"]: a["rationale"] for a in row["answers"]} for row in rows
+                      if row["method"] == source} for source in SOURCES}  # fmt: skip
+    if missing := [source for source in SOURCES if not texts[source]]:
         raise UserError(f"{folder} has no rationales of {' and '.join(missing)}: give --run a folder of train_rl.py "
                         "or of eval.py with KD and RL")  # fmt: skip
-    texts = {source: runs[source] for source in SOURCES}
     ids = list(next(iter(texts["CoT"].values())))
     if count > len(ids):
         raise UserError(f"{folder} has {len(ids)} questions, fewer than the {count} of --questions")
@@ -93,18 +93,18 @@ def collect(folder: Path, count: int, seed: int) -> list[dict]:
     # A source that ran once stands for all seeds, as in eval.py; KD and RL of one seed belong together.
     several = [set(by_seed) for by_seed in texts.values() if len(by_seed) > 1]
     seeds = sorted(set.intersection(*several)) if several else [0]
-    rng, rows = random.Random(seed), []
+    rng, items = random.Random(seed), []
     for name in rng.sample(ids, count):
         if name not in examples:
             raise UserError(f"{folder}: its question {name} is not in the data {place}, {split}")
-        drawn, sources = rng.choice(seeds), {}
+        drawn, writers = rng.choice(seeds), {}
         for source, by_seed in texts.items():
             text = by_seed[drawn] if len(by_seed) > 1 else next(iter(by_seed.values()))
-            sources.setdefault(clean(text[name]), []).append(source)
+            writers.setdefault(clean(text[name]), []).append(source)
         question, context = clean(examples[name].question), clean(examples[name].context)
-        rows += [{"question_id": name, "seed": drawn, "sources": names, "question": question, "context": context,
-                  "rationale": text} for text, names in sources.items()]  # fmt: skip
-    return rows
+        items += [{"question_id": name, "seed": drawn, "sources": sources, "question": question, "context": context,
+                   "rationale": text} for text, sources in writers.items()]  # fmt: skip
+    return items
 
 
 def clean(text: str) -> str:
