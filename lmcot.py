@@ -519,7 +519,8 @@ def main() -> None:
         if settings.example:
             examples = [e for e in examples if e.id == settings.example]
         elif settings.demo:
-            examples = list({e.type: e for e in reversed(examples)}.values())[::-1]
+            kinds = dict.fromkeys(e.type for e in examples)  # a set in their order
+            examples = [next(e for e in examples if e.type == kind) for kind in kinds]
         if not examples:
             raise UserError(f"{settings.data} has no example with the id {settings.example!r}")
     folders = {"KD": settings.kd, "RL": settings.rl}
