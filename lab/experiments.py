@@ -49,6 +49,7 @@ SCRIPTS = {"train_kd.py": train_kd.Settings, "train_rl.py": train_rl.Settings, "
 QUICK = ("--test-limit", 20, "--samples", 2)  # of the table at the end of a training: the experiments make their own
 COMPARED = 5  # N of self-consistency and best of N in the comparisons of eval.py
 MAX_NEW_TOKENS, TEMPERATURE = 256, 0.7  # of rationales, as in eval.py
+DRAWS = 1000  # of the bootstrap
 
 
 @dataclass
@@ -200,13 +201,13 @@ def grid(runs: list, key: str) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ statistics
 
 
-def estimate(statistic: Callable[..., float], *arrays: np.ndarray, draws: int = 1000) -> dict:
+def estimate(statistic: Callable[..., float], *arrays: np.ndarray) -> dict:
     """A statistic of arrays (seeds, questions, …), and its 95 % percentile interval over resampled seeds and questions;
     a draw takes the same ones of all arrays, which keeps what is compared paired."""
     rng = np.random.default_rng(0)
     seeds, questions = arrays[0].shape[:2]
     values = []
-    for _ in range(draws):
+    for _ in range(DRAWS):
         drawn = np.ix_(rng.integers(seeds, size=seeds), rng.integers(questions, size=questions))
         values.append(statistic(*(a[drawn] for a in arrays)))
     return {"mean": float(statistic(*arrays)), "interval": interval(np.array(values))}
@@ -402,7 +403,7 @@ def reliability(lab: Lab) -> list[dict]:
     for key in ("R_aspect before the answer", "R_aspect", *rewards.ASPECTS, "confidence"):
         if key in runs[0][0][0]:
             scores = grid(runs, key)[..., 1:]
-            rows.append([key, estimate(correlation, scores, right), estimate(auroc, scores, right, draws=200),
+            rows.append([key, estimate(correlation, scores, right), estimate(auroc, scores, right),
                          estimate(ratio, *pairs_within(scores, right))])  # fmt: skip
     columns = ["predictor", "correlation", "AUROC", "AUROC within a question"]
     return [curve, table(f"As a predictor of right answers. {where}", columns, rows)]
@@ -549,8 +550,8 @@ def sensitivity(lab: Lab) -> list[dict]:
     for k in range(len(rewards.ASPECTS) + 1):
         subsets = [[*subset, 8] for subset in itertools.combinations(range(8), k)]
         masks = np.array([[float(i in subset) for i in range(9)] for subset in subsets])
-        rows.append([k, estimate(functools.partial(spread, masks), covariances, draws=200),
-                     estimate(functools.partial(task_share, masks), covariances, draws=200)])  # fmt: skip
+        rows.append([k, estimate(functools.partial(spread, masks), covariances),
+                     estimate(functools.partial(task_share, masks), covariances)])  # fmt: skip
     title = (f"R with k aspects and the right answer, the mean over all choices of k: how it varies among "
              f"{lab.s.samples} rationales for one question. {len(runs[0])} dev questions, M_S after KD.")  # fmt: skip
     columns = ["aspects in R", "standard deviation within a question", "its share that the right answer explains"]
