@@ -58,8 +58,7 @@ class Settings(lmcot.Models):
     test_data: str = ""  # as in train_kd.py
     ood: str = ""  # files of other data sets, with commas between them (ood)
     other_small: str = "tiny/large"  # another M_S (sizes)
-    other_large: str = ""  # another M_L (reader); without one, M_S, and M_L fine-tuned to answer directly
-    other_large_model: str = ""  # its name, if it is a server
+    other_large: str = ""  # flags for another M_L (reader), as one text: "--large http://… --large-model NAME"
     seeds: int = 3  # of KD, and of PPO after it
     limit: int = 500  # questions of an evaluation
     samples: int = 16  # rationales sampled for each question (reliability, selection, samples, sensitivity)
@@ -316,9 +315,9 @@ def as_markdown(result: dict) -> str:
 
     parts = [f"# {result['question']}"]
     for t in result["tables"]:
-        rows = [[show(cell, column) for cell, column in zip(row, t["columns"], strict=True)] for row in t["rows"]]
+        rows = [[str(row[0]), *map(show, row[1:], t["columns"][1:])] for row in t["rows"]]
         parts += [t["title"], align([t["columns"], *rows])]
-    parts.append(f"`{result['command']}`: {result['seeds']} seeds; {result['cpu_minutes']:.0f} CPU minutes, those of "
+    parts.append(f"`{result['command']}`; seeds: {result['seeds']}; {result['cpu_minutes']:.0f} CPU minutes, those of "
                  "shared runs included; intervals: 95 %.")  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
@@ -331,7 +330,7 @@ def method_table(title: str, em: dict[str, np.ndarray], results: dict) -> dict:
         row = results[name]
         rows.append([name, estimate(mean, right),
                      *(None if base == name else estimate(difference, right, em[base]) for base in bases),
-                     row["R_aspect"]["mean"] if "R_aspect" in row else None,
+                     {key: row["R_aspect"][key] for key in ("mean", "interval")} if "R_aspect" in row else None,
                      row["tokens per question"], row["seconds per question"]])  # fmt: skip
     columns = ["method", "EM %", *(f"minus {base}, %" for base in bases), "R_aspect", "tokens", "seconds"]
     return table(title, columns, rows)
@@ -456,9 +455,15 @@ def selection(lab: Lab) -> list[dict]:
     runs = lab.answers(lab.kd(), "dev", lab.s.samples)
     right, before = 100 * grid(runs, "right"), grid(runs, "R_aspect before the answer")[..., 1:]
     greedy, right = right[..., 0], right[..., 1:]
-    ways = {"greedy, no choice": greedy, "first sampled": right[..., 0], "by R_aspect": chosen(before, right),
-            "majority of answers": 100 * voted(runs, lab.s.samples)}  # fmt: skip
-    calls = dict.fromkeys(("greedy, no choice", "first sampled", "by R_aspect"), 1)
+    ways = {  # the first five choose before M_L answers
+        "greedy, no choice": greedy,
+        "first sampled": right[..., 0],
+        "by R_aspect": chosen(before, right),
+        "by factuality alone": chosen(grid(runs, "factuality")[..., 1:], right),
+        "the worst by R_aspect": chosen(-before, right),
+        "majority of answers": 100 * voted(runs, lab.s.samples),
+    }
+    asked = dict.fromkeys(list(ways)[:5], 1)
     if "confidence" in runs[0][0][0]:
         sure = grid(runs, "confidence")[..., 1:]
         quality_z, sure_z = ((x - x.mean()) / max(x.std(), 1e-9) for x in (before, sure))
@@ -466,9 +471,9 @@ def selection(lab: Lab) -> list[dict]:
             mixed = share * quality_z + (1 - share) * sure_z
             ways[f"by {share:.0%} R_aspect, {1 - share:.0%} confidence"] = chosen(mixed, right)
         ways["by M_L's confidence"] = chosen(sure, right)
-    ways |= {"the worst by R_aspect": chosen(-before, right), "oracle: right if any is": right.max(-1)}
+    ways["oracle: right if any is"] = right.max(-1)
     rows = [[way, estimate(mean, em), None if em is greedy else estimate(difference, em, greedy),
-             calls.get(way, lab.s.samples)] for way, em in ways.items()]  # fmt: skip
+             asked.get(way, lab.s.samples)] for way, em in ways.items()]  # fmt: skip
     where = f"{lab.s.samples} rationales sampled for each of {right.shape[1]} dev questions, M_S after KD."
     first = table(where, ["way of choosing", "EM %", "minus greedy, %", "answers asked of M_L"], rows)
     order = np.argsort(-before, -1, kind="stable")
@@ -481,17 +486,18 @@ def selection(lab: Lab) -> list[dict]:
 
 def reader(lab: Lab) -> list[dict]:
     """Does the same M_S guide another M_L?"""
-    others = {"other": [f"--large={lab.s.other_large}", f"--large-model={lab.s.other_large_model}"]}
-    names = {"other": lab.s.other_large_model or lab.s.other_large}
-    if not lab.s.other_large:
-        tuned = lab.run("train_kd.py", "tuned-large", *lab.models, f"--small={lab.s.large}", f"--data={lab.s.data}",
+    large, small = lab.s.large, lab.s.small
+    ways = {f"{large}, which taught M_S": ("test", [])}
+    if lab.s.other_large:
+        ways[lab.s.other_large] = ("reader-other", shlex.split(lab.s.other_large))
+    else:
+        tuned = lab.run("train_kd.py", "tuned-large", *lab.models, f"--small={large}", f"--data={lab.s.data}",
                         f"--test-data={lab.s.test_data}", *QUICK, "--target=answer", "--epochs", 3)  # fmt: skip
-        others = {"tuned": [f"--large={tuned / 'model'}"], "small": [f"--large={lab.s.small}"]}
-        names = {"tuned": f"{lab.s.large}, fine-tuned to answer directly", "small": lab.s.small}
+        ways[f"{large}, fine-tuned to answer directly"] = ("reader-tuned", [f"--large={tuned / 'model'}"])
+        ways[f"{small}, which only ever wrote"] = ("reader-small", [f"--large={small}"])
     tables = []
-    for key, flags in {"test": [], **others}.items():
-        em, results, examples = lab.compare("test" if key == "test" else f"reader-{key}", models=flags)
-        who = names.get(key, f"{lab.s.large}, which taught M_S")
+    for who, (name, flags) in ways.items():
+        em, results, examples = lab.compare(name, models=flags)
         tables.append(method_table(f"M_L: {who}. {len(examples)} test questions, N = {COMPARED}.", em, results))
     return tables
 

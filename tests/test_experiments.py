@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +23,9 @@ sys.path.insert(0, str(ROOT / "lab"))
 import experiments as lab  # noqa: E402
 
 import data  # noqa: E402
+import lmcot  # noqa: E402
 import rewards  # noqa: E402
+from model import T5, T5Config, load_tokenizer, pad_batch  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------ statistics
 
@@ -119,7 +122,7 @@ def test_ways_of_choosing_pick_the_sample_that_is_picked_by_hand(one_seed):
         "greedy, no choice": 100, "first sampled": 50, "by R_aspect": 50, "majority of answers": 50,
         "by 25% R_aspect, 75% confidence": 100, "by 50% R_aspect, 50% confidence": 100,
         "by 75% R_aspect, 25% confidence": 50, "by M_L's confidence": 100, "the worst by R_aspect": 0,
-        "oracle: right if any is": 100,
+        "by factuality alone": 50, "oracle: right if any is": 100,
     }  # fmt: skip
     assert means(ways, "minus greedy, %")["by R_aspect"] == -50
     assert means(ways, "answers asked of M_L")["by R_aspect"] == 1
@@ -352,3 +355,41 @@ def test_an_experiment_killed_again_and_again_ends_with_the_table_of_an_undistur
             process.wait()
     assert status == 0 and kills >= 3
     assert without_minutes(cut) == without_minutes(whole)
+
+
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not SHARED.exists(), reason="the real samples are not here")
+def test_other_data_sets_are_out_of_distribution_for_models_with_flans_tokenizer(tmp_path):
+    """Real records; random models of FLAN-T5's form, a hundredth of its size, that have learned to say one sentence."""
+    tokenizer = load_tokenizer(SHARED / "flan-t5")
+    sizes = {"d_model": 64, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1}
+    config = T5Config.from_dict(json.loads((SHARED / "flan-t5" / "config.json").read_text()) | sizes)
+    examples = data.load(SHARED / "hotpotqa_train_sample.json", limit=8)
+    ids, mask = pad_batch([tokenizer.encode(lmcot.COT.format(question=e.question, context="")).ids for e in examples])
+    labels = torch.tensor([tokenizer.encode("She was born in Paris. So the answer is Paris.").ids] * len(examples))
+    for seed, name in enumerate(("small", "large")):
+        model = T5(config).init_weights(seed)
+        optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+        for _ in range(100):
+            loss = torch.nn.functional.cross_entropy(model(ids, mask, model.shift_right(labels)).mT, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.save_pretrained(tmp_path / name, tokenizer)
+    others = [str(SHARED / name) for name in ("musique_dev_sample.json", "strategyqa_sample.json")]
+    command = [sys.executable, ROOT / "lab" / "experiments.py", "ood", "--small", "small", "--large", "large",
+               "--data", SHARED / "2wikimultihop_train_sample.json", "--ood", ",".join(others),
+               "--test-data", SHARED / "2wikimultihop_dev_sample.json", "--seeds", 1, "--limit", 4,
+               "--kd-flags=--no-filter --train-limit 16 --dev-limit 4 --epochs 1 --max-new-tokens 24 --test-limit 2",
+               "--rl-flags=--steps 2 --prompts 2 --train-limit 8 --dev-limit 2 --max-new-tokens 24"]  # fmt: skip
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    (table,) = json.loads((tmp_path / "runs/lab/results/ood.json").read_text())["tables"]
+    labels = [row[0] for row in table["rows"]]
+    assert labels[:2] == ["test, gold paragraphs", "test, all paragraphs"]
+    assert [label for label in labels if label.endswith("all questions")] == [f"{o}, all questions" for o in others]
+    assert all(row[1] > 0 and len(row) == len(table["columns"]) for row in table["rows"])
