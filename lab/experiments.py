@@ -212,10 +212,6 @@ def estimate(statistic: Callable[..., float], *arrays: np.ndarray) -> dict:
     return {"mean": float(statistic(*arrays)), "interval": interval(np.array(values))}
 
 
-def mean(x: np.ndarray) -> float:
-    return x.mean()
-
-
 def difference(x: np.ndarray, y: np.ndarray) -> float:
     return x.mean() - y.mean()
 
@@ -328,7 +324,7 @@ def method_table(title: str, em: dict[str, np.ndarray], results: dict) -> dict:
     rows = []
     for name, right in em.items():
         row = results[name]
-        rows.append([name, estimate(mean, right),
+        rows.append([name, estimate(np.mean, right),
                      *(None if base == name else estimate(difference, right, em[base]) for base in bases),
                      {key: row["R_aspect"][key] for key in ("mean", "interval")} if "R_aspect" in row else None,
                      row["tokens per question"], row["seconds per question"]])  # fmt: skip
@@ -340,19 +336,21 @@ def arm_table(lab: Lab, title: str, arms: dict[str, list], split: str, samples: 
     """Ways of training M_S, each a folder per seed, against the first of them. Rationales are greedy; with samples,
     there is the best of N by R_aspect, before M_L answers, too."""
     runs = {label: lab.answers(folders, split, samples) for label, folders in arms.items()}
-    right, good, true = ({label: grid(each, key) for label, each in runs.items()}
-                         for key in ("right", "R_aspect", "factuality"))  # fmt: skip
+
+    def greedy(label: str, key: str) -> np.ndarray:
+        return grid(runs[label], key)[..., 0]
+
     first, *_ = arms
     rows = []
     for label, folders in arms.items():
-        em = 100 * right[label]
-        against = [None if label == first else estimate(difference, x[..., 0], y[..., 0])
-                   for x, y in ((em, 100 * right[first]), (good[label], good[first]))]  # fmt: skip
-        row = [label, estimate(mean, em[..., 0]), against[0], float(em[..., 0].mean(1).std()),
-               estimate(mean, good[label][..., 0]), against[1], estimate(mean, true[label][..., 0])]  # fmt: skip
+        em, good = 100 * greedy(label, "right"), greedy(label, "R_aspect")
+        gains = [(em, 100 * greedy(first, "right")), (good, greedy(first, "R_aspect"))]
+        em_gain, good_gain = (None if label == first else estimate(difference, *pair) for pair in gains)
+        row = [label, estimate(np.mean, em), em_gain, float(em.mean(1).std()), estimate(np.mean, good), good_gain,
+               estimate(np.mean, greedy(label, "factuality"))]  # fmt: skip
         if samples:
-            before = grid(runs[label], "R_aspect before the answer")[..., 1:]
-            row.append(estimate(mean, chosen(before, em[..., 1:])))
+            before, right = (grid(runs[label], key)[..., 1:] for key in ("R_aspect before the answer", "right"))
+            row.append(estimate(np.mean, 100 * chosen(before, right)))
         metrics = [data.read_jsonl(Path(folder) / "metrics.jsonl") for folder in folders]
         of_ppo = all(each and "kl" in each[-1] for each in metrics)
         row += [float(np.mean([each[-1]["kl"] for each in metrics])) if of_ppo else None,
@@ -393,7 +391,7 @@ def reliability(lab: Lab) -> list[dict]:
     for threshold in (0, 4, 5, 5.5, 6, 6.5, 7, 7.25, 7.5):
         kept = (before >= threshold).astype(float)
         if kept.sum():
-            rows.append([threshold, estimate(mean, 100 * kept), estimate(ratio, 100 * right * kept, kept),
+            rows.append([threshold, estimate(np.mean, 100 * kept), estimate(ratio, 100 * right * kept, kept),
                          estimate(ratio, 100 * right * (1 - kept), 1 - kept) if kept.min() == 0 else None])  # fmt: skip
     where = f"{right.shape[2]} sampled rationales for each of {right.shape[1]} dev questions."
     curve = table(f"By threshold of R_aspect, before M_L answers. {where}",
@@ -435,7 +433,7 @@ def ood(lab: Lab) -> list[dict]:
     rows = []
 
     def add(label: str, em: dict[str, np.ndarray]) -> None:
-        rows.append([label, em[kd].shape[1], *(estimate(mean, em[m]) if m in em else None for m in names),
+        rows.append([label, em[kd].shape[1], *(estimate(np.mean, em[m]) if m in em else None for m in names),
                      estimate(difference, em[kd], em[cot]), estimate(difference, em[refined], em[kd])])  # fmt: skip
 
     add("test, gold paragraphs", lab.compare("test-rl", with_rl=True)[0])
@@ -472,13 +470,13 @@ def selection(lab: Lab) -> list[dict]:
             ways[f"by {share:.0%} R_aspect, {1 - share:.0%} confidence"] = chosen(mixed, right)
         ways["by M_L's confidence"] = chosen(sure, right)
     ways["oracle: right if any is"] = right.max(-1)
-    rows = [[way, estimate(mean, em), None if em is greedy else estimate(difference, em, greedy),
+    rows = [[way, estimate(np.mean, em), None if em is greedy else estimate(difference, em, greedy),
              asked.get(way, lab.s.samples)] for way, em in ways.items()]  # fmt: skip
     where = f"{lab.s.samples} rationales sampled for each of {right.shape[1]} dev questions, M_S after KD."
     first = table(where, ["way of choosing", "EM %", "minus greedy, %", "answers asked of M_L"], rows)
     order = np.argsort(-before, -1, kind="stable")
     right, before = (np.take_along_axis(x, order, -1) for x in (right, before))
-    rows = [[r + 1, estimate(mean, before[..., r]), estimate(mean, right[..., r])] for r in range(right.shape[2])]
+    rows = [[r + 1, estimate(np.mean, before[..., r]), estimate(np.mean, right[..., r])] for r in range(right.shape[2])]
     curve = table(f"Quality against accuracy: rank by R_aspect within the question. {where}",
                   ["rank", "R_aspect", "EM %"], rows)  # fmt: skip
     return [first, curve]
@@ -510,9 +508,9 @@ def samples(lab: Lab) -> list[dict]:
     rows = []
     for n in [2**i for i in range(10) if 2**i <= lab.s.samples]:
         written = float(tokens[..., :n].sum(-1).mean())
-        rows.append([n, estimate(mean, 100 * voted(runs, n)), n, written + float(told[..., :n].sum(-1).mean()),
-                     estimate(mean, 100 * chosen(before[..., :n], right[..., :n])), 1, written + float(told.mean()),
-                     estimate(mean, 100 * right[..., :n].max(-1))])  # fmt: skip
+        rows.append([n, estimate(np.mean, 100 * voted(runs, n)), n, written + float(told[..., :n].sum(-1).mean()),
+                     estimate(np.mean, 100 * chosen(before[..., :n], right[..., :n])), 1, written + float(told.mean()),
+                     estimate(np.mean, 100 * right[..., :n].max(-1))])  # fmt: skip
     columns = ["N", "SC, EM %", "SC: M_L asked", "SC: tokens", "best of N by R_aspect, EM %", "best: M_L asked",
                "best: tokens", "oracle, EM %"]  # fmt: skip
     title = f"M_S after KD, {right.shape[1]} dev questions; tokens are those that both LMs write for a question."
@@ -554,27 +552,22 @@ def sensitivity(lab: Lab) -> list[dict]:
     covariances = np.einsum("sqni,sqnj->sqij", parts, parts) / parts.shape[2]
     rows = []
     for k in range(len(rewards.ASPECTS) + 1):
-        subsets = [[*subset, 8] for subset in itertools.combinations(range(8), k)]
-        masks = np.array([[float(i in subset) for i in range(9)] for subset in subsets])
-        rows.append([k, estimate(functools.partial(spread, masks), covariances),
-                     estimate(functools.partial(task_share, masks), covariances)])  # fmt: skip
+        subsets = itertools.combinations(range(8), k)
+        masks = np.array([[i == 8 or i in subset for i in range(9)] for subset in subsets], dtype=float)
+        rows.append([k, *(estimate(lambda c, m=masks, i=i: of_sum(m, c)[i], covariances) for i in (0, 1))])
     title = (f"R with k aspects and the right answer, the mean over all choices of k: how it varies among "
              f"{lab.s.samples} rationales for one question. {len(runs[0])} dev questions, M_S after KD.")  # fmt: skip
     columns = ["aspects in R", "standard deviation within a question", "its share that the right answer explains"]
     return [sweep, table(title, columns, rows)]
 
 
-def spread(masks: np.ndarray, covariances: np.ndarray) -> float:
-    """Standard deviation of a sum of parts, the mean over masks (subsets, 9) of which parts are in the sum."""
-    c = covariances.mean((0, 1))
-    return float(np.sqrt(np.einsum("ki,ij,kj->k", masks, c, masks)).mean())
-
-
-def task_share(masks: np.ndarray, covariances: np.ndarray) -> float:
-    """Squared correlation of that sum with its last part, the mean over masks."""
+def of_sum(masks: np.ndarray, covariances: np.ndarray) -> tuple[float, float]:
+    """Standard deviation of a sum of parts, and its squared correlation with the last of them; the means over masks
+    (subsets, parts) of which parts are in the sum."""
     c = covariances.mean((0, 1))
     variances = np.einsum("ki,ij,kj->k", masks, c, masks)
-    return float(((masks @ c[:, -1]) ** 2 / np.maximum(variances * c[-1, -1], 1e-12)).mean())
+    shares = (masks @ c[:, -1]) ** 2 / np.maximum(variances * c[-1, -1], 1e-12)
+    return float(np.sqrt(variances).mean()), float(shares.mean())
 
 
 def context(lab: Lab) -> list[dict]:
@@ -590,7 +583,7 @@ def context(lab: Lab) -> list[dict]:
         data.atomic_write(path, json.dumps([with_distractors(*pair, k) for pair in zip(gold, full, strict=True)]))
         em, results, examples = lab.compare(f"distractors-{k}", str(path), context="all")
         read = np.mean([lab.large.count_tokens(prompt) for prompt in lmcot.fill(lmcot.STANDARD, lab.large, examples)])
-        rows.append([k, float(read), *(estimate(mean, em[m]) if m in em else None for m in names),
+        rows.append([k, float(read), *(estimate(np.mean, em[m]) if m in em else None for m in names),
                      estimate(difference, em[names[2]], em[names[1]]),
                      *(results[m]["seconds per question"] for m in names[:4])])  # fmt: skip
     columns = ["distractors", "tokens of a prompt", *(f"{m}, EM %" for m in names), "KD minus CoT, %",
