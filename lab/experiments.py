@@ -280,10 +280,10 @@ def signatures(results: dict | None, metrics: list[dict], max_new_tokens: int = 
         slower = row["seconds per question"] / max(methods.get(cot, row)["seconds per question"], 1e-9)
         if name in (kd, "LM-guided, RL") and slower > 2:
             found.append(f"long inference times: {name} takes {slower:.1f} times as long as CoT")
-    rewards_seen = [row["reward"] for row in metrics]
+    reward = [row["reward"] for row in metrics]
     if len(metrics) >= 10:
         tenth = max(3, len(metrics) // 10)
-        gain = np.mean(rewards_seen[-tenth:]) - np.mean(rewards_seen[:tenth])
+        gain = np.mean(reward[-tenth:]) - np.mean(reward[:tenth])
         if unsteadiness(metrics) > max(gain, 0.02):
             found.append(f"high variance of rewards: ± {unsteadiness(metrics):.2f} from step to step, and {gain:+.2f} "
                          "in the whole run: more --prompts or --samples-per-prompt, or a lower --lr")  # fmt: skip
