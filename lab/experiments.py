@@ -490,7 +490,8 @@ def reader(lab: Lab) -> list[dict]:
         ways[lab.s.other_large] = ("reader-other", shlex.split(lab.s.other_large))
     else:
         tuned = lab.run("train_kd.py", "tuned-large", *lab.models, f"--small={large}", f"--data={lab.s.data}",
-                        f"--test-data={lab.s.test_data}", *QUICK, "--target=answer", "--epochs", 3)  # fmt: skip
+                        f"--test-data={lab.s.test_data}", *QUICK, "--epochs", 3, *shlex.split(lab.s.kd_flags),
+                        "--target=answer")  # fmt: skip
         ways[f"{large}, fine-tuned to answer directly"] = ("reader-tuned", [f"--large={tuned / 'model'}"])
         ways[f"{small}, which only ever wrote"] = ("reader-small", [f"--large={small}"])
     tables = []
