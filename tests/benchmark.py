@@ -519,7 +519,7 @@ def main() -> None:
         parser.error(f"no row {', '.join(unknown)}")
     limits = measured_limits()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; large matrix product "
-          f"{limits['flop/s'] / 1e9:.0f} GFLOP/s, copy {limits['bytes/s'] / 1e9:.1f} GB/s; training on "
+          f"{limits['flop/s'] / 1e9:.0f} GFLOP/s, copy {limits['bytes/s'] / 1e9:.1f} GB/s; training on"
           f" {'HotpotQA' if HOTPOTQA.is_dir() else 'made-up lengths'}\n")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         make_flan(size, folder := Path(folder))
