@@ -11,6 +11,7 @@ the seconds in which Python imports torch: all runs are forks of one process, wh
 
 import argparse
 import builtins
+import functools
 import json
 import os
 import random
@@ -19,6 +20,8 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -31,17 +34,15 @@ import eval as evaluation  # noqa: E402
 import train_kd  # noqa: E402
 import train_rl  # noqa: E402
 
-# Standardized rewards and an adaptive KL coefficient have a state that must come back.
+# KD stops early, by its patience; standardized rewards and an adaptive KL coefficient have a state that must come back.
 RUNS = {
-    "train_kd": (train_kd.main, "--out kd --train-limit 12 --dev-limit 4 --test-limit 2 --samples 2 --epochs 3 "
-                 "--batch-size 4 --lr 2e-4 --max-new-tokens 20 --decode-batch-size 1 --no-filter"),
-    "train_rl": (train_rl.main, "--out rl --steps 3 --prompts 4 --samples-per-prompt 2 --minibatch 2 --eval-every 1 "
-                 "--train-limit 40 --dev-limit 2 --test-limit 2 --samples 2 --max-new-tokens 20 "
+    "train_kd": (train_kd.main, "--out kd --train-limit 32 --dev-limit 8 --test-limit 2 --samples 2 --epochs 4 "
+                 "--patience 1 --batch-size 4 --lr 5e-4 --max-new-tokens 64 --decode-batch-size 4"),
+    "train_rl": (train_rl.main, "--out rl --kd kd --steps 3 --prompts 4 --samples-per-prompt 2 --minibatch 2 "
+                 "--eval-every 1 --train-limit 40 --dev-limit 2 --test-limit 2 --samples 2 --max-new-tokens 20 "
                  "--reward standardized --target-kl 1"),
-    "eval": (evaluation.main, "--out eval --limit 2 --samples 2 --max-new-tokens 20"),
+    "eval": (evaluation.main, "--out eval --kd kd --rl rl --limit 2 --samples 2 --max-new-tokens 20"),
 }  # fmt: skip
-for _name in ("train_rl", "eval"):
-    RUNS[_name] = (RUNS[_name][0], RUNS[_name][1] + " --kd kd" + " --rl rl" * (_name == "eval"))
 
 
 # ------------------------------------------------------------------------------------------------ running and dying
@@ -62,7 +63,7 @@ def die_in_write(number: int) -> list[int]:
         """An open file; the fatal write gets half of its bytes to the disk."""
 
         def __init__(self, file):
-            self.file = file
+            self.file, self.writes = file, 0
 
         def __getattr__(self, name):
             return getattr(self.file, name)
@@ -74,7 +75,9 @@ def die_in_write(number: int) -> list[int]:
             self.file.close()
 
         def write(self, content):
-            act(lambda: (self.file.write(bytes(content)[: len(bytes(content)) // 2]), self.file.flush()))
+            self.writes += 1
+            if self.writes & (self.writes - 1) == 0:  # the 1st, 2nd, 4th, 8th …: torch.save makes hundreds
+                act(lambda: (self.file.write(bytes(content)[: len(bytes(content)) // 2]), self.file.flush()))
             return self.file.write(content)
 
     def opening(path, mode="r", **options):
@@ -92,27 +95,32 @@ def die_in_write(number: int) -> list[int]:
     return count
 
 
-def start(script: str, place: Path, fatal_write: int = 0) -> int:
-    """The script's command in the folder `place`, as a process → its id. It leaves the number of its writes there."""
-    main, arguments = RUNS[script]
+def start(run: Callable[[], int], place: Path, fatal_write: int = 0) -> int:
+    """A fork of this process that runs something in the folder `place` → its id. It leaves the number of its writes."""
     if pid := os.fork():
         return pid
     status = 1
     try:
-        log = os.open(place / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1), os.dup2(log, 2)
         os.chdir(place)
-        sys.argv = [f"{script}.py", *arguments.split()]
+        sys.stdout = sys.stderr = open("log", "a", buffering=1)  # noqa: SIM115 (until the process ends)
         count = die_in_write(fatal_write)
-        try:
-            data.run_main(main)
-            status = 0
-        except SystemExit as end:
-            status = end.code
+        status = run()
         Path("writes").write_text(str(count[0]))
+    except BaseException:
+        traceback.print_exc()
     finally:
-        sys.stderr.flush()
         os._exit(status)
+
+
+def command(script: str) -> int:
+    """Runs a script as its command of RUNS would → exit status."""
+    main, arguments = RUNS[script]
+    sys.argv = [f"{script}.py", *arguments.split()]
+    try:
+        data.run_main(main)
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def cpu_seconds(pid: int) -> float:
@@ -166,31 +174,31 @@ def differences(a: Path, b: Path) -> list[str]:
     )
 
 
-def kill_runs(script: str, kills: int, seed: int, place: Path) -> dict:
-    """One undisturbed run in `place`, then `kills` of both kinds, each in a folder of its own → figures."""
-    out = RUNS[script][1].split()[1]
-    status, cpu = end(start(script, place))
+def kill_runs(run: Callable[[], int], out: str, kills: int, rng: random.Random, place: Path) -> dict:
+    """One undisturbed run, which writes the folder `out` in the folder `place`; then `kills` of both kinds, each in a
+    place of its own, where what earlier runs left is linked → figures."""
+    earlier = [path for path in place.iterdir() if path.is_dir()]
+    status, cpu = end(start(run, place))
     assert status == 0, (place / "log").read_text()
     writes = int((place / "writes").read_text())
-    found = {"script": script, "CPU s": round(cpu, 1), "writes": writes, "killed at a moment": 0,
-             "killed in a write": 0, "folders that differ": 0}  # fmt: skip
-    rng = random.Random(f"{script} {seed}")
+    found = {"run": out, "CPU s": round(cpu, 1), "writes": writes, "killed at a moment": 0, "killed in a write": 0,
+             "folders that differ": 0}  # fmt: skip
     for i in range(2 * kills):
         with tempfile.TemporaryDirectory(dir=place) as folder:
             trial = Path(folder)
-            for before in ("kd", "rl"):
-                if before != out and (place / before).exists():
-                    (trial / before).symlink_to(place / before)
+            for other in earlier:
+                (trial / other.name).symlink_to(other)
             share = (i // 2 + rng.random()) / kills  # of the run: early, …, late
             moment, write = (share * cpu, 0) if i % 2 else (float("inf"), 1 + int(share * writes))
-            status, _ = end(start(script, trial, write), moment)
+            status, _ = end(start(run, trial, write), moment)
             found["killed at a moment" if i % 2 else "killed in a write"] += status == -9
-            status, _ = end(start(script, trial))  # the same command again
+            status, _ = end(start(run, trial))  # the same again
             differing = [f"exit status {status}"] * (status != 0) + differences(place / out, trial / out)
+            where = f"in write {write} of {writes}" if write else f"after {moment:.2f} of {cpu:.2f} s"
+            print(f"{out}, killed {where}: {', '.join(differing) or 'equal'}", flush=True)
             if differing:
                 found["folders that differ"] += 1
-                where = f"write {write}" if write else f"{moment:.2f} s"
-                print(f"{script}, killed at {where}: {', '.join(differing)}\n{(trial / 'log').read_text()[-2000:]}")
+                print((trial / "log").read_text()[-2000:])
     return found
 
 
@@ -198,11 +206,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of each kind, for each script")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--script", default="", choices=list(RUNS), help="kill only this one")
     settings = parser.parse_args()
     torch.set_num_threads(1)
     begun = time.time()
     with tempfile.TemporaryDirectory() as place:
-        rows = [kill_runs(script, settings.kills, settings.seed, Path(place)) for script in RUNS]
+        rows = []
+        for script in RUNS:
+            kills = settings.kills if settings.script in ("", script) else 0
+            rng, out = random.Random(f"{script} {settings.seed}"), RUNS[script][1].split()[1]
+            rows.append(kill_runs(functools.partial(command, script), out, kills, rng, Path(place)))
+            if script == settings.script:
+                break
     print("\n" + evaluation.align([list(rows[0]), *(list(map(str, row.values())) for row in rows)]))
     print(f"\n{(time.time() - begun) / 60:.0f} minutes")
     sys.exit(any(row["folders that differ"] for row in rows))
