@@ -15,6 +15,7 @@ import argparse
 import bisect
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import inspect
@@ -32,7 +33,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, BinaryIO, NoReturn
 
 import torch
 import torch.distributed
@@ -526,21 +527,28 @@ def _or_none(kind: type) -> Callable[[str], Any]:
     return convert
 
 
-def atomic_write(path: str | Path, content: str | bytes) -> None:
+def atomic_write(path: str | Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
     """
     The whole new file or the whole old one, whatever happens in between: write beside it, force it to disk, rename.
+    `content` may be a function that writes into the open file.
     Raises OSError (no space, no permission); the old file is then untouched and no temporary file stays.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    new = path.with_name(f".{path.name}.new")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        with open(new, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        os.replace(new, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # a folder that takes nothing gives nothing back either
+            new.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:
+            error.filename = str(path)  # a full disk names no file
         raise
 
 
@@ -573,7 +581,7 @@ class Run(contextlib.AbstractContextManager):
     Raises RunError when the folder belongs to another run, to something else, or to a process that is still running.
     """
 
-    _locked: ClassVar[set[Path]] = set()  # the folders that this process holds
+    _lock_file = None
 
     def __init__(self, folder: str | Path, settings: Any, overwrite: bool = False):
         self.folder, self.writes = Path(folder), rank_and_size()[0] == 0
@@ -587,6 +595,8 @@ class Run(contextlib.AbstractContextManager):
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
         try:
+            for left in [*self.folder.glob(".*.new"), *self.folder.glob("*/.saving-*")]:  # by a save that was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             if saved and overwrite:
                 self._clear()
             elif saved:
@@ -606,26 +616,33 @@ class Run(contextlib.AbstractContextManager):
             atomic_write(self.path(name), content if isinstance(content, str | bytes) else _as_json(content))
         gather([])  # the other processes may read it from here on
 
-    def save(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Replaces a file in one step by the one that `write` leaves at the path it is given."""
+    def save(self, name: str, content: dict) -> None:
+        """Replaces a file in one step by tensors, numbers and texts, for torch.load(…, weights_only=True)."""
+
+        def write(file: BinaryIO) -> None:
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:  # this is how torch reports a full disk
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
         if self.writes:
-            new = self.path(f".{name}.new")
-            write(new)
-            os.replace(new, self.path(name))
+            atomic_write(self.path(name), write)
         gather([])
 
-    def append(self, name: str, record: dict) -> None:
-        """Adds one line to a JSONL file; a last line that a crash left without its end is removed first."""
+    def append(self, name: str, *records: dict) -> None:
+        """Adds lines to a JSONL file; a last line that a crash left without its end is removed first."""
         if not self.writes:
             return
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
         with open(self.path(name), "ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read() != b"\n":
                     file.seek(0)
                     file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(line)
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())  # before a state is saved that counts on them
 
     def read(self, name: str) -> list[dict]:
         """The records of a JSONL file of this run, [] where there is none."""
@@ -638,18 +655,27 @@ class Run(contextlib.AbstractContextManager):
             print(f"{self.folder} has ended already (--overwrite starts anew):\n\n{table.read_text()}")
         return table.exists()
 
+    def stop(self, what: str, batch: dict) -> NoReturn:
+        """Ends a run whose numbers went wrong, before they reach its weights. All processes come here together."""
+        self.save("bad_batch.pt", batch)
+        raise RunError(f"{what} is not a finite number: its batch is in {self.path('bad_batch.pt')}, the weights saved "
+                       "before stay; lower --lr, with --overwrite or another --out")  # fmt: skip
+
     def close(self) -> None:
         """Gives the folder free for other processes."""
-        if self.folder.resolve() in Run._locked:
-            Run._locked.remove(self.folder.resolve())
-            self.path("lock").unlink(missing_ok=True)
+        if self._lock_file:
+            with contextlib.suppress(OSError):  # Windows deletes no open file: there it stays, and harms nobody
+                self.path("lock").unlink()
+            self._lock_file.close()
+            self._lock_file = None
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def _saved_settings(self, wanted: dict) -> dict | None:
         """The settings found in the folder; None if it is new or empty; RunError if it is somebody else's."""
-        if not self.folder.exists() or {entry.name for entry in self.folder.iterdir()} <= {"lock"}:
+        beginning = {"lock", ".settings.json.new"}  # all that a run killed in its first moments leaves
+        if not self.folder.exists() or {entry.name for entry in self.folder.iterdir()} <= beginning:
             return None
         with contextlib.suppress(OSError, ValueError):
             saved = json.loads(self.path("settings.json").read_bytes())
@@ -680,20 +706,39 @@ class Run(contextlib.AbstractContextManager):
                 entry.unlink()
 
     def _lock(self) -> None:
+        """Takes the operating system's lock on the file "lock". It ends with the process, however that ends, so that no
+        lock is ever stale; the file itself may stay, and the number in it is for people."""
         lock = self.path("lock")
-        for _ in range(2):
-            try:
-                with open(lock, "x") as file:  # "x" fails if the file exists: asking and taking in one step
-                    file.write(str(os.getpid()))
-                Run._locked.add(self.folder.resolve())
-                return
-            except FileExistsError:
-                pid = lock.read_text()
-                # Our own id in a lock that is not ours is left from an earlier life: containers reuse their few ids.
-                if self.folder.resolve() in Run._locked or (pid != str(os.getpid()) and _is_alive(pid)):
-                    break
-                lock.unlink(missing_ok=True)
-        raise RunError(f"{self.folder} is in use by process {pid}: wait for it, or delete {lock} if it is not a run")
+        while not self._lock_file:
+            file = open(lock, "a+")  # noqa: SIM115 (as long as the run)
+            if not _take(file):
+                file.seek(0)
+                pid = file.read()
+                file.close()
+                raise RunError(f"{self.folder} is in use by process {pid}: wait for it, or choose another --out")
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):  # else its last holder has just deleted it
+                    self._lock_file = file
+        self._lock_file.truncate(0)
+        self._lock_file.write(str(os.getpid()))
+        self._lock_file.flush()
+
+
+def _take(file: IO) -> bool:
+    """Locks an open file for this process; False if another has it. A file system without locks grants everything."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(1 << 20)  # Windows lets nobody read what is locked: not the number at the beginning
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
 
 
 def _is_alive(pid: str) -> bool:
@@ -768,7 +813,8 @@ def run_main(main: Callable[[], Any]) -> None:
         main()
     except KeyboardInterrupt:
         line_break = "\n" * sys.stderr.isatty()  # a progress bar may stand there
-        print(f"{line_break}interrupted: run the same command again to continue", file=sys.stderr)
+        how = " without --overwrite" * ("--overwrite" in sys.argv)
+        print(f"{line_break}interrupted: run the same command again{how} to continue", file=sys.stderr)
         sys.exit(130)
     except (UserError, OSError) as error:
         is_named = isinstance(error, OSError) and error.filename

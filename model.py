@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -389,6 +389,8 @@ class T5(nn.Module):
             for block, block_cross, block_cache in zip(self.decoder.block, cross, cache, strict=True):
                 x = block(x, bias[:, :, t : t + 1, : t + 1], (*block_cross, cross_bias, grid, place), block_cache, t)
             step_logp = log_softmax(self.logits(self.decoder.final_layer_norm(x[:, 0])), forbid)  # (rows, V)
+            if step_logp[:, 0].isnan().any():  # one logit that is NaN or infinite makes its whole row NaN
+                raise UserError("the model's outputs are not finite numbers: its weights are broken (too high a --lr?)")
             choice = pick(step_logp, N, temperature, top_k, top_p, generator)[row, sample % N]  # (samples,)
             ids[sample, t], logp[sample, t], mask[sample, t] = choice, step_logp[row, choice], True
 
@@ -607,11 +609,14 @@ def save_checkpoint(model: T5, folder: str | Path, tokenizer: Tokenizer | None =
     weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}  # a tied one comes once
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
         beside = Path(beside)
-        save_file(weights, beside / "model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(weights, beside / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as e:  # a full disk, for instance
+            raise OSError(f"{folder / 'model.safetensors'}: {e}") from None
         write_json(beside / "config.json", {**c.to_dict(), "dtype": dtype})
         write_json(beside / "generation_config.json", special)
         if tokenizer is not None:
-            tokenizer.save(str(beside / "tokenizer.json"))
+            (beside / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
             names = {name: tokenizer.id_to_token(special[f"{name}_id"]) for name in ("eos_token", "pad_token")}
             write_json(beside / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
         for file in (files := list(beside.iterdir())):
