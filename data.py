@@ -7,6 +7,7 @@ What the task is, how an answer is scored, and what a run leaves behind. Read fr
 4. the metrics     exact match, token F1 and answer inclusion, by the rules of the official scripts
 5. the run folder  settings from the command line, JSONL logs, atomic files, one writer at a time
 6. processes       what torchrun's processes share out, put together again and add up
+7. downloads       the official files, fetched once
 
 Whatever a user can get wrong (a path, a record, a flag, a folder) is a `UserError`: one sentence, shown by `run_main`.
 """
@@ -25,6 +26,7 @@ import re
 import shutil
 import string
 import sys
+import time
 import urllib.request
 import zipfile
 import zlib
@@ -96,22 +98,6 @@ class Example:
 
 CONTEXT_FORMS = "a string, a list of strings, or a list of [title, [sentence, ...]] or of MuSiQue's paragraphs"
 DATA_FORMS = "'tiny', 'hotpotqa', '2wiki', a .json file in the form of HotpotQA, or a .jsonl file of your own"
-
-# name → official file → (address, bytes, SHA-256, number of records). HotpotQA's address is plain http, as its README
-# has it: whatever happens on the way, only the right bytes pass.
-_HOTPOTQA = "http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_"
-_2WIKI = ("https://www.dropbox.com/s/ms2m13252h6xubs/data_ids_april7.zip?dl=1", 258_968_175,
-          "95df2bf56fdabe034e27aebc580e02264232203cf52552f9efe8a919e5529eef")  # fmt: skip
-OFFICIAL = {
-    "hotpotqa": {
-        "train": (_HOTPOTQA + "train_v1.1.json", 566_426_227,
-                  "26650cf50234ef5fb2e664ed70bbecdfd87815e6bffc257e068efea5cf7cd316", 90_447),
-        "dev": (_HOTPOTQA + "dev_distractor_v1.json", 46_320_117,
-                "4e9ecb5c8d3b719f624d66b60f8d56bf227f03914f5f0753d6fa1b359d7104ea", 7_405),
-    },
-    "2wiki": {"train": (*_2WIKI, 167_454), "dev": (*_2WIKI, 12_576)},
-}  # fmt: skip
-
 
 def load(
     name_or_path: str | Path, split: str = "test", limit: int | None = None, context: str = "gold"
@@ -189,72 +175,6 @@ def split_sentences(text: str) -> tuple[str, ...]:
     the pieces are joined by a space again, and the cuts only say where an over-long context may end.
     """
     return tuple(s for s in re.split(r"(?<=[.!?])\s+|\s*\n\s*", text.strip()) if s)
-
-
-def _official(name: str, part: str) -> list[tuple[str, Any]]:
-    """The records of an official file, part "train" or "dev", each with its place for error messages."""
-    url, size, sha256, count = OFFICIAL[name][part]
-    if rank_and_size()[0] == 0:
-        fetch(url, size, sha256)
-    gather([])  # the other processes wait for the first one's download
-    path = fetch(url, size, sha256)
-    try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                members = [member for member in archive.namelist() if Path(member).name == f"{part}.json"]
-                places = _records(path, archive.read(next(iter(members), f"{part}.json")))  # checks its CRC
-        else:
-            places = _records(path, path.read_bytes())
-        if len(places) != count:
-            raise DataError(f"it has {len(places):,} {part} records, and the official file has {count:,}")
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, DataError) as error:
-        fault = str(error).removeprefix(f"{path}: ")
-        raise DataError(f"{path} is damaged ({fault}): delete it, and the same command downloads it anew") from None
-    return places
-
-
-def fetch(url: str, size: int, sha256: str) -> Path:
-    """
-    The file of `size` bytes at `url`, downloaded into the folder LMCOT_DATA (~/.cache/lmcot) if it is not there.
-
-    What has arrived stays in a .part file of this process; when that has ended, the next process goes on with it.
-    Raises DataError where the download fails; the sentence says where to put the file by hand.
-    """
-    folder = Path(os.environ.get("LMCOT_DATA") or "~/.cache/lmcot").expanduser()
-    path = folder / url.split("?")[0].split("/")[-1]
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{path.name}.{os.getpid()}.part"
-    for left in folder.glob(f"{path.name}.*.part"):
-        if not _is_alive(left.suffixes[-2][1:]):
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                left.replace(part)
-    here = part.stat().st_size if part.exists() else 0
-    try:
-        if here < size:
-            request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
-            with urllib.request.urlopen(request, timeout=60) as response:  # seconds without a byte
-                here *= response.status == 206  # 206: the rest, as asked for; 200: all of it
-                if response.length not in (None, size - here):
-                    raise OSError(f"the file there has {here + response.length:,} bytes instead of {size:,}")
-                bar = tqdm(desc=path.name, total=size, initial=here, unit="B", unit_scale=True)
-                with bar, open(part, "ab" if here else "wb") as file:
-                    while chunk := response.read1(min(1 << 20, size - here)):
-                        here += file.write(chunk)
-                        bar.update(len(chunk))
-        if here < size:
-            raise OSError(f"the connection was cut after {here:,} of {size:,} bytes")
-        with open(part, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            part.unlink()
-            raise OSError("what came is not the official file, for its SHA-256 differs")
-    except (OSError, HTTPException) as error:
-        by_hand = f"or put {path.name} into {folder} by hand"
-        raise DataError(f"{url}: {error}; run the same command again to go on, {by_hand}") from None
-    part.replace(path)
-    return path
 
 
 def _read_file(path: Path) -> list[tuple[str, Any]]:
@@ -741,19 +661,6 @@ def _take(file: IO) -> bool:
     return True
 
 
-def _is_alive(pid: str) -> bool:
-    """Whether a process lives; yes where that cannot be known, since two writers would spoil a file."""
-    if os.name == "nt" or not pid.isdecimal():  # on Windows, os.kill would end the process
-        return True
-    try:
-        os.kill(int(pid), 0)  # signal 0 only asks
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass  # it lives, and is another user's
-    return True
-
-
 # ---- 6. Processes ----------------------------------------------------------------------------------------------------
 
 # Under torchrun each process runs the same script on its own device. All take the same steps on the same data; each
@@ -820,3 +727,90 @@ def run_main(main: Callable[[], Any]) -> None:
         is_named = isinstance(error, OSError) and error.filename
         print(f"error: {error.filename}: {error.strerror}" if is_named else f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+# ---- 7. Downloads ----------------------------------------------------------------------------------------------------
+
+# name → official file → (address, bytes, SHA-256, number of records). HotpotQA's address is plain http, as its README
+# has it: whatever happens on the way, only the right bytes pass.
+_HOTPOTQA = "http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_"
+_2WIKI = ("https://www.dropbox.com/s/ms2m13252h6xubs/data_ids_april7.zip?dl=1", 258_968_175,
+          "95df2bf56fdabe034e27aebc580e02264232203cf52552f9efe8a919e5529eef")  # fmt: skip
+OFFICIAL = {
+    "hotpotqa": {
+        "train": (_HOTPOTQA + "train_v1.1.json", 566_426_227,
+                  "26650cf50234ef5fb2e664ed70bbecdfd87815e6bffc257e068efea5cf7cd316", 90_447),
+        "dev": (_HOTPOTQA + "dev_distractor_v1.json", 46_320_117,
+                "4e9ecb5c8d3b719f624d66b60f8d56bf227f03914f5f0753d6fa1b359d7104ea", 7_405),
+    },
+    "2wiki": {"train": (*_2WIKI, 167_454), "dev": (*_2WIKI, 12_576)},
+}  # fmt: skip
+
+
+def _official(name: str, part: str) -> list[tuple[str, Any]]:
+    """The records of an official file, part "train" or "dev", each with its place for error messages."""
+    url, size, sha256, count = OFFICIAL[name][part]
+    if rank_and_size()[0] == 0:
+        fetch(url, size, sha256)
+    gather([])  # the other processes wait for the first one's download
+    path = fetch(url, size, sha256)
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                members = [member for member in archive.namelist() if Path(member).name == f"{part}.json"]
+                places = _records(path, archive.read(next(iter(members), f"{part}.json")))  # checks its CRC
+        else:
+            places = _records(path, path.read_bytes())
+        if len(places) != count:
+            raise DataError(f"it has {len(places):,} {part} records, and the official file has {count:,}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, DataError) as error:
+        fault = str(error).removeprefix(f"{path}: ")
+        raise DataError(f"{path} is damaged ({fault}): delete it, and the same command downloads it anew") from None
+    return places
+
+
+def fetch(url: str, size: int, sha256: str) -> Path:
+    """
+    The file of `size` bytes at `url`, downloaded into the folder LMCOT_DATA (~/.cache/lmcot) if it is not there.
+
+    What has arrived stays in a .part file, and the next call goes on with it; of several processes one downloads.
+    Raises DataError where the download fails; the sentence says where to put the file by hand.
+    """
+    folder = Path(os.environ.get("LMCOT_DATA") or "~/.cache/lmcot").expanduser()
+    path = folder / url.split("?")[0].split("/")[-1]
+    part = folder / f"{path.name}.part"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(part, "ab") as file:
+            while not _take(file):  # another process is downloading it
+                time.sleep(0.5)
+            if path.exists():
+                return path
+            here = part.stat().st_size
+            if here < size:
+                request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
+                with urllib.request.urlopen(request, timeout=60) as response:  # seconds without a byte
+                    if here and response.status != 206:  # 206: the rest, as asked for; 200: all of it
+                        here = file.truncate(0)
+                    if response.length not in (None, size - here):
+                        raise OSError(f"the file there has {here + response.length:,} bytes instead of {size:,}")
+                    with tqdm(desc=path.name, total=size, initial=here, unit="B", unit_scale=True) as bar:
+                        while chunk := response.read1(min(1 << 20, size - here)):
+                            here += file.write(chunk)
+                            bar.update(len(chunk))
+            if here < size:
+                raise OSError(f"the connection was cut after {here:,} of {size:,} bytes")
+            file.flush()
+            with open(part, "rb") as whole:
+                found = hashlib.file_digest(whole, "sha256").hexdigest()
+            if found != sha256:
+                file.truncate(0)
+                raise OSError("what came is not the official file, for its SHA-256 differs")
+        with contextlib.suppress(FileNotFoundError):  # another process, which had waited, was faster
+            part.replace(path)
+    except (OSError, HTTPException) as error:
+        by_hand = f"or put {path.name} into {folder} by hand"
+        raise DataError(f"{url}: {error}; run the same command again to go on, {by_hand}") from None
+    return path
