@@ -44,7 +44,7 @@ try:
 except ImportError:
     signatures = None
 
-UNTRAINED, KD, RL = "LM-guided, untrained", "LM-guided, KD", "LM-guided, RL"  # the last two of these are before and after
+UNTRAINED, KD, RL = "LM-guided, untrained", "LM-guided, KD", "LM-guided, RL"  # the last two there: before and after
 PARTS = 5  # of the rationales, by quality
 SHOWN = 2  # samples of each kind
 
@@ -164,13 +164,30 @@ def by_quality(scores: np.ndarray, right: np.ndarray, parts: int = PARTS) -> lis
 
 # Hues of Okabe and Ito, which colour-blind readers tell apart. In the page they are variables of its style sheet, so
 # that one SVG does for both grounds.
-LIGHT = {"ground": "#fffffe", "ink": "#1f2328", "faint": "#59636e", "rule": "#d8dee4", "grey": "#6e7781",
-         "orange": "#c2560a", "blue": "#0969b6", "green": "#00835f", "purple": "#a8498a", "gold": "#9a6b00"}  # fmt: skip
-DARK = {"ground": "#0d1117", "ink": "#e6edf3", "faint": "#9198a1", "rule": "#30363d", "grey": "#8b949e",
-        "orange": "#f28c4b", "blue": "#5fb4f0", "green": "#2fc79a", "purple": "#dd86c2", "gold": "#e0b040"}  # fmt: skip
+LIGHT = {
+    "ground": "#fffffe", "ink": "#1f2328", "faint": "#59636e", "rule": "#d8dee4", "grey": "#6e7781",
+    "orange": "#c2560a", "blue": "#0969b6", "green": "#00835f", "purple": "#a8498a", "gold": "#9a6b00",
+}  # fmt: skip
+DARK = {
+    "ground": "#0d1117", "ink": "#e6edf3", "faint": "#9198a1", "rule": "#30363d", "grey": "#8b949e",
+    "orange": "#f28c4b", "blue": "#5fb4f0", "green": "#2fc79a", "purple": "#dd86c2", "gold": "#e0b040",
+}  # fmt: skip
 SERIES = ("green", "purple", "gold", "blue", "orange", "grey")
-STYLE = {"font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.titleweight": "bold",
-         "axes.titlepad": 8, "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "lmcot"}  # fmt: skip
+
+
+def style(c: dict[str, str]) -> dict:
+    """Settings of matplotlib for a ground; no text is mathematics, whatever a folder is called."""
+    settings = {
+        "axes": {"titlesize": 9.5, "titlelocation": "left", "titleweight": "bold", "titlepad": 8, "facecolor": "none",
+                 "edgecolor": c["rule"], "spines.top": False, "spines.right": False, "spines.left": False,
+                 "grid": True, "axisbelow": True},
+        "figure": {"facecolor": c["ground"]}, "font": {"size": 9}, "grid": {"color": c["rule"], "linewidth": 0.6},
+        "legend": {"frameon": False}, "svg": {"fonttype": "none", "hashsalt": "lmcot"},
+        "text": {"color": c["ink"], "parse_math": False}, "xtick": {"color": c["faint"], "major.size": 0},
+        "ytick": {"color": c["faint"], "major.size": 0},
+    }  # fmt: skip
+    return {f"{part}.{name}": value for part, values in settings.items() for name, value in values.items()}
+
 
 Panel = Callable[..., None]  # draws into (axes, colours)
 
@@ -186,43 +203,33 @@ class Picture:
     size: tuple[float, float]  # inches of a panel
     key: dict[str, str] = field(default_factory=dict)  # what a colour stands for: label → colour
 
-    def draw(self, panels: Sequence[Panel], columns: int, colours: dict[str, str], key: dict[str, str]) -> "Figure":
-        rows = -(-len(panels) // columns)
-        size = (self.size[0] * columns, self.size[1] * rows + 0.3 * bool(key))
-        figure = Figure(size, layout="constrained", facecolor=colours["ground"])
-        for i, panel in enumerate(panels):
-            ax = figure.add_subplot(rows, columns, i + 1, facecolor="none")
-            ax.spines[["top", "right", "left"]].set_visible(False)
-            ax.spines["bottom"].set_color(colours["rule"])
-            ax.grid(True, color=colours["rule"], linewidth=0.6)
-            ax.set_axisbelow(True)
-            ax.tick_params(length=0, labelcolor=colours["faint"])
-            panel(ax, colours)
-            ax.title.set_color(colours["ink"])
-        if key:
-            handles = [matplotlib.lines.Line2D([], [], color=colours[colour], linewidth=2.5) for colour in key.values()]
-            figure.legend(handles, list(key), loc="outside upper left", ncols=len(key), frameon=False,
-                          labelcolor=colours["ink"])  # fmt: skip
-        return figure
+    def draw(self, panels: Sequence[Panel], columns: int, c: dict[str, str], key: dict[str, str], **form) -> bytes:
+        rows, file = -(-len(panels) // columns), io.BytesIO()
+        with matplotlib.rc_context(style(c)):
+            size = (self.size[0] * columns, self.size[1] * rows + 0.3 * bool(key))
+            figure = Figure(size, layout="constrained")
+            for i, panel in enumerate(panels):
+                panel(figure.add_subplot(rows, columns, i + 1), c)
+            if key:
+                lines = [matplotlib.lines.Line2D([], [], color=c[colour], linewidth=2.5) for colour in key.values()]
+                figure.legend(lines, list(key), loc="outside upper left", ncols=len(key))
+            figure.savefig(file, **form)
+        return file.getvalue()
 
     def svg(self, panel: Panel) -> str:
         """One panel as an SVG element whose text is text and whose colours are the page's variables."""
-        file = io.StringIO()
-        with matplotlib.rc_context(STYLE):
-            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            self.draw([panel], 1, LIGHT, {}).savefig(file, format="svg", transparent=True, metadata=nothing)
-        head, body = file.getvalue().split("<svg", 1)[1].split(">", 1)
-        text = '<svg ' + re.search('viewBox="[^"]*"', head)[0] + f'>{body}'
+        unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        text = self.draw([panel], 1, LIGHT, {}, format="svg", transparent=True, metadata=unsaid).decode()
+        text = re.sub(r".*?<svg.*?(viewBox=\S+ \S+ \S+ \S+\").*?>", r"<svg \1>", text, count=1, flags=re.DOTALL)
         for name, colour in LIGHT.items():
             text = text.replace(colour, f"var(--{name})")
         return text
 
-    def png(self, colours: dict[str, str]) -> bytes:
-        drawn, small = io.BytesIO(), io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            self.draw(self.panels, self.columns, colours, self.key).savefig(drawn, format="png", dpi=150)
-        Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, "png", optimize=True)
-        return small.getvalue()
+    def png(self, c: dict[str, str]) -> bytes:
+        drawn = Image.open(io.BytesIO(self.draw(self.panels, self.columns, c, self.key, format="png", dpi=150)))
+        file = io.BytesIO()  # 64 colours are enough, and a third of the bytes
+        drawn.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+        return file.getvalue()
 
 
 def colour_of(method: str) -> str:
@@ -249,8 +256,8 @@ def whiskers(title: str, cells: dict[str, dict], measure: str, sign: str = "", c
             shade = c[colour or colour_of(label)]
             ax.plot([scale * bound for bound in cell["interval"]], [i, i], color=shade, linewidth=2)
             ax.plot(scale * cell["mean"], i, "o", color=shade, markersize=5)
-            ax.text(1.02, i, with_interval(cell, measure, sign), transform=ax.get_yaxis_transform(), va="center",
-                    fontsize=8, color=c["ink"])  # fmt: skip
+            numbers = with_interval(cell, measure, sign)
+            ax.text(1.02, i, numbers, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
         if sign:
             ax.axvline(0, color=c["faint"], linewidth=1, zorder=1)
         rows(ax, c, cells)
@@ -290,22 +297,22 @@ def curves(title: str, groups: dict[str, list[list[tuple[float, float]]]], kept:
 
 def results_picture(name: str, run: Found) -> Picture:
     methods, panels = run.results["methods"], []
-    for measure, title in (("EM", "Right answers (EM), per cent"), ("R_aspect", "Quality of rationales (R_aspect), of 8")):
-        cells = {name: row[measure] for name, row in methods.items() if measure in row}
+    for measure, title in (("EM", "Right answers (EM), per cent"), ("R_aspect", "Quality (R_aspect), 0 to 8")):
+        cells = {method: row[measure] for method, row in methods.items() if measure in row}
         panels += [whiskers(title, cells, measure)] * bool(cells)
-    return Picture(name, f"{run.about} Dots are means, lines 95 % intervals over questions and seeds. Orange: M_L by "
-                   "itself; blue: M_S after KD writes the rationale; green: after RL; grey: M_S untrained, controls.",
-                   panels, 2, (5.6, 0.75 + 0.24 * len(methods)))  # fmt: skip
+    caption = (f"{run.about} Dots are means, lines 95 % intervals over questions and seeds. Orange: M_L by itself; "
+               "blue: M_S after KD writes the rationale; green: after RL; grey: untrained, controls.")  # fmt: skip
+    return Picture(name, caption, panels, 2, (4.7, 0.75 + 0.22 * len(methods)))
 
 
 def differences_picture(run: Found) -> Picture:
     methods, panels = run.results["methods"], []
     for base in BASELINES:
-        cells = {name: row["EM"][f"minus {base}"] for name, row in methods.items()
-                 if f"minus {base}" in row["EM"] and name not in NEED_FACTS}  # fmt: skip
+        cells = {method: row["EM"][f"minus {base}"] for method, row in methods.items()
+                 if f"minus {base}" in row["EM"] and method not in NEED_FACTS}  # fmt: skip
         panels += [whiskers(f"EM minus that of {base}, points", cells, "EM", "+")] * bool(cells)
-    return Picture("differences", f"{run.about} Paired differences on the same questions, 95 % intervals: one that holds "
-                   "0 decides nothing.", panels, 2, (5.6, 0.75 + 0.24 * len(methods)))  # fmt: skip
+    caption = f"{run.about} Paired differences on the same questions, 95 % intervals: one that holds 0 decides nothing."
+    return Picture("differences", caption, panels, 3, (4.7, 0.75 + 0.22 * len(methods)))
 
 
 def arms_picture(runs: Sequence[Found]) -> Picture:
@@ -314,7 +321,7 @@ def arms_picture(runs: Sequence[Found]) -> Picture:
         cells = {str(run.place): run.results["methods"][RL][measure][f"minus {KD}"] for run in runs}
         panels.append(whiskers(f"{title}: RL minus KD", cells, measure, "+", "green"))
     return Picture("arms", "Paired differences on the same questions, 95 % intervals, a row for each comparison: "
-                   + " ".join(run.about for run in runs), panels, 3, (4.3, 0.8 + 0.26 * len(runs)))  # fmt: skip
+                   + " ".join(run.about for run in runs), panels, 3, (4.7, 0.8 + 0.24 * len(runs)))  # fmt: skip
 
 
 def aspects_picture(run: Found, before: str, after: str) -> Picture:
@@ -327,32 +334,35 @@ def aspects_picture(run: Found, before: str, after: str) -> Picture:
                 ax.plot(methods[name][aspect]["interval"], [i, i], color=c[colour_of(name)], linewidth=2)
                 ax.plot(methods[name][aspect]["mean"], i, "o", color=c[colour_of(name)], markersize=5)
         rows(ax, c, ASPECTS)
-        ax.set_title("Aspects of rationales, each from 0 to 1")
+        ax.set_title("Aspects of rationales, 0 to 1 each")
 
     cells = {aspect: methods[after][aspect].get(f"minus {before}") for aspect in ASPECTS}
     panels = [levels] + [whiskers("Paired difference", cells, "", "+", colour_of(after))] * all(cells.values())
-    return Picture("aspects", f"{run.about} {before}, and {after}: means and 95 % intervals.", panels, 2, (5.2, 2.7),
+    return Picture("aspects", f"{run.about} {before}, and {after}: means and 95 % intervals.", panels, 2, (4.7, 2.5),
                    {name: colour_of(name) for name in (before, after)})  # fmt: skip
 
 
 def quality_picture(run: Found, rated: dict[str, Rated]) -> Picture:
-    parts = {name: by_quality(np.array([[score["R_aspect"] for score in scores] for scores in r.scores]), np.array(r.right))
-             for name, r in rated.items()}  # fmt: skip
+    parts = {}
+    for name, r in rated.items():
+        scores = [[score["R_aspect"] for score in of_seed] for of_seed in r.scores]
+        parts[name] = by_quality(np.array(scores), np.array(r.right))
 
     def panel(ax, c):
         for name, points in parts.items():
             x, y = [p["score"] for p in points], [100 * p["right"] for p in points]
+            low, high = np.transpose([[100 * bound for bound in p["interval"]] for p in points])
             ax.plot(x, y, "o-", color=c[colour_of(name)], linewidth=1.4, markersize=5)
-            ax.vlines(x, *np.transpose([[100 * bound for bound in p["interval"]] for p in points]),
-                      color=c[colour_of(name)], linewidth=1.8)  # fmt: skip
+            ax.vlines(x, low, high, color=c[colour_of(name)], linewidth=1.8)
         ax.set_ylim(0, 102)
         ax.set_title("Right answers, per cent, by R_aspect of the rationale")
 
-    ends = "; ".join(f"{name}: {100 * points[0]['right']:.0f} % in the lowest part, {100 * points[-1]['right']:.0f} % in "
-                     "the highest" for name, points in parts.items())  # fmt: skip
-    return Picture("quality", f"{run.about} Each method's greedy rationales in {PARTS} parts of about equal size by "
-                   f"R_aspect: a part's mean quality and its share of right answers, with its 95 % interval. {ends}.",
-                   [panel], 1, (6.6, 3.3), {name: colour_of(name) for name in parts})  # fmt: skip
+    ends = "; ".join(f"{name} {100 * points[0]['right']:.0f} and {100 * points[-1]['right']:.0f} %"
+                     for name, points in parts.items())  # fmt: skip
+    caption = (f"{run.about} Each method's rationales (one for a question and seed, greedy) in {PARTS} parts of about "
+               "equal size by R_aspect: the mean quality of a part, and the share of right answers with its 95 % "
+               f"interval. Lowest and highest part: {ends}.")  # fmt: skip
+    return Picture("quality", caption, [panel], 1, (5.0, 2.9), {name: colour_of(name) for name in parts})
 
 
 def runs_of(groups: dict[str, list[Found]]) -> str:
@@ -366,8 +376,9 @@ def kd_picture(groups: dict[str, list[Found]]) -> Picture:
                   for part, loss in (("training", "train_loss"), ("held-out", "held_out_loss"))}  # fmt: skip
         target = group[0].settings.get("target", "rationale")
         panels.append(curves(f"{name}: loss on the {target}, nats per token", losses, "blue"))
-    return Picture("kd", f"By epoch. Thin: a run; thick: the mean of runs that differ only in their seed, as far as all "
-                   f"go; dot: the epoch that was kept ({runs_of(groups)}).", panels, 2, (5.2, 2.4), key)  # fmt: skip
+    caption = ("By epoch. Thin: a run; thick: the mean of runs that differ only in their seed, as far as all of them "
+               f"go; dot: the epoch that was kept ({runs_of(groups)}).")  # fmt: skip
+    return Picture("kd", caption, panels, 2, (4.7, 2.2), key)
 
 
 PPO = {  # title of a panel → value of a row of metrics.jsonl
@@ -395,9 +406,10 @@ def rl_pictures(groups: dict[str, list[Found]]) -> list[Picture]:
     panels = [lines(title, value) for title, value in PPO.items()]
     panels.insert(1, lines("R on held-out questions, greedy", lambda row: row["reward"], "dev"))
     aspects = [lines(aspect.capitalize(), lambda row, aspect=aspect: row[aspect]) for aspect in ASPECTS]
-    about = ("By step of PPO; means over its rationales, sampled at temperature 1. Thin: a run; thick: the mean of runs "
-             f"that differ only in their seed ({runs_of(groups)}).")  # fmt: skip
-    return [Picture("rl", about, panels, 3, (3.7, 1.9), key), Picture("rl-aspects", about, aspects, 4, (2.9, 1.8), key)]
+    about = ("By step of PPO; means over its rationales, sampled at temperature 1. Thin: a run; thick: the mean of "
+             f"runs that differ only in their seed ({runs_of(groups)}).")  # fmt: skip
+    return [Picture("rl", about, panels, 3, (3.7, 1.9), key),
+            Picture("rl-aspects", about, aspects, 4, (2.9, 1.7), key)]  # fmt: skip
 
 
 # ---- 4. The page -----------------------------------------------------------------------------------------------------
@@ -406,10 +418,12 @@ e = html.escape
 
 
 def show(picture: Picture) -> str:
-    key = "".join(f"<span><i class={colour}></i>{e(label)}</span>" for label, colour in picture.key.items())
-    panels = "".join(map(picture.svg, picture.panels))
-    return (f"<figure><div class=key>{key}</div><div class=panels style='--width:{86 * picture.size[0]:.0f}px'>{panels}"
-            f"</div><figcaption>{e(picture.caption)}</figcaption></figure>")  # fmt: skip
+    key = "".join(f"<span><i style='color:var(--{colour})'></i>{e(label)}</span>"
+                  for label, colour in picture.key.items())  # fmt: skip
+    panels, width = "".join(map(picture.svg, picture.panels)), 85 * picture.size[0]  # about as large as it was drawn
+    form = f"--width:{width:.0f}px; max-width:{1.4 * width * len(picture.panels):.0f}px"
+    return (f"<figure><div class=key>{key}</div><div class=panels style='{form}'>{panels}</div>"
+            f"<figcaption>{e(picture.caption)}</figcaption></figure>")  # fmt: skip
 
 
 def table(rows: Sequence[Sequence[str]], name: str = "") -> str:
@@ -440,34 +454,22 @@ def numbers(run: Found) -> str:
     return f"<details><summary>All numbers</summary>{table(found, 'numbers')}</details>"
 
 
-def kept(runs: Sequence[Found]) -> str:
-    """How many of M_L's rationales the filter kept and dropped; runs with the same numbers in one row."""
-    counts: dict[str, list[str]] = {}
-    for run in runs:
-        if (run.place / "filter.json").is_file():
-            train = json.loads((run.place / "filter.json").read_text())[0]
-            counts.setdefault(json.dumps(train), []).append(run.place.name)
-    names = list(dict.fromkeys(name for count in counts for name in json.loads(count)))
-    found = [["rationales of M_L for training", *names]]
-    found += [[", ".join(runs), *(f"{json.loads(count).get(name, 0):,}" for name in names)]
-              for count, runs in counts.items()]  # fmt: skip
-    return table(found, "filter") if counts else ""
-
-
-def signs(runs: Sequence[Found], compared: Sequence[Found]) -> str:
-    """What rl.warnings says at the steps at which train_rl.py asks it, and what experiments.signatures sees at the end."""
+def signs(ppo: Sequence[Found], compared: Sequence[Found]) -> str:
+    """What rl.warnings says at the steps at which train_rl.py asks it, and experiments.signatures at the end."""
     found, looks = [], 0
-    for run in runs:
+    for run in ppo:
         every, limit = run.settings["eval_every"], run.settings["max_new_tokens"]
         for step in range(every, len(run.metrics) + 1, every):
             looks += 1
             found += [[str(run.place), str(step), warning] for warning in rl.warnings(run.metrics[:step], limit)]
-    for run in [*runs, *compared] if signatures else []:
-        ended = signatures(run.results if run in compared else None, run.metrics)
-        found += [[str(run.place), "end", sign] for sign in ended if sign not in {row[2] for row in found}]
-    what = f"<p>{len(found) or 'No'} sign{'s' * (len(found) != 1)} in {len(runs)} runs of PPO, looked at {looks} times"
-    what += f", and in {len(compared)} comparisons.</p>" if signatures else ".</p>"
-    return what + (table([["run", "step", "sign"], *found], "signs") if found else "")
+    for run in {run.place: run for run in (*ppo, *compared)}.values() if signatures else ():
+        said = {sign for place, _, sign in found if place == str(run.place)}
+        ended = signatures(run.results if run in compared else None, run.metrics, run.settings["max_new_tokens"])
+        found += [[str(run.place), "end", sign] for sign in ended if sign not in said]
+    where = f"{len(ppo)} runs of PPO, each looked at as train_rl.py does, {looks} looks in all"
+    where += f", and {len(compared)} comparisons" if signatures else ""
+    seen = table([["run", "step", "sign"], *found], "signs") if found else ""
+    return f"<p>{len(found) or 'No'} sign{'s' * (len(found) != 1)} in {where}.</p>{seen}"
 
 
 CHANGES = {(False, True): "Wrong before, right after", (True, False): "Right before, wrong after",
@@ -482,8 +484,9 @@ def samples(rated: dict[str, Rated], before: str, after: str, examples: Sequence
         places = [i for i, pair in enumerate(pairs) if pair == change]
         parts.append(f"<h3>{title}: {len(places):,} of {len(pairs):,}</h3><div class=cards>")
         for i in places[:SHOWN]:
-            parts.append(f"<article><h4>{e(examples[i].question)}</h4><details><summary>context</summary>"
-                         f"{e(examples[i].context)}</details><p>gold answer: <b>{e(examples[i].answer)}</b></p>")  # fmt: skip
+            x = examples[i]
+            parts.append(f"<article><h4>{e(x.question)}</h4><details><summary>context</summary>{e(x.context)}</details>"
+                         f"<p>gold answer: <b>{e(x.answer)}</b></p>")  # fmt: skip
             for name, r in rated.items():
                 answer, scores, right = r.answers[0][i], r.scores[0][i], r.right[0][i]
                 aspects = " · ".join(f"{aspect} {scores[aspect]:.2f}" for aspect in ASPECTS)
@@ -496,20 +499,21 @@ def samples(rated: dict[str, Rated], before: str, after: str, examples: Sequence
 
 
 def experiment(result: dict) -> str:
-    """A result file of lab/experiments.py."""
+    """A result file of lab/experiments.py; what its cells are is said there."""
+
     def text(cell, column: str) -> str:
-        digits, sign = 1 if "%" in column else 2, "+" if "minus" in column else ""
         if isinstance(cell, dict):
-            low, high = (text(bound, column) for bound in cell["interval"])
-            return f"{text(cell['mean'], column)} [{low}, {high}]"
-        return f"{cell:{sign}.{digits}f}".replace("-", "−") if isinstance(cell, float) else str("" if cell is None else cell)
+            return f"{text(cell['mean'], column)} [{', '.join(text(bound, column) for bound in cell['interval'])}]"
+        if isinstance(cell, float):
+            return f"{cell:{'+' if 'minus' in column else ''}.{1 if '%' in column else 2}f}".replace("-", "−")
+        return "" if cell is None else str(cell)
 
     parts = []
     for each in result["tables"]:
-        body = [[text(*pair) for pair in zip(row, each["columns"], strict=True)] for row in each["rows"]]
-        parts.append(f"<p>{e(each['title'])}</p>{table([each['columns'], *body])}")
-    return "".join(parts) + (f"<p class=faint>{e(result['command'])}: {result['seeds']} seeds, "
-                             f"{result['cpu_minutes']:.0f} CPU minutes; 95 % intervals.</p>")  # fmt: skip
+        rows = [[text(*pair) for pair in zip(row, each["columns"], strict=True)] for row in each["rows"]]
+        parts.append(f"<p>{e(each['title'])}</p>{table([each['columns'], *rows])}")
+    cost = f"{result['command']}: {result['seeds']} seeds, {result['cpu_minutes']:.0f} CPU minutes; 95 % intervals."
+    return "".join(parts) + f"<p class=faint>{e(cost)}</p>"
 
 
 CSS = """
@@ -520,15 +524,14 @@ body { margin: 0 auto; padding: 2rem 1rem 5rem; max-width: 76rem; background: va
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 1rem 0 .3rem } h2 { margin: 3.5rem 0 .7rem; font-size: 1.35rem }
 h3 { margin: 2rem 0 .6rem; font-size: 1.05rem } h4 { margin: 0 } p, figcaption { max-width: 50rem; margin: .5rem 0 }
-.faint, figcaption, small, summary { color: var(--faint) } figcaption { font-size: .9rem } figure { margin: 1rem 0 2rem }
-.method { width: 100%; max-width: 60rem; display: block; margin: 1.5rem 0 }
-.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--width)), 1fr)); gap: 1.2rem }
+.faint, figcaption, small, summary, th { color: var(--faint) } .faint, figcaption, details { font-size: .9rem }
+figure { margin: 1rem 0 2rem } .wide { overflow-x: auto } .wide > * { min-width: 42rem; max-width: 60rem }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--width)), 1fr)); gap: 1.2rem }
 svg { display: block; width: 100%; height: auto } svg text { font-family: inherit !important }
 .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .85rem; margin: .5rem 0 }
 .key i { display: inline-block; width: 1.5em; margin-right: .5em; vertical-align: middle; border-top: 3px solid }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; margin: .6rem 0 }
 th, td { text-align: left; padding: .35rem 1.1rem .35rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }
-th { color: var(--faint); font-weight: 500 } td { min-width: 4rem } details { font-size: .88rem }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
 article { border: 1px solid var(--rule); border-radius: .6rem; padding: 1rem; overflow-wrap: anywhere }
 article p { margin: .1rem 0 } small { font-size: .76rem } article div h4 { font-size: .8rem }
@@ -549,8 +552,8 @@ def page(sections: Sequence[tuple[str, str]], intro: str) -> str:
 <meta name=viewport content="width=device-width, initial-scale=1">
 <meta http-equiv=Content-Security-Policy content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <style>{css}</style></head><body><h1>LM-guided chain of thought: a report</h1><p class=faint>{e(intro)}</p>
-<img class=method alt="The small LM writes a rationale, the large one answers from it; rewards of both train the small one"
-src="data:image/svg+xml;base64,{method}">{body}</body></html>
+<div class=wide><img alt="M_S writes a rationale, M_L answers from it, and rewards for both train M_S"
+src="data:image/svg+xml;base64,{method}"></div>{body}</body></html>
 """
 
 
@@ -593,11 +596,13 @@ def main() -> None:
         try:
             examples = questions(first)
             rated = rate(first, examples, [name for name in ("CoT", *known) if name in methods])
+            if not rated:
+                raise UserError(f"{first.place} has no rationales of M_S or M_L")
             section("Quality and right answers", quality_picture(first, rated))
         except (UserError, OSError) as error:
             left_out("Quality and right answers, samples", str(error))
     if kd:
-        section("Distillation: how M_S learned to write", kd_picture(by_setting(kd)), kept(kd))
+        section("Distillation: how M_S learned to write", kd_picture(by_setting(kd)))
     else:
         left_out("Distillation", "give the folder of a run of train_kd.py, such as runs/kd")
     if ppo:
@@ -608,7 +613,7 @@ def main() -> None:
     for result in experiments.values():
         section(result["question"], experiment(result))
     if rated and len(known) > 1:
-        section(f"Samples: before, {known[-2]}; after, {known[-1]}", f"<p class=faint>{e(first.about)} The first "
+        section(f"Samples before ({known[-2]}) and after ({known[-1]})", f"<p class=faint>{e(first.about)} The first "
                 "questions of each kind, first seed.</p>", samples(rated, *known[-2:], examples))  # fmt: skip
     for i, run in enumerate(compared[1:], start=2):
         section(f"Results of {run.place}", results_picture(f"results-{i}", run), numbers(run))
