@@ -78,10 +78,14 @@ class Found:
     def about(self) -> str:
         """What its table was made from."""
         s, t = self.settings, self.results
-        facts = [f"{t['questions']:,} questions", f"{t['seeds']} seed{'s' * (t['seeds'] > 1)}"]
+        facts = [count(t["questions"], "question"), count(t["seeds"], "seed")]
         facts += [f"{word} {s[name]}" for word, name in (("data", "data"), ("split", "split"), ("N =", "samples"))
                   if name in s]  # fmt: skip
         return f"{self.place}: {', '.join(facts)}."
+
+
+def count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def find(place: Path) -> Found:
@@ -226,7 +230,7 @@ class Picture:
         return text
 
     def png(self, c: dict[str, str]) -> bytes:
-        drawn = Image.open(io.BytesIO(self.draw(self.panels, self.columns, c, self.key, format="png", dpi=150)))
+        drawn = Image.open(io.BytesIO(self.draw(self.panels, self.columns, c, self.key, format="png", dpi=120)))
         file = io.BytesIO()  # 64 colours are enough, and a third of the bytes
         drawn.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(file, "png", optimize=True)
         return file.getvalue()
@@ -244,7 +248,7 @@ def number(value: float, measure: str, sign: str = "") -> str:
 
 def with_interval(cell: dict, measure: str, sign: str = "") -> str:
     low, high = (number(bound, measure, sign) for bound in cell["interval"])
-    return f"{number(cell['mean'], measure, sign)} [{low}, {high}]"
+    return f"{number(cell['mean'], measure, sign)} [{low},\N{NO-BREAK SPACE}{high}]"
 
 
 def whiskers(title: str, cells: dict[str, dict], measure: str, sign: str = "", colour: str = "") -> Panel:
@@ -329,10 +333,10 @@ def aspects_picture(run: Found, before: str, after: str) -> Picture:
 
     def levels(ax, c):
         for i, aspect in enumerate(ASPECTS):
-            ax.plot([methods[name][aspect]["mean"] for name in (before, after)], [i, i], color=c["rule"], linewidth=5)
-            for name in (before, after):
-                ax.plot(methods[name][aspect]["interval"], [i, i], color=c[colour_of(name)], linewidth=2)
-                ax.plot(methods[name][aspect]["mean"], i, "o", color=c[colour_of(name)], markersize=5)
+            ax.plot([methods[name][aspect]["mean"] for name in (before, after)], [i, i], color=c["rule"], linewidth=6)
+            for name, y in ((before, i - 0.12), (after, i + 0.12)):
+                ax.plot(methods[name][aspect]["interval"], [y, y], color=c[colour_of(name)], linewidth=2)
+                ax.plot(methods[name][aspect]["mean"], y, "o", color=c[colour_of(name)], markersize=4.5)
         rows(ax, c, ASPECTS)
         ax.set_title("Aspects of rationales, 0 to 1 each")
 
@@ -366,7 +370,7 @@ def quality_picture(run: Found, rated: dict[str, Rated]) -> Picture:
 
 
 def runs_of(groups: dict[str, list[Found]]) -> str:
-    return "; ".join(f"{name}: {len(group)} run{'s' * (len(group) > 1)}" for name, group in groups.items())
+    return "; ".join(f"{name}: {count(len(group), 'run')}" for name, group in groups.items())
 
 
 def kd_picture(groups: dict[str, list[Found]]) -> Picture:
@@ -420,7 +424,7 @@ e = html.escape
 def show(picture: Picture) -> str:
     key = "".join(f"<span><i style='color:var(--{colour})'></i>{e(label)}</span>"
                   for label, colour in picture.key.items())  # fmt: skip
-    panels, width = "".join(map(picture.svg, picture.panels)), 85 * picture.size[0]  # about as large as it was drawn
+    panels, width = "".join(map(picture.svg, picture.panels)), 82 * picture.size[0]  # about as large as it was drawn
     form = f"--width:{width:.0f}px; max-width:{1.4 * width * len(picture.panels):.0f}px"
     return (f"<figure><div class=key>{key}</div><div class=panels style='{form}'>{panels}</div>"
             f"<figcaption>{e(picture.caption)}</figcaption></figure>")  # fmt: skip
@@ -466,10 +470,10 @@ def signs(ppo: Sequence[Found], compared: Sequence[Found]) -> str:
         said = {sign for place, _, sign in found if place == str(run.place)}
         ended = signatures(run.results if run in compared else None, run.metrics, run.settings["max_new_tokens"])
         found += [[str(run.place), "end", sign] for sign in ended if sign not in said]
-    where = f"{len(ppo)} runs of PPO, each looked at as train_rl.py does, {looks} looks in all"
-    where += f", and {len(compared)} comparisons" if signatures else ""
+    where = f"{count(len(ppo), 'run')} of PPO, looked at when train_rl.py does, {count(looks, 'time')} in all"
+    where += f", and {count(len(compared), 'comparison')}" if signatures else ""
     seen = table([["run", "step", "sign"], *found], "signs") if found else ""
-    return f"<p>{len(found) or 'No'} sign{'s' * (len(found) != 1)} in {where}.</p>{seen}"
+    return f"<p>{count(len(found), 'sign')} in {where}.</p>{seen}"
 
 
 CHANGES = {(False, True): "Wrong before, right after", (True, False): "Right before, wrong after",
@@ -503,7 +507,8 @@ def experiment(result: dict) -> str:
 
     def text(cell, column: str) -> str:
         if isinstance(cell, dict):
-            return f"{text(cell['mean'], column)} [{', '.join(text(bound, column) for bound in cell['interval'])}]"
+            low, high = (text(bound, column) for bound in cell["interval"])
+            return f"{text(cell['mean'], column)} [{low},\N{NO-BREAK SPACE}{high}]"
         if isinstance(cell, float):
             return f"{cell:{'+' if 'minus' in column else ''}.{1 if '%' in column else 2}f}".replace("-", "−")
         return "" if cell is None else str(cell)
@@ -512,8 +517,8 @@ def experiment(result: dict) -> str:
     for each in result["tables"]:
         rows = [[text(*pair) for pair in zip(row, each["columns"], strict=True)] for row in each["rows"]]
         parts.append(f"<p>{e(each['title'])}</p>{table([each['columns'], *rows])}")
-    cost = f"{result['command']}: {result['seeds']} seeds, {result['cpu_minutes']:.0f} CPU minutes; 95 % intervals."
-    return "".join(parts) + f"<p class=faint>{e(cost)}</p>"
+    cost = f"{count(result['seeds'], 'seed')}, {result['cpu_minutes']:.0f} CPU minutes; intervals: 95 %."
+    return "".join(parts) + f"<p class=faint>{e(result['command'])}: {cost}</p>"
 
 
 CSS = """
@@ -525,13 +530,14 @@ body { margin: 0 auto; padding: 2rem 1rem 5rem; max-width: 76rem; background: va
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 1rem 0 .3rem } h2 { margin: 3.5rem 0 .7rem; font-size: 1.35rem }
 h3 { margin: 2rem 0 .6rem; font-size: 1.05rem } h4 { margin: 0 } p, figcaption { max-width: 50rem; margin: .5rem 0 }
 .faint, figcaption, small, summary, th { color: var(--faint) } .faint, figcaption, details { font-size: .9rem }
-figure { margin: 1rem 0 2rem } .wide { overflow-x: auto } .wide > * { min-width: 42rem; max-width: 60rem }
+figure { margin: 1rem 0 2rem } .wide { overflow-x: auto } .wide > * { min-width: 42rem; max-width: 66rem }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--width)), 1fr)); gap: 1.2rem }
 svg { display: block; width: 100%; height: auto } svg text { font-family: inherit !important }
 .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .85rem; margin: .5rem 0 }
 .key i { display: inline-block; width: 1.5em; margin-right: .5em; vertical-align: middle; border-top: 3px solid }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; margin: .6rem 0 }
 th, td { text-align: left; padding: .35rem 1.1rem .35rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }
+th { font-weight: 500 }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
 article { border: 1px solid var(--rule); border-radius: .6rem; padding: 1rem; overflow-wrap: anywhere }
 article p { margin: .1rem 0 } small { font-size: .76rem } article div h4 { font-size: .8rem }

@@ -234,7 +234,7 @@ def test_warnings_of_ppo_are_named_with_run_and_step(whole):
 def test_experiments_are_told_as_their_files_have_them(whole):
     rows = Reader(whole[0]).tables[""]
     assert rows == [["arm", "EM\N{NO-BREAK SPACE}%", "R minus KD", "n"],
-                    [HOSTILE, "61.2 [58.0, −64.5]", "+0.13", "7"], ["other", "", "", "8"]]  # fmt: skip
+                    [HOSTILE, "61.2 [58.0,\N{NO-BREAK SPACE}−64.5]", "+0.13", "7"], ["other", "", "", "8"]]  # fmt: skip
 
 
 @pytest.fixture
