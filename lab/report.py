@@ -210,13 +210,13 @@ class Picture:
     def draw(self, panels: Sequence[Panel], columns: int, c: dict[str, str], key: dict[str, str], **form) -> bytes:
         rows, file = -(-len(panels) // columns), io.BytesIO()
         with matplotlib.rc_context(style(c)):
-            size = (self.size[0] * columns, self.size[1] * rows + 0.3 * bool(key))
+            size = (self.size[0] * columns, self.size[1] * rows + 0.25 * -(-len(key) // (2 * columns)))
             figure = Figure(size, layout="constrained")
             for i, panel in enumerate(panels):
                 panel(figure.add_subplot(rows, columns, i + 1), c)
             if key:
                 lines = [matplotlib.lines.Line2D([], [], color=c[colour], linewidth=2.5) for colour in key.values()]
-                figure.legend(lines, list(key), loc="outside upper left", ncols=len(key))
+                figure.legend(lines, list(key), loc="outside upper left", ncols=2 * columns, fontsize=8)
             figure.savefig(file, **form)
         return file.getvalue()
 
@@ -424,7 +424,7 @@ e = html.escape
 def show(picture: Picture) -> str:
     key = "".join(f"<span><i style='color:var(--{colour})'></i>{e(label)}</span>"
                   for label, colour in picture.key.items())  # fmt: skip
-    panels, width = "".join(map(picture.svg, picture.panels)), 82 * picture.size[0]  # about as large as it was drawn
+    panels, width = "".join(map(picture.svg, picture.panels)), 80 * picture.size[0]  # about as large as it was drawn
     form = f"--width:{width:.0f}px; max-width:{1.4 * width * len(picture.panels):.0f}px"
     return (f"<figure><div class=key>{key}</div><div class=panels style='{form}'>{panels}</div>"
             f"<figcaption>{e(picture.caption)}</figcaption></figure>")  # fmt: skip
