@@ -302,6 +302,22 @@ def test_an_interrupted_experiment_goes_on_to_the_same_result(ready, monkeypatch
     capsys.readouterr()
 
 
+def test_every_training_finds_the_runs_that_it_takes_over(monkeypatch, tmp_path):
+    made = []
+
+    def run(self, script, name, *flags):
+        needed = [Path(str(flag).partition("=")[2]) for flag in flags if str(flag).startswith("--rationales=")]
+        needed += [flags[i + 1] for i, flag in enumerate(flags) if flag == "--kd"]
+        assert set(needed) <= set(made)
+        made.append(self.out / name)
+        return made[-1]
+
+    monkeypatch.setattr(lab.Lab, "run", run)
+    for first in (lambda x: x.kd("kd-other"), lambda x: x.rl("rl-both")):
+        made.clear()
+        assert [folder.name[-2:] for folder in first(lab.Lab(lab.Settings(out=str(tmp_path))))] == ["-0", "-1", "-2"]
+
+
 def test_a_run_with_other_settings_is_refused_in_one_sentence(ready, monkeypatch, capsys):
     folder = ready("runs")
     assert run(monkeypatch, "selection", "--kd-flags=--lr 0.5", "--seeds", 2, "--out", folder) == 2
@@ -385,8 +401,7 @@ def test_other_data_sets_are_out_of_distribution_for_models_with_flans_tokenizer
                "--data", SHARED / "2wikimultihop_train_sample.json", "--ood", ",".join(others),
                "--test-data", SHARED / "2wikimultihop_dev_sample.json", "--seeds", 1, "--limit", 4,
                "--kd-flags=--no-filter --train-limit 16 --dev-limit 4 --epochs 1 --max-new-tokens 24 --test-limit 2",
-               "--rl-flags=--steps 2 --prompts 2 --train-limit 8 --dev-limit 2 --max-new-tokens 24 --test-limit 2",
-               ]  # fmt: skip
+               "--rl-flags=--steps 2 --prompts 2 --train-limit 8 --dev-limit 2 --test-limit 2"]  # fmt: skip
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-2000:]
     (table,) = json.loads((tmp_path / "runs/lab/results/ood.json").read_text())["tables"]
