@@ -116,7 +116,9 @@ class Lab:
         """A folder of train_kd.py for each seed. M_L writes its rationales once, for the first of all."""
         common = [*self.models, f"--data={self.s.data}", f"--test-data={self.s.test_data}", *QUICK]
         common += [*shlex.split(self.s.kd_flags), *flags]
-        folders = [] if name == "kd" else self.kd()[:0]  # whose rationales these take over
+        if name != "kd":
+            self.kd()  # whose rationales are taken over
+        folders = []
         for seed in range(self.s.seeds):
             taken = [f"--rationales={self.out / 'kd-0'}"] if (name, seed) != ("kd", 0) else []
             folders.append(self.run("train_kd.py", f"{name}-{seed}", *common, "--seed", seed, *taken))
