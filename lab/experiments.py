@@ -116,6 +116,8 @@ class Lab:
         """A folder of train_kd.py for each seed. M_L writes its rationales once, for the first of all."""
         common = [*self.models, f"--data={self.s.data}", f"--test-data={self.s.test_data}", *QUICK]
         common += [*shlex.split(self.s.kd_flags), *flags]
+        if name != "kd":
+            self.kd()  # whose rationales are taken over
         folders = []
         for seed in range(self.s.seeds):
             taken = [f"--rationales={self.out / 'kd-0'}"] if (name, seed) != ("kd", 0) else []

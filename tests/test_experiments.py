@@ -302,6 +302,22 @@ def test_an_interrupted_experiment_goes_on_to_the_same_result(ready, monkeypatch
     capsys.readouterr()
 
 
+def test_every_training_finds_the_runs_that_it_takes_over(monkeypatch, tmp_path):
+    made = []
+
+    def run(self, script, name, *flags):
+        needed = [Path(str(flag).partition("=")[2]) for flag in flags if str(flag).startswith("--rationales=")]
+        needed += [flags[i + 1] for i, flag in enumerate(flags) if flag == "--kd"]
+        assert set(needed) <= set(made)
+        made.append(self.out / name)
+        return made[-1]
+
+    monkeypatch.setattr(lab.Lab, "run", run)
+    for first in (lambda x: x.kd("kd-other"), lambda x: x.rl("rl-both")):
+        made.clear()
+        assert [folder.name[-2:] for folder in first(lab.Lab(lab.Settings(out=str(tmp_path))))] == ["-0", "-1", "-2"]
+
+
 def test_a_run_with_other_settings_is_refused_in_one_sentence(ready, monkeypatch, capsys):
     folder = ready("runs")
     assert run(monkeypatch, "selection", "--kd-flags=--lr 0.5", "--seeds", 2, "--out", folder) == 2
@@ -334,8 +350,8 @@ def test_without_a_name_the_experiments_are_listed_and_a_wrong_one_is_an_error(m
 
 
 QUICKEST = ["--seeds", 2, "--limit", 6, "--samples", 3, "--steps", 2,
-            "--kd-flags=--train-limit 60 --dev-limit 20 --epochs 1",
-            "--rl-flags=--steps 3 --prompts 4 --dev-limit 8 --train-limit 60"]  # fmt: skip
+            "--kd-flags=--train-limit 60 --dev-limit 20 --epochs 1 --test-limit 2",
+            "--rl-flags=--steps 3 --prompts 4 --dev-limit 8 --train-limit 60 --test-limit 2"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -348,7 +364,7 @@ def test_an_experiment_killed_again_and_again_ends_with_the_table_of_an_undistur
         process = subprocess.Popen([*command, str(cut)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                    start_new_session=True, cwd=tmp_path)  # fmt: skip
         try:
-            status = process.wait(timeout=20 + 11 * kills)
+            status = process.wait(timeout=20 + 10 * kills)  # seconds
             break
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # the experiment, and the script that it runs
@@ -374,7 +390,7 @@ def test_other_data_sets_are_out_of_distribution_for_models_with_flans_tokenizer
     for seed, name in enumerate(("small", "large")):
         model = T5(config).init_weights(seed)
         optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-        for _ in range(100):
+        for _ in range(60):
             loss = torch.nn.functional.cross_entropy(model(ids, mask, model.shift_right(labels)).mT, labels)
             optimizer.zero_grad()
             loss.backward()
@@ -385,7 +401,7 @@ def test_other_data_sets_are_out_of_distribution_for_models_with_flans_tokenizer
                "--data", SHARED / "2wikimultihop_train_sample.json", "--ood", ",".join(others),
                "--test-data", SHARED / "2wikimultihop_dev_sample.json", "--seeds", 1, "--limit", 4,
                "--kd-flags=--no-filter --train-limit 16 --dev-limit 4 --epochs 1 --max-new-tokens 24 --test-limit 2",
-               "--rl-flags=--steps 2 --prompts 2 --train-limit 8 --dev-limit 2 --max-new-tokens 24"]  # fmt: skip
+               "--rl-flags=--steps 2 --prompts 2 --train-limit 8 --dev-limit 2 --test-limit 2"]  # fmt: skip
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-2000:]
     (table,) = json.loads((tmp_path / "runs/lab/results/ood.json").read_text())["tables"]
