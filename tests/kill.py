@@ -183,7 +183,7 @@ def kill_runs(run: Callable[[], int], out: str, kills: int, rng: random.Random, 
     writes = int((place / "writes").read_text())
     found = {"run": out, "CPU s": round(cpu, 1), "writes": writes, "killed at a moment": 0, "killed in a write": 0,
              "folders that differ": 0}  # fmt: skip
-    for i in range(2 * kills):
+    for i in rng.sample(range(2 * kills), 2 * kills):  # in no order: one that is cut short has seen some of everything
         with tempfile.TemporaryDirectory(dir=place) as folder:
             trial = Path(folder)
             for other in earlier:

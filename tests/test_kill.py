@@ -67,4 +67,4 @@ def test_a_difference_would_be_seen(tmp_path):
         return 0
 
     found = kill.kill_runs(forgetful, "out", 12, random.Random(0), tmp_path)
-    assert found["writes"] == 12 and found["killed in a write"] == 12 and found["folders that differ"] == 3
+    assert found["writes"] == 12 and found["killed in a write"] == 12 and found["folders that differ"] >= 3
