@@ -174,7 +174,7 @@ def split_sentences(text: str) -> tuple[str, ...]:
     Plain text → sentences, cut after . ! ? and at line breaks. "Dr. Who" is cut as well, which does no harm:
     the pieces are joined by a space again, and the cuts only say where an over-long context may end.
     """
-    return tuple(s for s in re.split(r"(?<=[.!?])\s+|\s*\n\s*", text.strip()) if s)
+    return tuple(s for part in re.split(r"(?<=[.!?])\s+|\n", text) if (s := part.strip()))
 
 
 def _read_file(path: Path) -> list[tuple[str, Any]]:
@@ -210,11 +210,17 @@ def _parse(path: Path, text: str, first_line: int = 1) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise DataError(f"{path}: line {line} is not JSON ({error.msg}, column {error.colno})") from None
+    except (ValueError, RecursionError):
+        problem = "a number has thousands of digits, or lists are nested too deeply"
+        raise DataError(f"{path}: from line {first_line} on, {problem}") from None
 
 
 def _shown(value: Any) -> str:
     """A value as it stands in the file, short enough for a sentence."""
-    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "nested too deeply"
     return text if len(text) <= 60 else text[:60] + "…"
 
 
@@ -245,6 +251,8 @@ def _example(place: str, record: Any, context: str) -> Example:
         raise DataError(f"{place}: this is {_shown(record)} (expected an object with question, context and answer)")
     try:
         json.dumps(record, ensure_ascii=False).encode()
+    except RecursionError:
+        raise DataError(f"{place}: lists or objects are nested too deeply") from None
     except UnicodeEncodeError:
         raise DataError(f"{place}: a text holds half a character, \\ud800 to \\udfff (mend or delete it)") from None
     if "facts" in record and "context" not in record:  # StrategyQA, whose facts often lack their full stop
@@ -483,7 +491,7 @@ def read_jsonl(path: Path) -> list[dict]:
     """
     records: list[dict] = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             records.append(json.loads(line))
         if len(records) < number or not isinstance(records[-1], dict):
             raise RunError(f"{path}: line {number} is damaged (delete that line, or start again with --overwrite)")
@@ -597,7 +605,7 @@ class Run(contextlib.AbstractContextManager):
         beginning = {"lock", ".settings.json.new"}  # all that a run killed in its first moments leaves
         if not self.folder.exists() or {entry.name for entry in self.folder.iterdir()} <= beginning:
             return None
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             saved = json.loads(self.path("settings.json").read_bytes())
             if isinstance(saved, dict) and saved.keys() & wanted.keys():  # code editors have a settings.json, too
                 return saved

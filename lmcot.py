@@ -19,6 +19,7 @@ import json
 import os
 import random
 import re
+import ssl
 import sys
 import textwrap
 import threading
@@ -26,7 +27,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -56,10 +57,10 @@ GUIDED = (
 CONCLUSION = "So the answer is {answer}."  # how a chain of thought ends; `parse_cot` finds it
 
 _CONCLUSION = re.compile(
-    r"(?:[\s,;:]*(?:\b(?:so|thus|hence|therefore)\b,?\s*)?"  # "So the answer is", "The final answer is:"
+    r"(?:[\s,;:]{0,9}(?:\b(?:so|thus|hence|therefore)\b,?\s*)?"  # "So the answer is", "The final answer is:"
     r"\bthe (?:final |correct )?answer(?: to (?:the|this) question)?(?: is:?|:)\s+"
-    r"|(?:^|(?<=[.!?]))[\s#>_-]*(?:final )?answer:\s+"  # a label: "### Final Answer: Paris"
-    r"|(?=[$\\]\S*boxed))(?:(?:\$|\\[(\[])*\\boxed\{(?:\\text\w*\{)?)?",  # LaTeX, also alone: "$\boxed{\text{Paris}}$"
+    r"|(?:^|(?<=[.!?]))[\s#>_-]{0,9}(?:final )?answer:\s+"  # a label: "### Final Answer: Paris"
+    r"|(?=[$\\]\S{0,9}boxed))(?:(?:\$|\\[(\[])*\\boxed\{(?:\\text\w*\{)?)?",  # LaTeX, also alone: $\boxed{Paris}$
     re.I | re.M,
 )
 _ABBREVIATIONS = "".join(rf"(?<!\b{word})" for word in ["[A-Z]", "St", "Ft", "Mt", "Dr", "Mr", "Mrs", "Ms", "Jr", "Sr"])
@@ -207,8 +208,9 @@ class LocalLM(LM):
         self.model, self.tokenizer = model.eval(), tokenizer
         self.max_input_tokens, self.batch_size = max_input_tokens, batch_size
         self.device = model.shared.weight.device
-        if tokenizer.get_vocab_size() > model.config.vocab_size:
-            raise UserError(f"this tokenizer has {tokenizer.get_vocab_size()} entries and the model only "
+        entries = 1 + max((*tokenizer.get_vocab().values(), *tokenizer.encode("").ids))
+        if entries > model.config.vocab_size:
+            raise UserError(f"this tokenizer has {entries} entries and the model only "
                             f"{model.config.vocab_size}: they do not belong together")  # fmt: skip
         self.forbid = never_written(model, tokenizer)
         self.restart(seed)
@@ -280,7 +282,8 @@ class HTTPLM(LM):
     and asks nothing twice. The server samples: a seed only gives its samples a place of their own in the cache.
     """
 
-    TRIES, SILENCE, BYTES = 10, 180, 2**24  # of one text; seconds that a server may say nothing; of an answer
+    # Of one text; seconds that a server may say nothing; seconds for an answer in all; its size.
+    TRIES, SILENCE, LONGEST, BYTES = 10, 180, 600, 2**24
 
     def __init__(self, base_url: str, model: str, max_input_tokens=1024, concurrency=8, cache: Path | None = None):
         self.url, self.name, self.cache = base_url.rstrip("/") + "/chat/completions", model, cache
@@ -304,7 +307,7 @@ class HTTPLM(LM):
         """As LocalLM's. After Ctrl-C or an error no request is begun, and what is under way is still kept."""
         if not self.answers and self.cache and self.cache.exists():
             os.truncate(self.cache, self.cache.read_bytes().rfind(b"\n") + 1)  # a crash may have left half a line
-            self.answers = {answer["key"]: answer for answer in data.read_jsonl(self.cache)}
+            self.answers = {answer["key"]: answer for answer in map(self.cached, data.read_jsonl(self.cache))}
         keys, bodies = [], {}
         for prompt in prompts:
             body = {"model": self.name, "messages": [{"role": "user", "content": prompt}], "n": 1,
@@ -336,7 +339,7 @@ class HTTPLM(LM):
             tried += 1
             wait = min(60, 2**tried / 4) * random.uniform(0.5, 1.5)
             try:
-                status, headers, said = self.post(body)
+                status, headers, said = within(self.LONGEST, self.post, body)
                 self.heard = True
                 if status == 200:
                     answer = {"key": key, **self.read(said)}
@@ -348,7 +351,9 @@ class HTTPLM(LM):
                 fault += " (no key was sent: set LMCOT_API_KEY)" * (status in (401, 403) and not self._key)
                 wait = retry_after(headers["Retry-After"], wait)
             except (OSError, http.client.HTTPException) as e:
-                may_pass, fault = True, self.shown(str(getattr(e, "reason", e)))
+                reason = getattr(e, "reason", e)
+                may_pass = not isinstance(reason, ssl.SSLCertVerificationError)
+                fault = self.shown(str(reason) or "no answer in time")
             if not may_pass or tried == (self.TRIES if self.heard else 4):  # never heard of: it is probably not there
                 self.stopped.set()
                 raise UserError(f"{self.url}, model {self.name}: {fault}{f' (tried {tried} times)' * (tried > 1)}")
@@ -376,15 +381,40 @@ class HTTPLM(LM):
             reply = json.loads(said)
             text = reply["choices"][0]["message"]["content"] or ""  # null where thinking took all the room
             text = text.encode(errors="replace").decode().strip()  # JSON may hold half a character
-            tokens = (reply.get("usage") or {}).get("completion_tokens") or self.count_tokens(text)
-            return {"text": text, "tokens": int(tokens), "finish": reply["choices"][0].get("finish_reason")}
-        except (ValueError, LookupError, TypeError, AttributeError):
+            tokens = (reply.get("usage") or {}).get("completion_tokens")
+            if type(tokens) is not int or not 0 < tokens <= self.BYTES:
+                tokens = self.count_tokens(text)
+            cut = reply["choices"][0].get("finish_reason") == "length"
+            return {"text": text, "tokens": tokens, "finish": "length" if cut else "stop"}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise http.client.HTTPException(f"no chat completion came: {said}") from None
+
+    def cached(self, answer: dict) -> dict:
+        """A line of the cache, if `ask` can have written it; else UserError."""
+        key, text, tokens = map(answer.get, ("key", "text", "tokens"))
+        good = isinstance(key, str) and isinstance(text, str) and type(tokens) is int and 0 <= tokens <= self.BYTES
+        if not good or "finish" not in answer or text != text.encode(errors="replace").decode():
+            raise UserError(f"{self.cache} holds what is no answer of a server: delete it, and all is asked anew")
+        return answer
 
     def shown(self, said: str) -> str:
         """What a server said, in one short line and without the key."""
         said = " ".join(said.split())
         return (said.replace(self._key, "…") if self._key else said)[:300]
+
+
+def within(seconds: float, call: Callable, *arguments):
+    """What the call returns or raises; TimeoutError after so many seconds, even if a server sends byte after byte."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call(*arguments))
+        except BaseException as e:  # whoever waits gets it
+            future.set_exception(e)
+
+    threading.Thread(target=run, daemon=True).start()  # one that waits in vain holds up nobody, not even the exit
+    return future.result(seconds)
 
 
 def retry_after(header: str | None, otherwise: float) -> float:

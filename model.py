@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import tempfile
 import zipfile
 from dataclasses import asdict, dataclass, fields, replace
@@ -26,7 +27,13 @@ from torch import Tensor, nn
 
 
 class UserError(ValueError):
-    """Something the user can mend (a path, a flag, a file); scripts print its one sentence without a traceback."""
+    """Something the user can mend (a path, a flag, a file); scripts print its one sentence without a traceback.
+
+    What it quotes may be a stranger's: control characters are escaped, and the middle of a long text is left out."""
+
+    def __init__(self, sentence: str):
+        sentence = sentence if len(sentence) <= 900 else f"{sentence[:600]} … {sentence[-280:]}"
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence))
 
 
 # ------------------------------------------------------------------------------------------------ configuration
@@ -58,9 +65,10 @@ class T5Config:
     def from_dict(cls, raw: dict) -> "T5Config":
         """Read a Hugging Face config.json; UserError names a field that is missing, mistyped or unsupported."""
         if raw.get("model_type") != "t5":
-            raise UserError(f"config.json: model_type is {raw.get('model_type')!r}, and only 't5' is known here")
+            kind = reprlib.repr(raw.get("model_type"))
+            raise UserError(f"config.json: model_type is {kind}, and only 't5' is known here")
         known = {f.name: f for f in fields(cls)}
-        values = {k: v for k, v in raw.items() if k in known and v is not None}
+        values = {name: raw[name] for name in known if raw.get(name) is not None}
         values.setdefault("num_decoder_layers", values.get("num_layers"))
         tied = values.setdefault("tie_word_embeddings", True)
         values.setdefault("scale_decoder_outputs", tied)  # the rule that transformers 5 applies
@@ -70,11 +78,12 @@ class T5Config:
                 raise UserError(f"config.json: field {name!r} is missing")
         for name, value in values.items():
             kind = known[name].type
-            if kind is float and type(value) is int:
-                value = values[name] = float(value)
             low, high = (0, values["vocab_size"]) if name.endswith("_id") else (0, 1) if kind is float else (1, 2**24)
-            if type(value) is not kind or (kind is not bool and kind is not str and not low <= value < high):
-                raise UserError(f"config.json: field {name!r} is {value!r}, expected a {kind.__name__} in its range")
+            fits = type(value) is kind or (kind is float and type(value) is int)
+            if not fits or (kind is not bool and kind is not str and not low <= value < high):
+                value = reprlib.repr(value)
+                raise UserError(f"config.json: field {name!r} is {value}, expected a {kind.__name__} in its range")
+            values[name] = kind(value)
         if values["feed_forward_proj"] not in ("relu", "gated-gelu"):
             raise UserError(f"config.json: feed_forward_proj {values['feed_forward_proj']!r} is not relu or gated-gelu")
         config = cls(**values)
@@ -459,7 +468,9 @@ def load_tokenizer(folder_or_hub_id: str | Path) -> Tokenizer:
     path = fetch("google/flan-t5-small" if bare else folder_or_hub_id, "tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as e:  # the library raises bare Exception
+    except BaseException as e:  # the library raises bare Exception, and its panics are not even that
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+            raise
         raise UserError(f"{path}: not a tokenizer ({e})") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -483,6 +494,7 @@ def never_written(model: T5, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 HUB_ID = re.compile(r"(?![^@]*(--|\.\.))\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?")  # t5-small, google/flan-t5-xxl@main
+SHARD = re.compile(r"\w[\w.-]{0,199}", re.A)  # a file's name, without a way out of the folder
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -527,11 +539,16 @@ def fetch(place: str | Path, *names: str) -> Path:
     raise UserError(" ".join(f"{place}: {problem}".split()))
 
 
+ALIASES = {f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")}
+UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # in old checkpoints
+
+
 def load_checkpoint(place: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> T5:
     """Load a folder or hub repository (see `fetch`) in the Hugging Face layout: config.json and one of WEIGHTS.
 
     The model is built without memory and takes each tensor as it is read, so the peak is the model and one tensor.
-    UserError names a missing, unknown or wrongly shaped key. float16 is refused.
+    UserError names a missing, unknown, doubled or wrongly shaped key. float16 is refused. What the configuration
+    promises is compared with the files before anything of that size is made.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise UserError(f"T5 runs in float32 or bfloat16, not {dtype}: float16 overflows in its feed-forward part")
@@ -544,13 +561,23 @@ def load_checkpoint(place: str | Path, dtype: torch.dtype = torch.float32, devic
     if file.suffix == ".json":
         shards = read_json(file).get("weight_map")
         names = list(shards.values()) if isinstance(shards, dict) else []
-        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        if not names or not all(isinstance(name, str) and SHARD.fullmatch(name) for name in names):
             raise UserError(f"{file}: weight_map must map keys to file names in the same folder")
         files = [fetch(place, name) for name in sorted(set(names))]
-    tensors = {name: tensor for file in files for name, tensor in map_tensors(file).items()}
+    parts = [map_tensors(file) for file in files]
+    keys = [key for part in parts for key in part]
+    if len(set(keys)) < len(keys):
+        raise UserError(f"{place}: the key {max(keys, key=keys.count)} is in several of its files")
+    tensors = {ALIASES.get(key, key): tensor for part in parts for key, tensor in part.items() if key != UNUSED}
     shared, lm_head = tensors.get("shared.weight"), tensors.get("lm_head.weight")
     if shared is not None and lm_head is not None and shared.data_ptr() == lm_head.data_ptr():
         del tensors["lm_head.weight"]  # one matrix under two names, as old pickles have it
+    size, c = sum(file.stat().st_size for file in files), config
+    if sum(tensor.nbytes for tensor in tensors.values()) > size:  # a view may repeat one number without end
+        raise UserError(f"{place}: its tensors hold more than the files of its weights")
+    largest = max(c.vocab_size, c.d_ff, c.num_heads * c.d_kv) * c.d_model
+    if c.num_layers + c.num_decoder_layers > len(tensors) or largest > size:
+        raise UserError(f"{place}: config.json describes a model that is larger than the files of its weights")
     tied = config.tie_word_embeddings and "lm_head.weight" not in tensors
     with torch.device("meta"):
         model = T5(replace(config, tie_word_embeddings=tied))
@@ -577,21 +604,23 @@ def map_tensors(file: Path) -> dict[str, Tensor]:
 
     A .bin is a pickle; weights_only keeps it from running code. What torch wrote before 1.6 is read at once instead.
     """
-    aliases = {f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")}
-    unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # in old checkpoints
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as f:
                 tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dictionary)
         else:
-            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            if zipped := zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    if any(member.compress_type for member in archive.infolist()):
+                        raise TypeError  # torch packs nothing, and a little that is packed could become very much
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
         if not all(key.isprintable() and t.is_floating_point() and t.is_cpu and t.layout == torch.strided
                    and not t.is_nested for key, t in tensors.items()):  # fmt: skip
             raise TypeError
     except Exception as e:  # of many kinds; torch's own texts explain how to run a pickle's code after all
         what = "damaged, or not a file of named floating-point tensors and nothing else"
         raise UserError(f"{file}: {what} ({type(e).__name__})") from None
-    return {aliases.get(key, key): tensor for key, tensor in tensors.items() if key != unused}
+    return tensors
 
 
 def save_checkpoint(model: T5, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
@@ -627,9 +656,16 @@ def save_checkpoint(model: T5, folder: str | Path, tokenizer: Tokenizer | None =
 
 
 def read_json(path: Path) -> dict:
+    """The object in a JSON file. UserError where there is none, or where an object has a key twice."""
+
+    def each_once(pairs: list[tuple]) -> dict:
+        if len(content := dict(pairs)) < len(pairs):
+            raise ValueError("an object has a key twice")
+        return content
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_once)
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not JSON ({e})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")

@@ -43,7 +43,7 @@ PRONOUNS, NEGATIONS = (
 )
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)*\w*|[^\W_]+(?:['’][^\W_]+)*")
-_STOP = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\s*\n\s*")
+_STOP = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n\s*")
 _ABBREVIATION = re.compile(r"(?:^|[\s.(\"])(?:[A-Z]|St|Ft|Mt|Dr|Mr|Mrs|Ms|Jr|Sr|c|No|vs|Inc|Ltd|Co|Corp)\.$")
 _DEFINITE = re.compile(r"(?! [a-z]+(?: [a-z]+)? of\b) [a-z]")  # "the album peaked at", but not "the birth year of"
 _VERB = re.compile(

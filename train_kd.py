@@ -19,6 +19,7 @@ The same command continues a run that was interrupted and prints the table of on
 import json
 import math
 import random
+import reprlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ import data
 import lmcot
 from eval import align, evaluate
 from lmcot import HTTPLM, LM, LocalLM
-from model import pad_batch
+from model import pad_batch, read_json
 
 
 @dataclass
@@ -99,10 +100,10 @@ def taken_over(s: Settings) -> list[dict]:
     folder = Path(s.rationales)
     if not (folder / "settings.json").is_file():
         raise data.RunError(f"{folder} is no run folder of train_kd.py (no settings.json there)")
-    theirs = vars(lmcot.Models()) | json.loads((folder / "settings.json").read_text())
+    theirs = vars(lmcot.Models()) | read_json(folder / "settings.json")
     for name in ("large", "large_model", "large_dtype", "data", "context", "max_input_tokens", "max_new_tokens"):
         if theirs.get(name) != getattr(s, name):
-            raise data.RunError(f"the rationales of {folder} were made with {name} {theirs.get(name)!r}, "
+            raise data.RunError(f"the rationales of {folder} were made with {name} {reprlib.repr(theirs.get(name))}, "
                                 f"and this run has {getattr(s, name)!r}")  # fmt: skip
     return data.read_jsonl(folder / "rationales.jsonl")
 

@@ -32,7 +32,7 @@ import lmcot
 import rewards
 import rl
 from eval import evaluate
-from model import pad_batch
+from model import pad_batch, read_json
 
 
 @dataclass
@@ -242,7 +242,7 @@ def distilled(folder: str) -> dict:
     path = Path(folder) / "settings.json"
     if not (path.is_file() and (Path(folder) / "model").is_dir()):
         raise data.RunError(f"no distilled M_S in {folder}: run train_kd.py first, or name its folder with --kd")
-    settings = vars(lmcot.Models()) | json.loads(path.read_text())  # an older run lacks some
+    settings = vars(lmcot.Models()) | read_json(path)  # an older run lacks some
     if settings.get("target") != "rationale":
         raise data.RunError(f"the M_S of {folder} learned to answer, not to write rationales: choose another --kd")
     return settings
