@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import rl  # noqa: E402
 from eval import BASELINES, METRICS, NEED_FACTS, bootstrap, interval, quality  # noqa: E402
+from lab.experiments import signatures  # noqa: E402
 from model import UserError, read_json  # noqa: E402
 from rewards import ASPECTS  # noqa: E402
 
@@ -39,10 +40,6 @@ try:
     from PIL import Image
 except ImportError:  # main says how to get it
     matplotlib = None
-try:
-    from lab.experiments import signatures
-except ImportError:
-    signatures = None
 
 UNTRAINED, KD, RL = "LM-guided, untrained", "LM-guided, KD", "LM-guided, RL"  # the last two there: before and after
 PARTS = 5  # of the rationales, by quality
@@ -466,12 +463,12 @@ def signs(ppo: Sequence[Found], compared: Sequence[Found]) -> str:
         for step in range(every, len(run.metrics) + 1, every):
             looks += 1
             found += [[str(run.place), str(step), warning] for warning in rl.warnings(run.metrics[:step], limit)]
-    for run in {run.place: run for run in (*ppo, *compared)}.values() if signatures else ():
+    for run in {run.place: run for run in (*ppo, *compared)}.values():
         said = {sign for place, _, sign in found if place == str(run.place)}
         ended = signatures(run.results if run in compared else None, run.metrics, run.settings["max_new_tokens"])
         found += [[str(run.place), "end", sign] for sign in ended if sign not in said]
     where = f"{count(len(ppo), 'run')} of PPO, looked at when train_rl.py does, {count(looks, 'time')} in all"
-    where += f", and {count(len(compared), 'comparison')}" if signatures else ""
+    where += f", and {count(len(compared), 'comparison')}"
     seen = table([["run", "step", "sign"], *found], "signs") if found else ""
     return f"<p>{count(len(found), 'sign')} in {where}.</p>{seen}"
 
