@@ -67,7 +67,8 @@ def comparison_run(folder, questions):
         answers = [row[2 if method.endswith("KD") else 3] for row in ASKED]
         outcomes[method] = [[comparison.Outcome(*pair) for pair in zip(answers, texts, strict=True)]]
     costs = {method: {"seconds per question": 0.25, "tokens per question": 7.5} for method in outcomes}
-    settings = {"data": str(questions), "split": "test", "limit": 6, "context": "gold", "samples": 5}
+    settings = {"data": str(questions), "split": "test", "limit": 6, "context": "gold", "samples": 5,
+                "max_new_tokens": 64}  # fmt: skip
     answers = [{"method": method, "seed": 0,
                 "answers": [{"id": e.id, **vars(o)} for e, o in zip(examples, outcome, strict=True)]}
                for method, (outcome,) in outcomes.items()]  # fmt: skip
