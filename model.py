@@ -468,12 +468,13 @@ def load_tokenizer(folder_or_hub_id: str | Path) -> Tokenizer:
     path = fetch("google/flan-t5-small" if bare else folder_or_hub_id, "tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode("a \ue000")  # a character that no vocabulary has: some can say so, and some only fail
     except BaseException as e:  # the library raises bare Exception, and its panics are not even that
         if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
             raise
         raise UserError(f"{path}: not a tokenizer ({e})") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     return tokenizer
 
 

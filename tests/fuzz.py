@@ -30,7 +30,8 @@ from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch  # noqa: E402
@@ -39,6 +40,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 import data  # noqa: E402
 import lmcot  # noqa: E402
+import rewards  # noqa: E402
 import train_kd  # noqa: E402
 import train_rl  # noqa: E402
 from lmcot import HTTPLM, LocalLM  # noqa: E402
@@ -55,12 +57,12 @@ RAW = {
     "@surrogate@": lambda rng: rng.choice(('"\\ud800"', '"a\\udfff b"', '"\\udc00\\ud83d"')),
     "@huge@": lambda rng: rng.choice(("1e999", "-1e999", "1e-999", "0e99999", "123456789012345678901e200")),
 }
-NUMBERS = (0, 1, 2, 3, -1, 7, 96, 127, 2**15, 2**24 - 1, 2**24, 2**31, 2**62, 2**63, 2**64, -(2**63), 10**300, 0.5, -0.0,
-           0.999, 1e308, 5e-324, math.nan, math.inf, -math.inf)  # fmt: skip
+NUMBERS = (0, 1, 2, 3, -1, 7, 96, 127, 2**15, 2**24 - 1, 2**24, 2**31, 2**62, 2**63, 2**64, -(2**63), 10**300, 0.5,
+           -0.0, 0.999, 1e308, 5e-324, math.nan, math.inf, -math.inf)  # fmt: skip
 TEXTS = ("", " ", "x", "\0", "a\0b", "\n", "a\r\nb", "\x1b[2J\x9b2J", "\u2028", "\u202eabc\u202c", "שלום עולם",
-         "مرحبا", "e" + "\u0301" * 40, "👩‍👩‍👧‍👦😀", "\ufeff", "\uffff", "﷽" * 9, "İıſKﬁ", "0", "true", "null", "yes", "the",
-         "float32", "I64", "F8_E4M3", "../outside/canary.safetensors", "..", ".", "/etc/passwd", "C:\\x", "a/b", "~",
-         "%s{0}{x}", "<script>", "word " * 3000, "a" * 300, " " * 5000)  # fmt: skip
+         "مرحبا", "e" + "\u0301" * 40, "👩‍👩‍👧‍👦😀", "\ufeff", "\uffff", "﷽" * 9, "İıſKﬁ", "0", "true", "null", "yes",
+         "the", "float32", "I64", "F8_E4M3", "../outside/canary.safetensors", "..", ".", "/etc/passwd", "C:\\x", "a/b",
+         "~", "%s{0}{x}", "<script>", "word " * 3000, "a" * 300, " " * 5000)  # fmt: skip
 CONTAINERS = ([], {}, [[]], [None], [[], {}], {"": None}, {"a": {"a": {}}}, [0] * 50, [""] * 50, [2**24] * 9, [-1, 2])
 
 
@@ -146,8 +148,8 @@ def mutate_bytes(rng: random.Random, raw: bytes) -> bytes:
         elif change == 3:
             raw[a:a] = raw[a:b] * rng.choice((1, 3, 100))
         elif change == 4:
-            raw[a:b] = rng.choice((b"\xff" * 8, b"\0" * 8, b"\x7f" + b"\xff" * 7, b"\xed\xa0\x80", b"\xef\xbb\xbf", b'"',
-                                   b"\\ud800", b"{", b"]", b"\n", b"\r", b"-", b"9" * 30, b"\x80", b"NaN"))  # fmt: skip
+            raw[a:b] = rng.choice((b"\xff" * 8, b"\0" * 8, b"\x7f" + b"\xff" * 7, b"\xed\xa0\x80", b"\xef\xbb\xbf",
+                                   b'"', b"\\ud800", b"{", b"]", b"\n", b"\r", b"-", b"9" * 30, b"NaN"))  # fmt: skip
         elif change == 5:
             raw[a:b] = rng.randbytes(b - a)
         elif change == 6:
@@ -234,8 +236,9 @@ def index(folder: Path) -> Loader:
         part = dict(list(weights.items())[i::3])
         torch.save(part, folder / name) if name.endswith(".bin") else save_file(part, folder / name)
     weight_map = {key: names[i % 3] for i, key in enumerate(weights)}
-    words = (*names, *weights, "config.json", str(outside / "canary.safetensors"), "./a.safetensors", "A.safetensors",
-             "../outside/canary.safetensors", f"../{folder.name}/a.safetensors", "a.safetensors\0", "a" * 300)  # fmt: skip
+    words = (*names, *weights, "config.json", str(outside / "canary.safetensors"), "./a.safetensors",
+             "A.safetensors", "../outside/canary.safetensors", f"../{folder.name}/a.safetensors", "a.safetensors\0",
+             "a" * 300)  # fmt: skip
     file = folder / "model.safetensors.index.json"
 
     def attempt(raw: bytes) -> None:
@@ -307,7 +310,8 @@ def pickle(folder: Path) -> Loader:
                     if name.endswith("data.pkl") or rng.random() < 0.02:
                         members[name] = mutate_bytes(rng, members[name])
             out = BytesIO()
-            with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED if rng.random() < 0.1 else zipfile.ZIP_STORED) as archive:
+            packing = zipfile.ZIP_DEFLATED if rng.random() < 0.1 else zipfile.ZIP_STORED
+            with zipfile.ZipFile(out, "w", packing) as archive:
                 for name, content in members.items():
                     archive.writestr(name, content)
             return out.getvalue()
@@ -328,16 +332,18 @@ def tokenizer(folder: Path) -> Loader:
     model = T5(CONFIG).init_weights(0)
     special = ["<pad>", "</s>", "<unk>"]
     bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    unigram = Tokenizer(models.Unigram([(w, -1.0) for w in special] + [(c, -2.0) for c in sorted(set(WORDS)) + ["▁"]], 2))
+    unigram = Tokenizer(models.Unigram([(piece, -2.0) for piece in [*special, *sorted(set(WORDS)), "▁"]], 2))
     word = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS.split()[:9])}, unk_token="<unk>"))
-    bpe.train_from_iterator([WORDS], trainers.BpeTrainer(vocab_size=60, special_tokens=special, show_progress=False))
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=special, show_progress=False)
+    bpe.train_from_iterator([WORDS], trainer)
     word.add_special_tokens(special)
     for one in (bpe, unigram, word):
         one.pre_tokenizer = pre_tokenizers.Whitespace() if one is word else pre_tokenizers.Metaspace()
         one.decoder = decoders.Metaspace()
         one.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", 1)])
     file = folder / "tokenizer.json"
-    words = (*special, "BPE", "Unigram", "WordLevel", "WordPiece", "Metaspace", "ByteLevel", "Sequence", "▁", "First", "type")
+    words = (*special, "BPE", "Unigram", "WordLevel", "WordPiece", "Metaspace", "ByteLevel", "Sequence", "▁", "First",
+             "type")  # fmt: skip
 
     def attempt(raw: bytes) -> None:
         file.write_bytes(raw)
@@ -352,18 +358,20 @@ def tokenizer(folder: Path) -> Loader:
 RECORD = {
     "_id": "r1", "question": "Where was the maker of Vega born?", "answer": "Oslo", "type": "bridge",
     "supporting_facts": [["Vega", 0], ["Ann Lie", 1]],
-    "context": [["Noise", ["Nothing here.", " "]], ["Ann Lie", ["A maker.", " Born in Oslo."]], ["Vega", ["By Ann Lie."]]],
+    "context": [["Noise", ["Nothing here.", " "]], ["Ann Lie", ["A maker.", " Born in Oslo."]],
+                ["Vega", ["By Ann Lie."]]],
 }  # fmt: skip
 MUSIQUE = {
-    "id": "2hop__1_2", "question": "Where was the maker of Vega born?", "answer": "Oslo", "answer_aliases": ["Kristiania"],
-    "answerable": True, "question_decomposition": [{"id": 1, "paragraph_support_idx": 1}, {"paragraph_support_idx": 0}],
+    "id": "2hop__1_2", "question": "Where was the maker of Vega born?", "answer": "Oslo",
+    "answer_aliases": ["Kristiania"], "answerable": True,
+    "question_decomposition": [{"id": 1, "paragraph_support_idx": 1}, {"paragraph_support_idx": 0}],
     "paragraphs": [{"idx": 0, "title": "Ann Lie", "paragraph_text": "A maker. Born in Oslo.", "is_supporting": True},
                    {"idx": 1, "title": "Vega", "paragraph_text": "By Ann Lie.", "is_supporting": True},
                    {"idx": 2, "title": "Noise", "paragraph_text": "Nothing.", "is_supporting": False}],
 }  # fmt: skip
-STRATEGY = {"qid": "s1", "question": "Can a fish fly?", "answer": False, "facts": ["Fish swim", "Birds fly."], "term": "x"}
+STRATEGY = {"qid": "s1", "question": "Can a fish fly?", "answer": False, "facts": ["Fish swim", "Birds fly."]}
 OWN = [{"question": "Q one?", "context": "One. Two!", "answer": "yes"},
-       {"id": 7, "question": "Q two?", "context": ["A b. C d.", "E f."], "answer": "E", "aliases": ["e f"]}]  # fmt: skip
+       {"id": 7, "question": "Q two?", "context": ["A b. C.", "E f."], "answer": "E", "aliases": ["e f"]}]  # fmt: skip
 
 
 def dataset(file: Path, bases: list[bytes], mutate: Callable = mutate_json) -> Loader:
@@ -372,7 +380,7 @@ def dataset(file: Path, bases: list[bytes], mutate: Callable = mutate_json) -> L
         for context in ("gold", "all"):
             for e in data.load(file, context=context):
                 prompt = lmcot.RATIONALE.format(question=e.question, context=e.context)
-                assert prompt.encode() and len(e.supporting_sentences) == len(e.supporting_facts) and e.id and e.question
+                assert prompt.encode() and e.id and len(e.supporting_sentences) == len(e.supporting_facts)
                 assert e.answer.strip() and data.exact_match(e.answer, e.answers) == 1 and isinstance(e.type, str)
                 assert 0 <= data.token_f1(e.question, e.answers) <= 1
 
@@ -432,7 +440,7 @@ def http_cache(folder: Path) -> Loader:
 @loader
 def run_jsonl(folder: Path) -> Loader:
     file = folder / "rationales.jsonl"
-    rationale = {"id": "r1", "question": "Q?", "rationale": "R.", "prediction": "a", "parsed": True, "right": False, "tokens": 3}
+    rationale = {"id": "r1", "question": "Q?", "rationale": "R.", "prediction": "a", "parsed": True, "tokens": 3}
     answers = {"method": "CoT", "seed": 0, "seconds": 1.5, "tokens": 9, "answers": [{"id": "r1", "prediction": "a"}]}
 
     def attempt(raw: bytes) -> None:
@@ -449,7 +457,8 @@ def settings(folder: Path) -> Loader:
     good = train_kd.Settings(rationales=str(folder))
     with data.Run(folder.with_name("made"), good):
         base = (folder.with_name("made") / "settings.json").read_bytes()
-    loads = (lambda: data.Run(folder, good).close(), lambda: train_rl.distilled(str(folder)), lambda: train_kd.taken_over(good))
+    loads = (lambda: data.Run(folder, good).close(), lambda: train_rl.distilled(str(folder)),
+             lambda: train_kd.taken_over(good))  # fmt: skip
 
     def attempt(raw: bytes) -> None:
         file.write_bytes(raw)
@@ -481,6 +490,43 @@ def server_reply(folder: Path) -> Loader:
         assert answer["text"].encode() is not None and answer["tokens"] >= 0 and json.dumps(answer)
 
     return Loader([base], attempt)
+
+
+if (ROOT / "lab" / "ratings.py").exists():
+    sys.path.insert(0, str(ROOT / "lab"))
+    import ratings
+
+    @loader
+    def rating_sheet(folder: Path) -> Loader:
+        file, items = folder / "ratings-ann.csv", ["krwpa", "bmtxz", "qqlfo"]
+        head, row = ("item", "question", *rewards.ASPECTS), ("Q?", *map(str, (1, 2, 3, 4, 5, 1, "", 3)))
+        base = "\r\n".join(",".join(cells) for cells in (head, *((item, *row) for item in items))).encode()
+
+        def mutate(rng: random.Random, raw: bytes) -> bytes:
+            cells = re.split(rb"(,|\r\n)", raw)
+            for _ in range(rng.choice((0, 1, 2))):
+                cell = rng.choice((*TEXTS, *NUMBERS, *items, ",", '"', '""', ";", "\t", "\r", "=1+1", "５", " 3 "))
+                cells[rng.randrange(len(cells))] = str(cell).encode()
+            return mutate_bytes(rng, b"".join(cells)) if rng.random() < 0.5 else b"".join(cells)
+
+        def attempt(raw: bytes) -> None:
+            file.write_bytes(raw)
+            values = ratings.read_ratings(file, items)
+            assert values.shape == (3, 8) and all(math.isnan(v) or v in range(1, 6) for v in values.flatten().tolist())
+
+        return Loader([base], attempt, mutate)
+
+    @loader
+    def rating_key(folder: Path) -> Loader:
+        file = folder / "key.json"
+        item = {"item": "krwpa", "question_id": "q", "seed": 0, "sources": list(ratings.SOURCES), "question": "Q?",
+                "context": "C.", "rationale": "R."}  # fmt: skip
+
+        def attempt(raw: bytes) -> None:
+            file.write_bytes(raw)
+            assert len({item["item"] for item in ratings.read_key(file)}) > 0
+
+        return Loader([json.dumps({"items": [item]}).encode()], attempt)
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -517,7 +563,7 @@ def work(todo: list[tuple[str, range]], seed: int, now, pipe) -> None:
 
     sys.addaudithook(hook)
     signal.signal(signal.SIGALRM, stop)
-    elsewhere = (sys.prefix, sys.base_prefix, Path(__file__).parents[1], os.devnull)  # modules that are loaded late
+    elsewhere = (sys.prefix, sys.base_prefix, ROOT, os.devnull)  # modules that are loaded late
     for name, numbers in todo:
         allowed.clear()
         accepted, refused, failures, now.value = 0, 0, [], -1
@@ -605,7 +651,8 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.loaders) - set(LOADERS):
         parser.error(f"no such loader: {', '.join(unknown)} (there are {', '.join(LOADERS)})")
-    print(f"| {'loader':<12} | inputs | accepted | refused | failures | seconds | grown by, MB |\n|{'-' * 76}|", flush=True)
+    print(f"| {'loader':<12} | inputs | accepted | refused | failures | seconds | grown by, MB |\n"
+          "|--------------|--------|----------|---------|----------|---------|--------------|", flush=True)  # fmt: skip
     failed = 0
     for row in fuzz(given.loaders or list(LOADERS), given.inputs, given.seed):
         print("| {loader:<12} | {inputs:6} | {accepted:8} | {refused:7} | {0:8} | {seconds:7.1f} | {MB:12.0f} |".format(
