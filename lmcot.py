@@ -551,6 +551,8 @@ def main() -> None:
         elif settings.demo:
             kinds = dict.fromkeys(e.type for e in examples)  # a set in their order
             examples = [next(e for e in examples if e.type == kind) for kind in kinds]
+        else:
+            examples = examples[:1]
         if not examples:
             raise UserError(f"{settings.data} has no example with the id {settings.example!r}")
     folders = {"KD": settings.kd, "RL": settings.rl}
