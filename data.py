@@ -726,12 +726,13 @@ def run_main(main: Callable[[], Any]) -> None:
     try:
         join_processes()
         main()
-    except KeyboardInterrupt:
-        line_break = "\n" * sys.stderr.isatty()  # a progress bar may stand there
-        how = " without --overwrite" * ("--overwrite" in sys.argv)
-        print(f"{line_break}interrupted: run the same command again{how} to continue", file=sys.stderr)
-        sys.exit(130)
-    except (UserError, OSError) as error:
+    except (KeyboardInterrupt, UserError, OSError) as error:
+        for bar in list(tqdm._instances):  # the sentence gets a line of its own
+            bar.close()
+        if isinstance(error, KeyboardInterrupt):
+            how = " without --overwrite" * ("--overwrite" in sys.argv)
+            print(f"interrupted: run the same command again{how} to continue", file=sys.stderr)
+            sys.exit(130)
         is_named = isinstance(error, OSError) and error.filename
         print(f"error: {error.filename}: {error.strerror}" if is_named else f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -250,7 +250,6 @@ def main() -> None:
                 loss = sum(data.gather([loss]))
                 norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
                 if not (math.isfinite(loss) and math.isfinite(norm)):
-                    bar.close()  # the sentence gets a line of its own
                     what = dict(zip(("ids", "mask", "labels"), batch, strict=True))
                     run.stop("a loss or its gradient", what | {"epoch": epoch, "loss": loss, "grad_norm": norm})
                 optimizer.step()

@@ -165,7 +165,6 @@ def main() -> None:
             scores = torch.tensor(scores, device=small.device) - s.missing_eos_penalty * ~r.ended  # (R,)
             batch = vars(r) | {"scores": scores, "questions": [example.id for example in asked]}
             if not all(x.isfinite().all() for x in (scores, r.logp_old, r.logp_ref, r.values)):
-                bar.close()  # the sentence gets a line of its own
                 run.stop("a reward, log-probability or value", batch)
 
             # ---- 3 rewards per token, advantages
@@ -203,7 +202,6 @@ def main() -> None:
                     norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0))
                     parts = data.gather([part | {"grad_norm": norm} for part in parts])
                     if not all(math.isfinite(x) for part in parts for x in part.values()):
-                        bar.close()
                         run.stop("a loss, a ratio or a gradient", batch | {"minibatch": minibatch, "updates": parts})
                     optimizer.step()
                     updates += parts
