@@ -65,7 +65,7 @@ _CONCLUSION = re.compile(
 )
 _ABBREVIATIONS = "".join(rf"(?<!\b{word})" for word in ["[A-Z]", "St", "Ft", "Mt", "Dr", "Mr", "Mrs", "Ms", "Jr", "Sr"])
 # A prediction ends at a full stop, but none of St. Louis or J. R. R. Tolkien, with its line or box, before a reason.
-_END = re.compile(_ABBREVIATIONS + r"""\.(?=["”]?(?:\s|$))|\n|\}|,? because\b""")
+_END = re.compile(r"(?=\.)" + _ABBREVIATIONS + r"""\.(?=["”]?(?:\s|$))|\n|\}|,? because\b""")
 _ASIDE = re.compile(r"(?s)\A.*</think>|<think>.*|\*\*")  # thoughts (some servers drop the opening tag) and bold type
 _QUOTED = re.compile(r"""^["“]([^"“”]+)["”]?$""")
 # "Yes, because …" is a yes (the official F1 knows the bare word only); "No. 10" and "Yes, Prime Minister" are names.
@@ -87,7 +87,7 @@ def parse_cot(text: str) -> tuple[str, str]:
     marks = list(_CONCLUSION.finditer(text))
     if not marks:
         return text, ""
-    predictions = [bare(_END.split(text[mark.end() :], maxsplit=1)[0]) for mark in marks]
+    predictions = [bare(_END.split(text[mark.end() :][:999], maxsplit=1)[0]) for mark in marks]
     first = marks[predictions.index(predictions[-1])]
     return text[: first.start()].strip(), predictions[-1]
 
@@ -507,6 +507,8 @@ class Settings(Models):
         super().check()
         if bool(self.question) != bool(self.context):
             raise ValueError("--question and --context go together")
+        if re.search("[\ud800-\udfff]", self.question + self.context):  # how Python keeps bytes that are no text
+            raise ValueError("--question and --context must be UTF-8 text")
 
 
 def unknown_words(example: Example, *lms: LM) -> str:

@@ -7,8 +7,8 @@ refuse it in one sentence.
 
 An input is a small good file with a few mutations: bits and pieces of its bytes, keys and values of its JSON. `--seed`
 and an input's number decide it alone. A failure is any other exception than UserError, a sentence that is none, an
-object that does not work, more than SECONDS or MEGABYTES, a file opened outside the loader's folder, the end of the
-process. Failing inputs are kept in `--keep`; the exit status says whether there are any.
+object that does not work, more than SECONDS of CPU time or MEGABYTES, a file opened outside the loader's folder, the
+end of the process. Failing inputs are kept in `--keep`; the exit status says whether there are any.
 """
 
 import argparse
@@ -46,7 +46,8 @@ import train_rl  # noqa: E402
 from lmcot import HTTPLM, LocalLM  # noqa: E402
 from model import T5, T5Config, UserError, load_tokenizer  # noqa: E402
 
-SECONDS, MEGABYTES = 10, 500  # that one input may take; by which a loader's process may grow
+SECONDS, MEGABYTES = 5, 500  # of CPU time that one input may take; by which a loader's process may grow
+PATIENCE = 600  # seconds of wall time after which a process that gets no further is ended
 
 # ------------------------------------------------------------------------------------------------ mutations
 
@@ -547,8 +548,8 @@ def broken(name: str, bases: list[bytes], mutate: Callable, seed: int, number: i
 
 
 def work(todo: list[tuple[str, range]], seed: int, now, pipe) -> None:
-    """In a process of its own: sends (loader, accepted, refused, failures, megabytes) as each is done; `now` is the
-    number of the input at work."""
+    """In a process of its own: sends (loader, accepted, refused, failures, megabytes, CPU seconds) as each is done;
+    `now` is the number of the input at work."""
     torch.set_num_threads(1)
     allowed, opened = [], []
 
@@ -562,11 +563,12 @@ def work(todo: list[tuple[str, range]], seed: int, now, pipe) -> None:
         raise Hang(f"more than {SECONDS} seconds")
 
     sys.addaudithook(hook)
-    signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGPROF, stop)
     elsewhere = (sys.prefix, sys.base_prefix, ROOT, os.devnull)  # modules that are loaded late
     for name, numbers in todo:
         allowed.clear()
         accepted, refused, failures, now.value = 0, 0, [], -1
+        begun = time.process_time()
         with tempfile.TemporaryDirectory(prefix="fuzz-") as parent:
             folder = Path(parent) / "folder"
             folder.mkdir()
@@ -582,7 +584,7 @@ def work(todo: list[tuple[str, range]], seed: int, now, pipe) -> None:
                 now.value = number
                 raw = broken(name, made.bases, made.mutate, seed, number)
                 opened.clear()
-                signal.setitimer(signal.ITIMER_REAL, SECONDS)
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)
                 try:
                     try:
                         made.attempt(raw)
@@ -597,12 +599,12 @@ def work(todo: list[tuple[str, range]], seed: int, now, pipe) -> None:
                         where = where.tb_next
                     place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}"
                     failures.append((number, f"{type(error).__name__} at {place}: {str(error)[:200]}", raw))
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
             os.dup2(stderr, 2)
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         if grown > MEGABYTES:
             failures.append((numbers[-1], f"the process has grown by {grown:.0f} MB", b""))
-        pipe.send((name, accepted, refused, failures, grown))
+        pipe.send((name, accepted, refused, failures, grown, time.process_time() - begun))
 
 
 def address_space() -> int:
@@ -613,7 +615,7 @@ def address_space() -> int:
 def fuzz(names: list[str], inputs: int, seed: int):
     """Runs loaders → for each its row of the table. A process that dies or hangs costs the input at which it was."""
     spawn = multiprocessing.get_context("spawn")  # torch does not work in a forked process
-    todo, lost, begun = [(name, range(inputs)) for name in names], [], time.perf_counter()
+    todo, lost = [(name, range(inputs)) for name in names], []
     while todo:
         now, (receive, send) = spawn.Value("l", 0), spawn.Pipe(False)
         process = spawn.Process(target=work, args=(todo, seed, now, send))
@@ -623,15 +625,15 @@ def fuzz(names: list[str], inputs: int, seed: int):
         while todo:
             if receive.poll(0.5):
                 try:
-                    name, accepted, refused, failures, grown = receive.recv()
+                    name, accepted, refused, failures, grown, seconds = receive.recv()
                 except EOFError:
                     break
                 yield {"loader": name, "inputs": inputs, "accepted": accepted, "refused": refused, "MB": grown,
-                       "failures": lost + failures, "seconds": time.perf_counter() - begun}  # fmt: skip
-                todo, lost, begun = todo[1:], [], time.perf_counter()
+                       "failures": lost + failures, "seconds": seconds}  # fmt: skip
+                todo, lost = todo[1:], []
             if now.value != seen:
                 seen, since = now.value, time.monotonic()
-            if time.monotonic() - since > 12 * SECONDS:
+            if time.monotonic() - since > PATIENCE:
                 process.kill()
         process.join()
         if todo and now.value < 0:
@@ -651,7 +653,7 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.loaders) - set(LOADERS):
         parser.error(f"no such loader: {', '.join(unknown)} (there are {', '.join(LOADERS)})")
-    print(f"| {'loader':<12} | inputs | accepted | refused | failures | seconds | grown by, MB |\n"
+    print(f"| {'loader':<12} | inputs | accepted | refused | failures |   CPU s | grown by, MB |\n"
           "|--------------|--------|----------|---------|----------|---------|--------------|", flush=True)  # fmt: skip
     failed = 0
     for row in fuzz(given.loaders or list(LOADERS), given.inputs, given.seed):
