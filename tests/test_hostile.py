@@ -31,11 +31,11 @@ CONFIG = T5Config(vocab_size=64, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_d
 
 
 def test_every_loader_makes_something_of_broken_files_or_refuses_them_in_one_sentence():
-    rows = list(fuzz.fuzz(list(fuzz.LOADERS), 150, seed=7))
+    rows = list(fuzz.fuzz(list(fuzz.LOADERS), 100, seed=7))
     assert [row["loader"] for row in rows] == list(fuzz.LOADERS)
     for row in rows:
         assert not row["failures"], row
-        assert row["accepted"] and row["refused"] > 15, row
+        assert row["accepted"] and row["refused"] > 10, row
 
 
 @pytest.fixture
