@@ -56,13 +56,11 @@ class Server:
                     n, outer.seen[prompt] = outer.seen[prompt], outer.seen[prompt] + 1
                     outer.now += 1
                     outer.most = max(outer.most, outer.now)
-                try:
-                    self.act(prompt, outer.plan(prompt, n))
-                except OSError:
-                    pass  # the client has hung up
-                finally:
-                    with outer.lock:
-                        outer.now -= 1
+                what = outer.plan(prompt, n)
+                with outer.lock:
+                    outer.now -= 1  # before the client can know, and begin another
+                with contextlib.suppress(OSError):  # the client has hung up
+                    self.act(prompt, what)
 
             def act(self, prompt, what):
                 if callable(what):
