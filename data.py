@@ -7,6 +7,7 @@ What the task is, how an answer is scored, and what a run leaves behind. Read fr
 4. the metrics     exact match, token F1 and answer inclusion, by the rules of the official scripts
 5. the run folder  settings from the command line, JSONL logs, atomic files, one writer at a time
 6. processes       what torchrun's processes share out, put together again and add up
+7. downloads       the official files, fetched once
 
 Whatever a user can get wrong (a path, a record, a flag, a folder) is a `UserError`: one sentence, shown by `run_main`.
 """
@@ -15,6 +16,7 @@ import argparse
 import bisect
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import inspect
@@ -24,6 +26,7 @@ import re
 import shutil
 import string
 import sys
+import time
 import urllib.request
 import zipfile
 import zlib
@@ -32,7 +35,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, BinaryIO, NoReturn
 
 import torch
 import torch.distributed
@@ -95,22 +98,6 @@ class Example:
 
 CONTEXT_FORMS = "a string, a list of strings, or a list of [title, [sentence, ...]] or of MuSiQue's paragraphs"
 DATA_FORMS = "'tiny', 'hotpotqa', '2wiki', a .json file in the form of HotpotQA, or a .jsonl file of your own"
-
-# name → official file → (address, bytes, SHA-256, number of records). HotpotQA's address is plain http, as its README
-# has it: whatever happens on the way, only the right bytes pass.
-_HOTPOTQA = "http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_"
-_2WIKI = ("https://www.dropbox.com/s/ms2m13252h6xubs/data_ids_april7.zip?dl=1", 258_968_175,
-          "95df2bf56fdabe034e27aebc580e02264232203cf52552f9efe8a919e5529eef")  # fmt: skip
-OFFICIAL = {
-    "hotpotqa": {
-        "train": (_HOTPOTQA + "train_v1.1.json", 566_426_227,
-                  "26650cf50234ef5fb2e664ed70bbecdfd87815e6bffc257e068efea5cf7cd316", 90_447),
-        "dev": (_HOTPOTQA + "dev_distractor_v1.json", 46_320_117,
-                "4e9ecb5c8d3b719f624d66b60f8d56bf227f03914f5f0753d6fa1b359d7104ea", 7_405),
-    },
-    "2wiki": {"train": (*_2WIKI, 167_454), "dev": (*_2WIKI, 12_576)},
-}  # fmt: skip
-
 
 def load(
     name_or_path: str | Path, split: str = "test", limit: int | None = None, context: str = "gold"
@@ -188,72 +175,6 @@ def split_sentences(text: str) -> tuple[str, ...]:
     the pieces are joined by a space again, and the cuts only say where an over-long context may end.
     """
     return tuple(s for part in re.split(r"(?<=[.!?])\s+|\n", text) if (s := part.strip()))
-
-
-def _official(name: str, part: str) -> list[tuple[str, Any]]:
-    """The records of an official file, part "train" or "dev", each with its place for error messages."""
-    url, size, sha256, count = OFFICIAL[name][part]
-    if rank_and_size()[0] == 0:
-        fetch(url, size, sha256)
-    gather([])  # the other processes wait for the first one's download
-    path = fetch(url, size, sha256)
-    try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                members = [member for member in archive.namelist() if Path(member).name == f"{part}.json"]
-                places = _records(path, archive.read(next(iter(members), f"{part}.json")))  # checks its CRC
-        else:
-            places = _records(path, path.read_bytes())
-        if len(places) != count:
-            raise DataError(f"it has {len(places):,} {part} records, and the official file has {count:,}")
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, DataError) as error:
-        fault = str(error).removeprefix(f"{path}: ")
-        raise DataError(f"{path} is damaged ({fault}): delete it, and the same command downloads it anew") from None
-    return places
-
-
-def fetch(url: str, size: int, sha256: str) -> Path:
-    """
-    The file of `size` bytes at `url`, downloaded into the folder LMCOT_DATA (~/.cache/lmcot) if it is not there.
-
-    What has arrived stays in a .part file of this process; when that has ended, the next process goes on with it.
-    Raises DataError where the download fails; the sentence says where to put the file by hand.
-    """
-    folder = Path(os.environ.get("LMCOT_DATA") or "~/.cache/lmcot").expanduser()
-    path = folder / url.split("?")[0].split("/")[-1]
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{path.name}.{os.getpid()}.part"
-    for left in folder.glob(f"{path.name}.*.part"):
-        if not _is_alive(left.suffixes[-2][1:]):
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                left.replace(part)
-    here = part.stat().st_size if part.exists() else 0
-    try:
-        if here < size:
-            request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
-            with urllib.request.urlopen(request, timeout=60) as response:  # seconds without a byte
-                here *= response.status == 206  # 206: the rest, as asked for; 200: all of it
-                if response.length not in (None, size - here):
-                    raise OSError(f"the file there has {here + response.length:,} bytes instead of {size:,}")
-                bar = tqdm(desc=path.name, total=size, initial=here, unit="B", unit_scale=True)
-                with bar, open(part, "ab" if here else "wb") as file:
-                    while chunk := response.read1(min(1 << 20, size - here)):
-                        here += file.write(chunk)
-                        bar.update(len(chunk))
-        if here < size:
-            raise OSError(f"the connection was cut after {here:,} of {size:,} bytes")
-        with open(part, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            part.unlink()
-            raise OSError("what came is not the official file, for its SHA-256 differs")
-    except (OSError, HTTPException) as error:
-        by_hand = f"or put {path.name} into {folder} by hand"
-        raise DataError(f"{url}: {error}; run the same command again to go on, {by_hand}") from None
-    part.replace(path)
-    return path
 
 
 def _read_file(path: Path) -> list[tuple[str, Any]]:
@@ -534,21 +455,28 @@ def _or_none(kind: type) -> Callable[[str], Any]:
     return convert
 
 
-def atomic_write(path: str | Path, content: str | bytes) -> None:
+def atomic_write(path: str | Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
     """
     The whole new file or the whole old one, whatever happens in between: write beside it, force it to disk, rename.
+    `content` may be a function that writes into the open file.
     Raises OSError (no space, no permission); the old file is then untouched and no temporary file stays.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    new = path.with_name(f".{path.name}.new")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        with open(new, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        os.replace(new, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # a folder that takes nothing gives nothing back either
+            new.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:
+            error.filename = str(path)  # a full disk names no file
         raise
 
 
@@ -581,7 +509,7 @@ class Run(contextlib.AbstractContextManager):
     Raises RunError when the folder belongs to another run, to something else, or to a process that is still running.
     """
 
-    _locked: ClassVar[set[Path]] = set()  # the folders that this process holds
+    _lock_file = None
 
     def __init__(self, folder: str | Path, settings: Any, overwrite: bool = False):
         self.folder, self.writes = Path(folder), rank_and_size()[0] == 0
@@ -595,6 +523,8 @@ class Run(contextlib.AbstractContextManager):
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
         try:
+            for left in [*self.folder.glob(".*.new"), *self.folder.glob("*/.saving-*")]:  # by a save that was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             if saved and overwrite:
                 self._clear()
             elif saved:
@@ -614,26 +544,33 @@ class Run(contextlib.AbstractContextManager):
             atomic_write(self.path(name), content if isinstance(content, str | bytes) else _as_json(content))
         gather([])  # the other processes may read it from here on
 
-    def save(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Replaces a file in one step by the one that `write` leaves at the path it is given."""
+    def save(self, name: str, content: dict) -> None:
+        """Replaces a file in one step by tensors, numbers and texts, for torch.load(…, weights_only=True)."""
+
+        def write(file: BinaryIO) -> None:
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:  # this is how torch reports a full disk
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
         if self.writes:
-            new = self.path(f".{name}.new")
-            write(new)
-            os.replace(new, self.path(name))
+            atomic_write(self.path(name), write)
         gather([])
 
-    def append(self, name: str, record: dict) -> None:
-        """Adds one line to a JSONL file; a last line that a crash left without its end is removed first."""
+    def append(self, name: str, *records: dict) -> None:
+        """Adds lines to a JSONL file; a last line that a crash left without its end is removed first."""
         if not self.writes:
             return
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
         with open(self.path(name), "ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read() != b"\n":
                     file.seek(0)
                     file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(line)
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())  # before a state is saved that counts on them
 
     def read(self, name: str) -> list[dict]:
         """The records of a JSONL file of this run, [] where there is none."""
@@ -646,18 +583,27 @@ class Run(contextlib.AbstractContextManager):
             print(f"{self.folder} has ended already (--overwrite starts anew):\n\n{table.read_text()}")
         return table.exists()
 
+    def stop(self, what: str, batch: dict) -> NoReturn:
+        """Ends a run whose numbers went wrong, before they reach its weights. All processes come here together."""
+        self.save("bad_batch.pt", batch)
+        raise RunError(f"{what} is not a finite number: its batch is in {self.path('bad_batch.pt')}, the weights saved "
+                       "before stay; lower --lr, with --overwrite or another --out")  # fmt: skip
+
     def close(self) -> None:
         """Gives the folder free for other processes."""
-        if self.folder.resolve() in Run._locked:
-            Run._locked.remove(self.folder.resolve())
-            self.path("lock").unlink(missing_ok=True)
+        if self._lock_file:
+            with contextlib.suppress(OSError):  # Windows deletes no open file: there it stays, and harms nobody
+                self.path("lock").unlink()
+            self._lock_file.close()
+            self._lock_file = None
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def _saved_settings(self, wanted: dict) -> dict | None:
         """The settings found in the folder; None if it is new or empty; RunError if it is somebody else's."""
-        if not self.folder.exists() or {entry.name for entry in self.folder.iterdir()} <= {"lock"}:
+        beginning = {"lock", ".settings.json.new"}  # all that a run killed in its first moments leaves
+        if not self.folder.exists() or {entry.name for entry in self.folder.iterdir()} <= beginning:
             return None
         with contextlib.suppress(OSError, ValueError, RecursionError):
             saved = json.loads(self.path("settings.json").read_bytes())
@@ -688,32 +634,38 @@ class Run(contextlib.AbstractContextManager):
                 entry.unlink()
 
     def _lock(self) -> None:
+        """Takes the operating system's lock on the file "lock". It ends with the process, however that ends, so that no
+        lock is ever stale; the file itself may stay, and the number in it is for people."""
         lock = self.path("lock")
-        for _ in range(2):
-            try:
-                with open(lock, "x") as file:  # "x" fails if the file exists: asking and taking in one step
-                    file.write(str(os.getpid()))
-                Run._locked.add(self.folder.resolve())
-                return
-            except FileExistsError:
-                pid = lock.read_text()
-                # Our own id in a lock that is not ours is left from an earlier life: containers reuse their few ids.
-                if self.folder.resolve() in Run._locked or (pid != str(os.getpid()) and _is_alive(pid)):
-                    break
-                lock.unlink(missing_ok=True)
-        raise RunError(f"{self.folder} is in use by process {pid}: wait for it, or delete {lock} if it is not a run")
+        while not self._lock_file:
+            file = open(lock, "a+")  # noqa: SIM115 (as long as the run)
+            if not _take(file):
+                file.seek(0)
+                pid = file.read()
+                file.close()
+                raise RunError(f"{self.folder} is in use by process {pid}: wait for it, or choose another --out")
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):  # else its last holder has just deleted it
+                    self._lock_file = file
+        self._lock_file.truncate(0)
+        self._lock_file.write(str(os.getpid()))
+        self._lock_file.flush()
 
 
-def _is_alive(pid: str) -> bool:
-    """Whether a process lives; yes where that cannot be known, since two writers would spoil a file."""
-    if os.name == "nt" or not pid.isdecimal():  # on Windows, os.kill would end the process
-        return True
+def _take(file: IO) -> bool:
+    """Locks an open file for this process; False if another has it. A file system without locks grants everything."""
     try:
-        os.kill(int(pid), 0)  # signal 0 only asks
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass  # it lives, and is another user's
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(1 << 20)  # Windows lets nobody read what is locked: not the number at the beginning
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
     return True
 
 
@@ -774,11 +726,100 @@ def run_main(main: Callable[[], Any]) -> None:
     try:
         join_processes()
         main()
-    except KeyboardInterrupt:
-        line_break = "\n" * sys.stderr.isatty()  # a progress bar may stand there
-        print(f"{line_break}interrupted: run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
-    except (UserError, OSError) as error:
+    except (KeyboardInterrupt, UserError, OSError) as error:
+        for bar in list(tqdm._instances):  # the sentence gets a line of its own
+            bar.close()
+        if isinstance(error, KeyboardInterrupt):
+            how = " without --overwrite" * ("--overwrite" in sys.argv)
+            print(f"interrupted: run the same command again{how} to continue", file=sys.stderr)
+            sys.exit(130)
         is_named = isinstance(error, OSError) and error.filename
         print(f"error: {error.filename}: {error.strerror}" if is_named else f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+# ---- 7. Downloads ----------------------------------------------------------------------------------------------------
+
+# name → official file → (address, bytes, SHA-256, number of records). HotpotQA's address is plain http, as its README
+# has it: whatever happens on the way, only the right bytes pass.
+_HOTPOTQA = "http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_"
+_2WIKI = ("https://www.dropbox.com/s/ms2m13252h6xubs/data_ids_april7.zip?dl=1", 258_968_175,
+          "95df2bf56fdabe034e27aebc580e02264232203cf52552f9efe8a919e5529eef")  # fmt: skip
+OFFICIAL = {
+    "hotpotqa": {
+        "train": (_HOTPOTQA + "train_v1.1.json", 566_426_227,
+                  "26650cf50234ef5fb2e664ed70bbecdfd87815e6bffc257e068efea5cf7cd316", 90_447),
+        "dev": (_HOTPOTQA + "dev_distractor_v1.json", 46_320_117,
+                "4e9ecb5c8d3b719f624d66b60f8d56bf227f03914f5f0753d6fa1b359d7104ea", 7_405),
+    },
+    "2wiki": {"train": (*_2WIKI, 167_454), "dev": (*_2WIKI, 12_576)},
+}  # fmt: skip
+
+
+def _official(name: str, part: str) -> list[tuple[str, Any]]:
+    """The records of an official file, part "train" or "dev", each with its place for error messages."""
+    url, size, sha256, count = OFFICIAL[name][part]
+    if rank_and_size()[0] == 0:
+        fetch(url, size, sha256)
+    gather([])  # the other processes wait for the first one's download
+    path = fetch(url, size, sha256)
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                members = [member for member in archive.namelist() if Path(member).name == f"{part}.json"]
+                places = _records(path, archive.read(next(iter(members), f"{part}.json")))  # checks its CRC
+        else:
+            places = _records(path, path.read_bytes())
+        if len(places) != count:
+            raise DataError(f"it has {len(places):,} {part} records, and the official file has {count:,}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, DataError) as error:
+        fault = str(error).removeprefix(f"{path}: ")
+        raise DataError(f"{path} is damaged ({fault}): delete it, and the same command downloads it anew") from None
+    return places
+
+
+def fetch(url: str, size: int, sha256: str) -> Path:
+    """
+    The file of `size` bytes at `url`, downloaded into the folder LMCOT_DATA (~/.cache/lmcot) if it is not there.
+
+    What has arrived stays in a .part file, and the next call goes on with it; of several processes one downloads.
+    Raises DataError where the download fails; the sentence says where to put the file by hand.
+    """
+    folder = Path(os.environ.get("LMCOT_DATA") or "~/.cache/lmcot").expanduser()
+    path = folder / url.split("?")[0].split("/")[-1]
+    part = folder / f"{path.name}.part"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(part, "ab") as file:
+            while not _take(file):  # another process is downloading it
+                time.sleep(0.5)
+            if path.exists():
+                return path
+            here = part.stat().st_size
+            if here < size:
+                request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
+                with urllib.request.urlopen(request, timeout=60) as response:  # seconds without a byte
+                    if here and response.status != 206:  # 206: the rest, as asked for; 200: all of it
+                        here = file.truncate(0)
+                    if response.length not in (None, size - here):
+                        raise OSError(f"the file there has {here + response.length:,} bytes instead of {size:,}")
+                    with tqdm(desc=path.name, total=size, initial=here, unit="B", unit_scale=True) as bar:
+                        while chunk := response.read1(min(1 << 20, size - here)):
+                            here += file.write(chunk)
+                            bar.update(len(chunk))
+            if here < size:
+                raise OSError(f"the connection was cut after {here:,} of {size:,} bytes")
+            file.flush()
+            with open(part, "rb") as whole:
+                found = hashlib.file_digest(whole, "sha256").hexdigest()
+            if found != sha256:
+                file.truncate(0)
+                raise OSError("what came is not the official file, for its SHA-256 differs")
+        with contextlib.suppress(FileNotFoundError):  # another process, which had waited, was faster
+            part.replace(path)
+    except (OSError, HTTPException) as error:
+        by_hand = f"or put {path.name} into {folder} by hand"
+        raise DataError(f"{url}: {error}; run the same command again to go on, {by_hand}") from None
+    return path

@@ -2,6 +2,7 @@
 
     python lmcot.py                                          # one TinyWiki question: context, rationale, answer
     python lmcot.py --example tiny-test-4-7                  # another one, by its id
+    python lmcot.py --demo                                   # the first of each type, by every method side by side
     python lmcot.py --question "…" --context "…"             # your own
     python lmcot.py --large http://localhost:8000/v1 --large-model NAME       # M_L on an OpenAI-compatible server
 
@@ -19,6 +20,8 @@ import os
 import random
 import re
 import ssl
+import sys
+import textwrap
 import threading
 import time
 import urllib.request
@@ -491,11 +494,14 @@ def here(place: str | Path) -> str | Path:
 
 @dataclass
 class Settings(Models):
+    demo: bool = False  # every method side by side, on the first question of each type or on the one that you name
     question: str = ""  # your own question; needs --context
     context: str = ""  # the text in which the answer stands
     example: str = ""  # id of an example of --data (default: the first)
     data: str = "tiny"  # tiny, hotpotqa, 2wiki (downloaded once), or a file (forms: data.py, load)
-    small: str = ""  # M_S (default: the first that exists of runs/rl/model, runs/kd/model, tiny/small)
+    small: str = ""  # M_S (default: the first that there is of --rl, --kd, tiny/small; in the demo, tiny/small)
+    kd: str = "runs/kd"  # run folder of train_kd.py
+    rl: str = "runs/rl"  # run folder of train_rl.py
 
     def check(self) -> None:
         super().check()
@@ -517,29 +523,67 @@ def unknown_words(example: Example, *lms: LM) -> str:
     return ""
 
 
+def show(examples: Sequence[Example], methods: dict[str, Sequence[tuple[str, str]]]) -> None:
+    """Prints each question and, side by side, every method's (rationale, prediction), in 80 columns."""
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for i, example in enumerate(examples):
+        for name, text in (("Question", example.question), ("Context", example.context), ("Gold", example.answer)):
+            if text:  # your own question has no gold answer
+                print(textwrap.fill(f"{name:11}{text}", 80, subsequent_indent=" " * 11))
+        for name, answers in methods.items():
+            rationale, prediction = answers[i]
+            right = data.exact_match(prediction, example.answers) == 1
+            verdict = f"{'right' if right else 'wrong':7}" * bool(example.answer)
+            text = textwrap.fill(f"{name:22}{verdict}{prediction}", 80, subsequent_indent=" " * 22)
+            print("\n" + (f"\033[{32 if right else 31}m{text}\033[0m" if coloured and verdict else text))
+            if rationale:
+                print(textwrap.fill(rationale, 80, initial_indent=" " * 4, subsequent_indent=" " * 4))
+        print("\n" + "-" * 80)
+
+
 def main() -> None:
     settings = data.parse_settings(Settings, __doc__)
     if settings.question:
         paragraph = data.Paragraph("", data.split_sentences(settings.context))
-        example = Example("yours", settings.question, (paragraph,), answer="")
+        examples = [Example("yours", settings.question, (paragraph,), answer="")]
     else:
-        examples = {e.id: e for e in data.load(settings.data)}
-        if settings.example and settings.example not in examples:
+        examples = data.load(settings.data)
+        if settings.example:
+            examples = [e for e in examples if e.id == settings.example]
+        elif settings.demo:
+            kinds = dict.fromkeys(e.type for e in examples)  # a set in their order
+            examples = [next(e for e in examples if e.type == kind) for kind in kinds]
+        else:
+            examples = examples[:1]
+        if not examples:
             raise UserError(f"{settings.data} has no example with the id {settings.example!r}")
-        example = examples[settings.example or next(iter(examples))]
-    trained = next((f for f in ("runs/rl/model", "runs/kd/model") if Path(f).exists()), "tiny/small")
-    small, large = load_small(settings, settings.small or trained), load_large(settings)
+    folders = {"KD": settings.kd, "RL": settings.rl}
+    places = {"untrained": settings.small or "tiny/small"}
+    places |= {name: Path(folder) / "model" for name, folder in folders.items() if (Path(folder) / "model").exists()}
+    if not settings.demo:  # the M_S that has learned most
+        places = {"": settings.small or list(places.values())[-1]}
+    smalls, large = {name: load_small(settings, place) for name, place in places.items()}, load_large(settings)
 
-    print(f"Question   {example.question}\nContext    {example.context}")
-    if outside := unknown_words(example, small, large):
+    if not settings.demo:
+        print(f"Question   {examples[0].question}\nContext    {examples[0].context}")
+    if outside := unknown_words(examples[0], *smalls.values(), large):
         print(f"\nThis is {outside}, so it does not answer. Give other models with --small and --large.")
         return
-    (rationale,) = write_rationales(small, [example])
-    (prediction,) = answer(large, [example], [rationale])
+    guided = {}
+    for name, small in smalls.items():
+        rationales = write_rationales(small, examples)
+        guided[f"LM-guided, {name}"] = list(zip(rationales, answer(large, examples, rationales), strict=True))
+    if settings.demo:
+        thoughts = [(thought.rationale, thought.prediction) for thought in chain_of_thought(large, examples)]
+        show(examples, {"standard": [("", text) for text in standard(large, examples)], "CoT": thoughts, **guided})
+        for name in [name for name in folders if name not in places]:
+            print(f"LM-guided, {name}: no M_S in {folders[name]}; python train_{name.lower()}.py trains one")
+        return
+    ((rationale, prediction),) = guided["LM-guided, "]
     print(f"Rationale  {rationale}\nAnswer     {prediction}")
-    if example.answer:
-        verdict = "right" if data.exact_match(prediction, example.answers) else "wrong"
-        print(f"Gold       {example.answer} ({verdict})")
+    if examples[0].answer:
+        verdict = "right" if data.exact_match(prediction, examples[0].answers) else "wrong"
+        print(f"Gold       {examples[0].answer} ({verdict})")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -142,12 +142,17 @@ class Attention(nn.Module):
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.k(x)), self.split(self.v(x))
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """x (B, L, D) attends to keys and values (B, H, M, K); bias, broadcast to (B, H, L, M), is added to scores."""
-        q = self.split(self.q(x))
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, grid=None, place=None) -> Tensor:
+        """x (rows, L, D) attends to keys and values (B, H, M, K); bias, broadcast to (B, H, queries, M), is added to
+        scores. With more rows than B, the N rows of a source are queries of one call, so that its keys are read once.
+        If sources differ in their number of rows, grid (B, slots) says which row stands where (in free slots: any),
+        and place (rows,) where each row stands."""
+        q = self.q(x).flatten(0, 1)  # (rows·L, H·K)
+        q = q.view(len(keys), -1, q.shape[-1]) if grid is None else q[grid]
         p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias.to(q.dtype), dropout_p=p, scale=1.0)
-        return self.o(y.transpose(1, 2).flatten(2))
+        y = F.scaled_dot_product_attention(self.split(q), keys, values, attn_mask=bias.to(q.dtype), dropout_p=p,
+                                           scale=1.0).transpose(1, 2).flatten(2).flatten(0, 1)  # fmt: skip
+        return self.o(y if grid is None else y[place]).view_as(x)
 
 
 class DenseReluDense(nn.Module):
@@ -189,8 +194,9 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
     def forward(self, x: Tensor, bias: Tensor, cross: tuple | None = None, cache: tuple | None = None, t: int = 0):
-        """x (rows, L, D). cross: keys, values (B, H, S, K) and bias of the source. cache: buffers (rows, H, T, K) that
-        hold the keys and values of positions < t and receive those of position t (decoding one token, L = 1)."""
+        """x (rows, L, D). cross: keys, values (B, H, S, K), bias of the sources, and in decoding grid and place. cache:
+        buffers (rows, H, T, K) that hold the keys and values of positions < t and receive those of position t
+        (decoding one token, L = 1)."""
         sub = self.layer[0]
         h = sub.layer_norm(x)
         keys, values = sub.SelfAttention.keys_values(h)
@@ -200,11 +206,7 @@ class Block(nn.Module):
         x = x + self.drop(sub.SelfAttention(h, keys, values, bias))
         if cross is not None:
             sub = self.layer[1]
-            keys, values, cross_bias = cross
-            # In training this reshape does nothing. In decoding the N samples of a source, one token each, become N
-            # queries of one attention call: the source's keys and values exist once and are read once.
-            h = sub.layer_norm(x).reshape(len(keys), -1, x.shape[-1])
-            x = x + self.drop(sub.EncDecAttention(h, keys, values, cross_bias)).view_as(x)
+            x = x + self.drop(sub.EncDecAttention(sub.layer_norm(x), *cross))
         sub = self.layer[-1]
         return x + self.drop(sub.DenseReluDense(sub.layer_norm(x)))
 
@@ -313,8 +315,9 @@ class T5(nn.Module):
         return self.drop(self.encoder.final_layer_norm(x))
 
     def decode(self, decoder_input_ids: Tensor, encoded: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, T), (B, S, D), (B, S) → hidden states (B, T, D). Teacher forcing: position t sees inputs 0 … t.
+        """(B·N, T), (B, S, D), (B, S) → hidden states (B·N, T, D). Teacher forcing: position t sees inputs 0 … t.
 
+        Where there are several targets of each source (N > 1), they stand in a row and share its keys and values.
         There is no decoder padding mask: the start token has pad's id and must stay visible, and pads after EOS are
         seen by no position that counts.
         """
@@ -363,9 +366,9 @@ class T5(nn.Module):
         """Write N = num_samples continuations of each of B sources, (B, S) → `Generated`.
 
         temperature 0 is greedy; top_k 0 and top_p 1 switch those limits off; forbid lists ids that are never written;
-        encoded is what `encode` gave, where that is at hand. One encoder pass and one set of cross keys and values
-        serve all N samples. Unfinished samples live on a grid of sources × slots; what has ended leaves it, so the
-        batch shrinks as sequences end.
+        encoded is what `encode` gave, where that is at hand. Nothing is computed twice: a source has one encoder pass
+        and one set of cross keys and values, and what its samples have in common so far, their prefix, is one row of
+        the batch. The batch grows where samples part and shrinks as they end.
         """
         if self.training:
             raise RuntimeError("generate() needs model.eval(): dropout would change what is written")
@@ -375,45 +378,51 @@ class T5(nn.Module):
         B, N, T = len(input_ids), num_samples, max_new_tokens
         encoded = self.encode(input_ids, attention_mask) if encoded is None else encoded
         cross_bias = mask_bias(attention_mask[:, None, None, :], encoded.dtype)
-        cross = [(*block.layer[1].EncDecAttention.keys_values(encoded), cross_bias) for block in self.decoder.block]
-        cache = [tuple(encoded.new_empty(2, B * N, c.num_heads, min(T, 32), c.d_kv)) for _ in self.decoder.block]
+        cross = [block.layer[1].EncDecAttention.keys_values(encoded) for block in self.decoder.block]
+        cache = [tuple(encoded.new_empty(2, B, c.num_heads, min(T, 8), c.d_kv)) for _ in self.decoder.block]
         position = torch.arange(T, device=device)
         bias = self.decoder.position_bias(position, position)  # row t is what the token at position t sees
 
-        ids = torch.full((B, N, T), c.pad_token_id, device=device)
-        mask = torch.zeros(B, N, T, dtype=torch.bool, device=device)
-        logp = torch.zeros(B, N, T, device=device)
-        source = torch.arange(B, device=device)[:, None].expand(B, N)  # which output row a place of the grid writes
-        slot = torch.arange(N, device=device)[None, :].expand(B, N)
-        alive = torch.ones(B, N, dtype=torch.bool, device=device)
-        token = torch.full((B * N, 1), c.decoder_start_token_id, device=device)
+        ids = torch.full((B * N, T), c.pad_token_id, device=device)
+        mask = torch.zeros(B * N, T, dtype=torch.bool, device=device)
+        logp = torch.zeros(B * N, T, device=device)
+        sample = torch.arange(B * N, device=device)  # those that go on
+        row = sample // N  # of the prefix of each; at first a source has one row, the start token
+        token = torch.full((B, 1), c.decoder_start_token_id, device=device)
+        source = place = torch.arange(B, device=device)  # of each row
+        grid = source[:, None]  # see `Attention.forward`
         for t in range(T):
             if t == cache[0][0].shape[2]:  # full: double the room
                 cache = [tuple(F.pad(buffer, (0, 0, 0, t)) for buffer in pair) for pair in cache]
             x = self.shared(token)
             for block, block_cross, block_cache in zip(self.decoder.block, cross, cache, strict=True):
-                x = block(x, bias[:, :, t : t + 1, : t + 1], block_cross, block_cache, t)
+                x = block(x, bias[:, :, t : t + 1, : t + 1], (*block_cross, cross_bias, grid, place), block_cache, t)
             step_logp = log_softmax(self.logits(self.decoder.final_layer_norm(x[:, 0])), forbid)  # (rows, V)
-            token = pick(step_logp, temperature, top_k, top_p, generator)  # (rows, 1)
-            ids[source, slot, t] = torch.where(alive, token.view(alive.shape), c.pad_token_id)
-            logp[source, slot, t] = torch.where(alive, step_logp.gather(1, token).view(alive.shape), 0.0)
-            mask[source, slot, t] = alive
-            alive = alive & (token.view(alive.shape) != c.eos_token_id)
+            if step_logp[:, 0].isnan().any():  # one logit that is NaN or infinite makes its whole row NaN
+                raise UserError("the model's outputs are not finite numbers: its weights are broken (too high a --lr?)")
+            choice = pick(step_logp, N, temperature, top_k, top_p, generator)[row, sample % N]  # (samples,)
+            ids[sample, t], logp[sample, t], mask[sample, t] = choice, step_logp[row, choice], True
 
-            rows = alive.any(1).nonzero()[:, 0]  # sources with work left
-            if len(rows) == 0:
+            goes_on = choice != c.eos_token_id
+            sample, row, choice = sample[goes_on], row[goes_on], choice[goes_on]
+            if len(sample) == 0:
                 break
-            width = int(alive.sum(1).max())  # slots of the busiest source
-            if len(rows) * width <= 0.8 * alive.numel():  # moving the cache costs about one step: not for every sample
-                order = alive[rows].int().argsort(dim=1, descending=True, stable=True)[:, :width]
-                places = (rows[:, None] * alive.shape[1] + order).flatten()
-                source, slot, alive = (g[rows].gather(1, order) for g in (source, slot, alive))
-                token = token[places]
-                cache = [(keys[places], values[places]) for keys, values in cache]
-                if len(rows) < len(cross_bias):
-                    cross_bias = cross_bias[rows]
-                    cross = [(keys[rows], values[rows], cross_bias) for keys, values, _ in cross]
-        return Generated(ids[:, :, : t + 1], mask[:, :, : t + 1], logp[:, :, : t + 1])
+            # A prefix is a row and the token after it: where samples of a row chose differently, it has several heirs.
+            prefix, heir = (row * c.vocab_size + choice).unique(return_inverse=True)
+            parent, choice = prefix // c.vocab_size, prefix % c.vocab_size
+            part = len(parent) > len(parent.unique_consecutive())
+            if not part and len(parent) > 0.8 * len(token):  # moving the cache costs about one step: not for every end
+                token[parent, 0] = choice
+                continue
+            token, row, source = choice[:, None], heir, source[parent]
+            cache = [(keys[parent], values[parent]) for keys, values in cache]
+            left, source, count = source.unique_consecutive(return_inverse=True, return_counts=True)
+            if len(left) < len(cross_bias):
+                cross_bias, cross = cross_bias[left], [(keys[left], values[left]) for keys, values in cross]
+            slots, number = int(count.max()), torch.arange(len(source), device=device)
+            place = source * slots + number - (count.cumsum(0) - count)[source]
+            grid = number.new_zeros(len(left) * slots).scatter(0, place, number).view(-1, slots)
+        return Generated(*(x[:, : t + 1].unflatten(0, (B, N)) for x in (ids, mask, logp)))
 
 
 def log_softmax(logits: Tensor, forbid: tuple[int, ...] = ()) -> Tensor:
@@ -424,21 +433,27 @@ def log_softmax(logits: Tensor, forbid: tuple[int, ...] = ()) -> Tensor:
     return logits.log_softmax(-1)
 
 
-def pick(logp: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None) -> Tensor:
-    """Choose one id per row, (rows, V) → (rows, 1): greedy at temperature 0, else sampled.
+def pick(
+    logp: Tensor, samples: int, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
+) -> Tensor:
+    """Choose ids from each row, (rows, V) → (rows, samples): greedy at temperature 0, else drawn independently.
 
     top_p keeps the smallest set of most probable ids whose mass reaches top_p (Holtzman et al. 2020).
     """
     if temperature == 0:
-        return logp.argmax(1, keepdim=True)
-    logp = (logp / temperature).log_softmax(1)
-    if 0 < top_k < logp.shape[1]:
-        logp = logp.masked_fill(logp < logp.topk(top_k).values[:, -1:], -torch.inf).log_softmax(1)
+        return logp.argmax(1, keepdim=True).expand(-1, samples)
+    p = (logp / temperature).softmax(1)
+    if 0 < top_k < p.shape[1]:
+        p = p.masked_fill(p < p.topk(top_k).values[:, -1:], 0.0)
+        p = p / p.sum(1, keepdim=True)
     if top_p < 1:
-        sorted_p, order = logp.exp().sort(1, descending=True)
+        sorted_p, order = p.sort(1, descending=True)
         mass_before = sorted_p.cumsum(1) - sorted_p
-        logp = logp.masked_fill((mass_before >= top_p).gather(1, order.argsort(1)), -torch.inf)
-    return torch.multinomial(logp.softmax(1), 1, generator=generator)
+        p = p.masked_fill((mass_before >= top_p).gather(1, order.argsort(1)), 0.0)
+    # The first id at which the mass reaches a random number in (0, 1]: torch.multinomial would need V of them.
+    mass = p.cumsum(1)
+    u = 1 - torch.rand(len(p), samples, device=p.device, generator=generator)
+    return torch.searchsorted(mass, u * mass[:, -1:])
 
 
 # ------------------------------------------------------------------------------------------------ text ↔ ids
@@ -624,11 +639,14 @@ def save_checkpoint(model: T5, folder: str | Path, tokenizer: Tokenizer | None =
     weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}  # a tied one comes once
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as beside:
         beside = Path(beside)
-        save_file(weights, beside / "model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(weights, beside / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as e:  # a full disk, for instance
+            raise OSError(f"{folder / 'model.safetensors'}: {e}") from None
         write_json(beside / "config.json", {**c.to_dict(), "dtype": dtype})
         write_json(beside / "generation_config.json", special)
         if tokenizer is not None:
-            tokenizer.save(str(beside / "tokenizer.json"))
+            (beside / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
             names = {name: tokenizer.id_to_token(special[f"{name}_id"]) for name in ("eos_token", "pad_token")}
             write_json(beside / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **names})
         for file in (files := list(beside.iterdir())):

@@ -61,17 +61,18 @@ def teacher_forced(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Log-probability of each given token, entropy of the softmax it was drawn from, and value, each (R, T), in nats.
 
-    encoded is (B, S, D): N rows of ids share one source. The old and new log-probabilities of a ratio must both come
-    from here: the cached decoder that samples rounds differently. What is beyond the mask is 0.
+    encoded is (B, S, D): N rows of ids share one source, and its keys and values. The old and new log-probabilities of
+    a ratio must both come from here: the cached decoder that samples rounds differently. What is beyond the mask is 0.
     """
-    samples = len(ids) // len(encoded)
-    encoded, source_mask = (x.repeat_interleave(samples, 0) for x in (encoded, source_mask))
-    hidden = model.decode(model.shift_right(ids), encoded, source_mask)  # (R, T, D)
-    every = log_softmax(model.logits(hidden), forbid)  # (R, T, V)
-    logp = every.gather(2, ids[..., None])[..., 0].masked_fill(~mask, 0.0)
-    with torch.no_grad():  # 0 · log 0 = 0, for the forbidden ids
-        entropy = -(every.exp() * every.masked_fill(every == -torch.inf, 0.0)).sum(2).masked_fill(~mask, 0.0)
-    values = head(hidden).masked_fill(~mask, 0.0) if head else torch.zeros_like(logp)
+    hidden = model.decode(model.shift_right(ids), encoded, source_mask)[mask]  # (tokens, D): only real ones are scored
+    every = log_softmax(model.logits(hidden), forbid)  # (tokens, V)
+
+    def grid(x: Tensor) -> Tensor:  # (tokens,) → (R, T)
+        return x.new_zeros(mask.shape).masked_scatter(mask, x)
+
+    logp = grid(every.gather(1, ids[mask][:, None])[:, 0])
+    entropy = grid(torch.special.entr(every.detach().exp()).sum(1))  # Σ −p log p, 0 for the forbidden ids
+    values = grid(head(hidden)) if head else torch.zeros_like(logp)
     return logp, entropy, values
 
 

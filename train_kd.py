@@ -111,21 +111,21 @@ def taken_over(s: Settings) -> list[dict]:
 def ask_teacher(
     run: data.Run, large: LM, small: LocalLM, examples: list[data.Example], split: str, limit: int
 ) -> list[dict]:
-    """M_L's chain of thought for each example, appended to rationales.jsonl in chunks; what is there is not asked.
-    Its length is counted in tokens of M_S, which is to write it."""
+    """M_L's chain of thought for each example, appended to rationales.jsonl in chunks; a chunk that is there is not
+    asked. Its length is counted in tokens of M_S, which is to write it."""
     done = {row["id"]: row for row in run.read("rationales.jsonl")}
-    todo = [example for example in examples if example.id not in done]
-    bar = tqdm(total=len(examples), initial=len(examples) - len(todo), desc=f"M_L writes rationales, {split}")
-    with bar:  # closed whatever happens: an error gets a line of its own
-        for start in range(0, len(todo), 4 * large.batch_size):
-            chunk = todo[start : start + 4 * large.batch_size]
-            for example, thought in zip(chunk, lmcot.chain_of_thought(large, chunk, limit), strict=True):
-                row = {"id": example.id, "question": example.question, "rationale": thought.rationale,
-                       "prediction": thought.prediction, "parsed": thought.parsed,
-                       "right": data.exact_match(thought.prediction, example.answers) == 1,
-                       "tokens": small.count_tokens(thought.rationale)}  # fmt: skip
-                run.append("rationales.jsonl", row)
-                done[example.id] = row
+    with tqdm(total=len(examples), desc=f"M_L writes rationales, {split}") as bar:  # closed also after an error
+        for start in range(0, len(examples), 4 * large.batch_size):
+            chunk = examples[start : start + 4 * large.batch_size]
+            # A chunk of which a crash left a part is asked whole: M_L rounds differently in other batches.
+            if missing := [example.id for example in chunk if example.id not in done]:
+                for example, thought in zip(chunk, lmcot.chain_of_thought(large, chunk, limit), strict=True):
+                    row = {"id": example.id, "question": example.question, "rationale": thought.rationale,
+                           "prediction": thought.prediction, "parsed": thought.parsed,
+                           "right": data.exact_match(thought.prediction, example.answers) == 1,
+                           "tokens": small.count_tokens(thought.rationale)}  # fmt: skip
+                    done.setdefault(example.id, row)
+                run.append("rationales.jsonl", *(done[each] for each in missing))
             bar.update(len(chunk))
     return [done[example.id] for example in examples]
 
@@ -149,8 +149,9 @@ def token_loss(model, ids, mask, labels, bf16: bool = False) -> torch.Tensor:
     """Cross-entropy summed over the target's tokens, in nats; divide by their number for the mean."""
     ids, mask, labels = (x.to(model.shared.weight.device) for x in (ids, mask, labels))
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
-        logits = model(ids, mask, model.shift_right(labels))
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+        hidden = model.decode(model.shift_right(labels), model.encode(ids, mask), mask)
+        logits = model.logits(hidden[labels != -100])  # (tokens, V): padding is not worth its row of V numbers
+    return F.cross_entropy(logits.float(), labels[labels != -100], reduction="sum")
 
 
 @torch.no_grad()
@@ -159,6 +160,8 @@ def held_out_loss(model, pairs: list, batch_size: int, bf16: bool = False) -> fl
     model.eval()
     batches = data.share(list(make_batches(pairs, batch_size)))
     losses = data.gather([float(token_loss(model, *batch, bf16)) for batch in batches])
+    if not math.isfinite(sum(losses)):
+        raise data.RunError("M_S's held-out loss is not a finite number, so that nothing of it is saved: lower --lr")
     return sum(losses) / sum(len(target) for _, target in pairs)
 
 
@@ -210,7 +213,7 @@ def main() -> None:
         # ---- 3: M_S learns to write them
         before = lmcot.write_rationales(small, dev[:3], s.max_new_tokens)
         model = small.model
-        optimizer = torch.optim.AdamW(model.parameters(), s.lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(model.parameters(), s.lr, weight_decay=0.0, fused=True)
         steps_per_epoch = math.ceil(len(pairs["train"]) / s.batch_size)
         total, warmup = s.epochs * steps_per_epoch, max(1, s.epochs * steps_per_epoch // 20)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -234,7 +237,7 @@ def main() -> None:
             model.train()
             # Dropout: each epoch has a seed of its own, so that resuming repeats it, and so has each process.
             torch.manual_seed(s.seed * 1000 + epoch + 10**9 * data.rank_and_size()[0])
-            losses = []
+            losses, norms = [], []
             batches = make_batches(pairs["train"], s.batch_size, random.Random(f"{s.seed} {epoch}"))
             bar = tqdm(batches, total=steps_per_epoch, desc=f"M_S learns, epoch {epoch}/{s.epochs}", mininterval=0.5)
             for batch in bar:
@@ -245,12 +248,15 @@ def main() -> None:
                     loss += part_loss.item()
                 data.sum_gradients(model.parameters())
                 loss = sum(data.gather([loss]))
-                assert math.isfinite(loss), "the training loss is not a finite number: lower --lr"
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    what = dict(zip(("ids", "mask", "labels"), batch, strict=True))
+                    run.stop("a loss or its gradient", what | {"epoch": epoch, "loss": loss, "grad_norm": norm})
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
                 losses.append(loss)
+                norms.append(norm)
                 bar.set_postfix_str(f"loss {sum(losses[-20:]) / len(losses[-20:]):.3f}")
             loss = held_out_loss(model, pairs["dev"], s.batch_size, s.bf16)
             state["epoch"] = epoch
@@ -258,13 +264,13 @@ def main() -> None:
                 state |= {"best": loss, "best_epoch": epoch}
                 if run.writes:
                     model.save_pretrained(run.path("model"), small.tokenizer)
-            record = {"epoch": epoch, "train_loss": sum(losses) / len(losses), "held_out_loss": loss}
+            record = {"epoch": epoch, "train_loss": sum(losses) / len(losses), "held_out_loss": loss,
+                      "grad_norm": sum(norms) / len(norms)}  # fmt: skip
             run.append("metrics.jsonl", record)
             print(f"epoch {epoch}: training loss {record['train_loss']:.3f}, held-out loss {loss:.3f}"
                   f"{' (best so far, saved)' if state['best_epoch'] == epoch else ''}")  # fmt: skip
             parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-            everything = state | {name: part.state_dict() for name, part in parts.items()}
-            run.save("state.pt", lambda path, content=everything: torch.save(content, path))
+            run.save("state.pt", state | {name: part.state_dict() for name, part in parts.items()})
         if not run.path("model").exists():
             raise data.RunError("training never lowered the held-out loss: lower --lr, or give more examples")
         trained = lmcot.load_small(s, run.path("model"))

@@ -18,6 +18,7 @@ The same command continues a run that was interrupted and prints the table of on
 """
 
 import json
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def main() -> None:
     policy, reference = small.model, distilled_small.model  # dropout stays off in both: it would change the ratios
     head = rl.ValueHead(policy.config.d_model).to(small.device)
     groups = [{"params": policy.parameters(), "lr": s.lr}, {"params": head.parameters(), "lr": s.critic_lr}]
-    optimizer = torch.optim.Adam(groups, eps=1e-5)
+    optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
     weights, combination = rewards.parse_weights(s.weights), rewards.Combination(s.reward, s.task_weight)
     autocast = torch.autocast(small.device.type, torch.bfloat16, enabled=s.bf16)
 
@@ -139,7 +140,7 @@ def main() -> None:
                         policy.save_pretrained(run.path("model"), small.tokenizer)
                 parts = {"policy": policy, "head": head, "optimizer": optimizer}
                 parts = {name: part.state_dict() for name, part in parts.items()} | {"combination": vars(combination)}
-                run.save("state.pt", lambda path, content=state | parts: torch.save(content, path))
+                run.save("state.pt", state | parts)
             if step == s.steps:
                 break
             rng = random.Random(f"{s.seed} {step}")  # every step has its own: a run that goes on repeats nothing
@@ -162,6 +163,9 @@ def main() -> None:
             r = rl.join(data.gather([r.to("cpu")])).to(small.device)  # from here on, that of all processes
             scores = combination([each["R_aspect"] for each in scored], [each["R_task"] for each in scored])
             scores = torch.tensor(scores, device=small.device) - s.missing_eos_penalty * ~r.ended  # (R,)
+            batch = vars(r) | {"scores": scores, "questions": [example.id for example in asked]}
+            if not all(x.isfinite().all() for x in (scores, r.logp_old, r.logp_ref, r.values)):
+                run.stop("a reward, log-probability or value", batch)
 
             # ---- 3 rewards per token, advantages
             better = scores - rl.others_mean(scores, s.samples_per_prompt)  # than what else the question got
@@ -189,17 +193,18 @@ def main() -> None:
                         policy_loss = rl.ppo_loss(logp, logp_old, whitened[rows], mask, s.clip)
                         value_loss = rl.value_loss(values, r.values[rows], returns[rows], mask, s.value_clip)
                         loss = policy_loss + value_loss  # of separate parameters: no coefficient weighs them
-                        assert torch.isfinite(loss), "the loss is not a finite number: lower --lr"
                         (loss * (mask.sum() / tokens)).backward()  # a mean over all tokens of the minibatch
                         found = rl.update_metrics(logp, logp_old, entropy, mask, s.clip)
                         is_first = not updates and not s.bf16
-                        assert not is_first or abs(found["ratio_max"] - 1) < 1e-4, "before any update the ratio is 1"
+                        assert not (is_first and abs(found["ratio_max"] - 1) > 1e-4), "before any update the ratio is 1"
                         parts.append(found | {"policy_loss": policy_loss.item(), "value_loss": value_loss.item()})
                     data.sum_gradients([*policy.parameters(), *head.parameters()])
                     norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0))
+                    parts = data.gather([part | {"grad_norm": norm} for part in parts])
+                    if not all(math.isfinite(x) for part in parts for x in part.values()):
+                        run.stop("a loss, a ratio or a gradient", batch | {"minibatch": minibatch, "updates": parts})
                     optimizer.step()
-                    updates += [part | {"grad_norm": norm} for part in parts]
-            updates = data.gather(updates)
+                    updates += parts
 
             # ---- log
             row = {"step": step + 1, "reward": float(scores.mean()), "beta": state["beta"], **rl.rollout_metrics(r)}

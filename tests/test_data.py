@@ -8,16 +8,20 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 import data
 from data import DataError, Example, Paragraph, Run, RunError, UserError, load
+from model import T5, T5Config
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SAMPLES = {  # counts and question types as the samples' README gives them
@@ -669,18 +673,92 @@ def test_a_folder_in_use_is_refused_also_with_overwrite(folder):
     Run(folder, Settings()).close()
 
 
-def test_the_lock_of_a_live_process_holds_and_that_of_a_dead_one_does_not(folder):
-    folder.mkdir(parents=True)
-    (folder / "lock").write_text(str(os.getppid()))
-    with pytest.raises(RunError, match=f"in use by process {os.getppid()}: wait for it, or delete .*lock"):
+HOLD = """
+import sys
+sys.path.insert(0, {root!r})
+from dataclasses import dataclass
+import data
+
+@dataclass
+class Settings:
+    steps: int = 1
+
+sys.stdin.readline()
+try:
+    with data.Run({folder!r}, Settings()):
+        print("held", flush=True)
+        sys.stdin.readline()
+except data.RunError as error:
+    print(error, flush=True)
+"""
+
+
+def test_of_several_processes_one_holds_a_folder_and_a_killed_one_holds_it_no_more(folder):
+    code = HOLD.format(root=str(Path(data.__file__).parent), folder=str(folder))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    rivals = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2)]
+    for rival in rivals:  # all have started by now, or nearly so
+        print(file=rival.stdin, flush=True)
+    said = [rival.stdout.readline().strip() for rival in rivals]
+    holder = rivals[said.index("held")]
+    others = {line for line in said if line != "held"}
+    assert others == {f"{folder} is in use by process {holder.pid}: wait for it, or choose another --out"}
+    with pytest.raises(RunError, match=f"in use by process {holder.pid}"):
         Run(folder, Settings())
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    for stale in (gone.pid, os.getpid()):  # our own number without our lock: left before a restart
-        (folder / "lock").write_text(str(stale))
-        with Run(folder, Settings()):
-            assert (folder / "lock").read_text() == str(os.getpid())
-    assert not (folder / "lock").exists()
+    holder.kill()
+    for rival in rivals:
+        rival.communicate()
+    assert (folder / "lock").read_text() == str(holder.pid)
+    (folder / "settings.json").unlink()
+    with Run(folder, Settings()) as run:
+        assert (folder / "lock").read_text() == str(os.getpid())
+        run.write("a.txt", "mine")
+    assert names(folder) == {"settings.json", "a.txt"}
+
+
+@pytest.mark.parametrize("number", ["", "1", str(os.getppid()), str(os.getpid()), "no number"])
+def test_a_lock_file_that_no_process_holds_is_stale_whatever_number_is_in_it(folder, number):
+    """Empty: killed between making and filling it. A live number: another process got the dead one's."""
+    folder.mkdir(parents=True)
+    (folder / "lock").write_text(number)
+    with Run(folder, Settings()), pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+        Run(folder, Settings())
+    assert names(folder) == {"settings.json"}
+
+
+def test_a_lock_file_deleted_by_its_last_holder_in_this_moment_is_made_anew(folder, monkeypatch):
+    folder.mkdir(parents=True)
+    take = data._take
+
+    def late(file):
+        if (folder / "lock").stat().st_mtime_ns and not deleted:
+            deleted.append((folder / "lock").unlink())
+        return take(file)
+
+    deleted = []
+    monkeypatch.setattr(data, "_take", late)
+    with Run(folder, Settings()), pytest.raises(RunError, match="in use"):
+        Run(folder, Settings())
+
+
+def test_what_killed_saves_left_is_gone_when_the_run_goes_on(folder):
+    with Run(folder, Settings()) as run:
+        run.write("state.pt", "good")
+    (folder / ".state.pt.new").write_text("ha")
+    (folder / "model" / ".saving-abc").mkdir(parents=True)
+    (folder / "model" / ".saving-abc" / "model.safetensors").write_text("lf")
+    (folder / "model" / "config.json").write_text("{}")
+    with Run(folder, Settings()):
+        assert names(folder) == {"settings.json", "lock", "state.pt", "model"}
+        assert names(folder / "model") == {"config.json"}
+
+
+def test_a_run_killed_while_it_writes_its_settings_for_the_first_time_can_start_again(folder):
+    folder.mkdir(parents=True)
+    (folder / ".settings.json.new").write_text('{"ste')
+    (folder / "lock").touch()
+    Run(folder, Settings()).close()
+    assert names(folder) == {"settings.json"}
 
 
 def test_write_takes_text_bytes_and_objects(folder):
@@ -707,6 +785,75 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert path.read_text() == "old" and names(tmp_path) == {"a.json"}
 
 
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 100 kB: the system refuses a write as a full disk does, after a part of it."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("write", [
+    lambda run: run.write("state.pt", b"x" * 200_000),
+    lambda run: run.save("state.pt", {"x": torch.zeros(50_000)}),
+    lambda run: run.save("state.pt", {str(i): torch.zeros(500) for i in range(100)}),
+    lambda run: T5(T5Config(vocab_size=2000, d_model=32, d_kv=8, d_ff=48, num_heads=4, num_layers=1,
+                            num_decoder_layers=1)).save_pretrained(run.path("model")),
+    lambda run: run.append("m.jsonl", {"text": "x" * 200_000}),
+])  # fmt: skip
+def test_on_a_full_disk_every_way_to_write_ends_in_one_sentence_and_what_was_there_stays(
+    write, folder, full_disk, capsys
+):
+    def main():
+        with Run(folder, Settings()) as run:
+            write(run)
+
+    with Run(folder, Settings()) as run:
+        run.save("state.pt", {"epoch": 3})
+        run.append("m.jsonl", {"step": 1})
+        run.path("model").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        data.run_main(main)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1 and "File too large" in said
+    assert torch.load(folder / "state.pt", weights_only=True) == {"epoch": 3}
+    with Run(folder, Settings()) as run:
+        assert run.read("m.jsonl") == [{"step": 1}]
+        assert names(folder) == {"settings.json", "lock", "state.pt", "m.jsonl", "model"}
+        assert not names(run.path("model"))
+        run.append("m.jsonl", {"step": 2})
+        assert run.read("m.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+def test_a_folder_that_becomes_read_only_ends_a_run_in_one_sentence_that_names_the_file(capsys):
+    def main():
+        with Run(folder, Settings()) as run:
+            folder.chmod(0o555)
+            run.save("state.pt", {"epoch": 4})
+
+    with tempfile.TemporaryDirectory() as place:  # not tmp_path, which only its owner may enter
+        Path(place).chmod(0o777)
+        folder, user = Path(place) / "run", os.geteuid()
+        try:
+            if user == 0:  # who may write anywhere
+                os.seteuid(65534)
+            with Run(folder, Settings()) as run:
+                run.save("state.pt", {"epoch": 3})
+            for _ in range(2):
+                with pytest.raises(SystemExit) as stopped:
+                    data.run_main(main)
+                said = capsys.readouterr().err
+                assert stopped.value.code == 2 and said == f"error: {folder / 'state.pt'}: Permission denied\n"
+            folder.chmod(0o755)
+            with Run(folder, Settings()) as run:
+                assert torch.load(run.path("state.pt"), weights_only=True) == {"epoch": 3}
+            assert names(folder) == {"settings.json", "state.pt"}
+        finally:
+            os.seteuid(user)
+
+
 # ---- How a script ends -----------------------------------------------------------------------------------------------
 
 
@@ -730,15 +877,23 @@ def test_a_mistake_ends_in_one_sentence_and_a_status(capsys, error, status, said
     assert stopped.value.code == status and capsys.readouterr().err == said
 
 
-def test_the_message_of_ctrl_c_stands_below_a_progress_bar(capsys, monkeypatch):
+def test_after_ctrl_c_in_a_run_that_overwrites_the_same_command_would_lose_it(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_kd.py", "--overwrite"])
+    test_a_mistake_ends_in_one_sentence_and_a_status(
+        capsys, KeyboardInterrupt(), 130, "interrupted: run the same command again without --overwrite to continue\n"
+    )
+
+
+def test_the_sentence_stands_below_a_progress_bar_that_was_not_closed(capsys):
     def main():
-        print("\r 50%|#####", end="", file=sys.stderr)
+        bar = tqdm(total=2)
+        bar.update()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with pytest.raises(SystemExit):
         data.run_main(main)
-    assert capsys.readouterr().err.split("\n")[1] == "interrupted: run the same command again to continue"
+    *_, bar, said, end = capsys.readouterr().err.split("\n")
+    assert "1/2" in bar and said == "interrupted: run the same command again to continue" and not end
 
 
 def test_a_bug_keeps_its_traceback_and_success_returns():

@@ -3,14 +3,18 @@ worked by hand from scripted LMs, and the number of questions asked."""
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import data
 import rewards
 from data import Example, Paragraph, Run
-from eval import METHODS, Outcome, align, as_markdown, bootstrap, evaluate, interval, summarise
+from eval import METHODS, Outcome, align, as_markdown, bootstrap, evaluate, interval, main, summarise
+from model import T5
 
 # ------------------------------------------------------------------------------------------------ statistics
 
@@ -328,3 +332,25 @@ def test_self_consistency_shows_a_rationale_that_led_to_the_winning_answer(tmp_p
     (row,) = (row for row in rows if row["method"] == "LM-guided, KD + SC" and row["seed"] == 0)
     shown = {a["id"]: (a["prediction"], a["rationale"]) for a in row["answers"]}
     assert shown["id1"] == ("Rome", "So it is Rome.") and shown["id2"] == ("lost", "Who knows.")
+
+
+def test_answers_of_an_m_s_that_was_trained_anew_are_refused_and_another_method_may_join(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for role in ("kd", "rl"):
+        shutil.copytree(Path(data.__file__).parent / "tiny" / "small", Path("runs", role, "model"))
+
+    def run(*flags):
+        monkeypatch.setattr("sys.argv", ["eval.py", "--limit", "1", "--samples", "1", "--max-new-tokens", "8", *flags])
+        try:
+            data.run_main(main)
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    Path("runs/rl").rename("elsewhere")
+    assert run() == 0 and "LM-guided, RL" not in capsys.readouterr().out
+    Path("elsewhere").rename("runs/rl")
+    assert run() == 0 and "LM-guided, RL" in capsys.readouterr().out
+    T5.from_pretrained("runs/kd/model").init_weights(1).save_pretrained("runs/kd/model")
+    assert run() == 2 and "no longer the one in runs/kd" in capsys.readouterr().err
+    assert run("--overwrite") == 0

@@ -240,14 +240,17 @@ def test_the_mask_ends_with_the_first_eos_and_ended_says_whether_there_is_one(ro
     assert 0 < float(r.ended.float().mean()) < 1  # both kinds occur
 
 
-def test_each_encoder_runs_once_per_prompt_in_a_rollout():
+def test_in_a_rollout_each_encoder_runs_once_per_prompt_and_keys_are_made_once_per_pass_of_the_decoder():
     policy, reference = tiny_policy(), tiny_policy(1)
-    rows = []
+    rows, keys = [], []
     for model in (policy, reference):
         model.encoder.block[0].register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+        key = model.decoder.block[0].layer[1].EncDecAttention.k
+        key.register_forward_pre_hook(lambda _, args: keys.append(len(args[0])))
     source, mask = sources(5)
     rl.rollout(policy, reference, rl.ValueHead(32), source, mask, 4, 6, FORBID, torch.Generator().manual_seed(0))
     assert rows == [5, 5]
+    assert keys == [5, 5, 5], "sampling, scoring by the policy, scoring by the reference"
 
 
 def test_the_critic_learns_from_its_loss_and_the_policy_does_not(rolled):

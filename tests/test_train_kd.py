@@ -313,6 +313,82 @@ def test_each_epoch_is_logged_once_whenever_the_run_was_interrupted(whole, stude
     assert lines(folder / "metrics.jsonl") == lines(whole[0] / "metrics.jsonl")
 
 
+# ------------------------------------------------------------------------------------------------ broken numbers
+
+
+def test_a_loss_that_is_no_number_stops_the_step_saves_its_batch_and_keeps_the_last_epoch(
+    whole, student, tokenizer, tmp_path, monkeypatch, capsys
+):
+    folder, batches, original = tmp_path / "kd", [], train_kd.token_loss
+
+    def loss(model, *args):
+        batches.extend([args] * model.training)
+        broken = model.training and len(batches) == 5  # three in an epoch
+        return original(model, *args) * (float("nan") if broken else 1)
+
+    monkeypatch.setattr(train_kd, "token_loss", loss)
+    assert start(monkeypatch, folder, student, tokenizer)[0] == 2
+    one_sentence(capsys, "a loss or its gradient is not a finite number", "bad_batch.pt", "--lr")
+    assert torch.load(folder / "state.pt", weights_only=True)["epoch"] == 1
+    batch = torch.load(folder / "bad_batch.pt", weights_only=True)
+    assert batch["epoch"] == 2 and not torch.tensor(batch["loss"]).isfinite()
+    for name, expected in zip(("ids", "mask", "labels"), batches[4], strict=False):
+        assert torch.equal(batch[name], expected)
+    monkeypatch.setattr(train_kd, "token_loss", original)  # say, on another machine
+    assert start(monkeypatch, folder, student, tokenizer)[0] == 0
+    same_run(whole[0], folder)
+    assert lines(folder / "metrics.jsonl") == lines(whole[0] / "metrics.jsonl")
+
+
+def test_a_learning_rate_that_breaks_the_weights_ends_in_one_sentence_and_saves_none_of_it(
+    student, tokenizer, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "kd"
+    assert start(monkeypatch, folder, student, tokenizer, "--lr", 1e30)[0] == 2
+    one_sentence(capsys, "not a finite number", "--lr")
+    assert not (folder / "model").exists() and not (folder / "state.pt").exists()
+
+
+def test_the_gradient_is_clipped_and_its_norm_before_that_is_logged(student, tokenizer, tmp_path, monkeypatch):
+    norms, clipped = [], torch.nn.utils.clip_grad_norm_
+
+    def clip(parameters, limit):
+        parameters = list(parameters)
+        squares = sum(float(p.grad.double().square().sum()) for p in parameters)
+        found = clipped(parameters, limit)
+        after = sum(float(p.grad.double().square().sum()) for p in parameters)
+        assert after**0.5 == pytest.approx(min(limit, squares**0.5), rel=1e-4)
+        norms.append(squares**0.5)
+        return found
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    assert start(monkeypatch, tmp_path / "kd", student, tokenizer, "--epochs", 1, "--samples", 1)[0] == 0
+    assert lines(tmp_path / "kd" / "metrics.jsonl")[1]["grad_norm"] == pytest.approx(sum(norms) / len(norms), rel=1e-4)
+
+
+def test_on_a_full_disk_training_ends_in_one_sentence_and_goes_on_when_there_is_room(
+    whole, student, tokenizer, tmp_path, monkeypatch, capsys
+):
+    resource = pytest.importorskip("resource")
+    before, folder, save = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "kd", torch.save
+
+    def save_on_a_full_disk(*args):
+        if (folder / "state.pt").exists():  # the second state, and halfway through it
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "state.pt").stat().st_size // 2, before[1]))
+        save(*args)
+
+    monkeypatch.setattr(torch, "save", save_on_a_full_disk)
+    try:
+        assert start(monkeypatch, folder, student, tokenizer)[0] == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    one_sentence(capsys, f"{folder / 'state.pt'}: File too large")
+    assert torch.load(folder / "state.pt", weights_only=True)["epoch"] == 1
+    monkeypatch.setattr(torch, "save", save)
+    assert start(monkeypatch, folder, student, tokenizer)[0] == 0
+    same_run(whole[0], folder)
+
+
 # ------------------------------------------------------------------------------------------------ other ways to run it
 
 
@@ -359,6 +435,18 @@ def test_other_settings_in_the_same_folder_are_refused_and_named(whole, student,
     code, teachers = start(monkeypatch, whole[0], student, tokenizer, "--lr", 0.5, "--patience", 7)
     assert code == 2 and not any(t.asked for t in teachers)
     one_sentence(capsys, "lr is 0.003 there and 0.5 here", "patience is 2 there and 7 here", "--overwrite")
+
+
+def test_part_of_a_chunk_is_asked_with_the_whole_chunk_and_written_once(
+    whole, student, tokenizer, tmp_path, monkeypatch
+):
+    """In another batch M_L would round differently, so that some text might come out differently."""
+    folder = tmp_path / "kd"
+    assert start(monkeypatch, folder, student, tokenizer, fail_at=2)[0] == 130
+    twelve = (folder / "rationales.jsonl").read_text()
+    (folder / "rationales.jsonl").write_text(twelve[: len(twelve) // 2])
+    assert start(monkeypatch, folder, student, tokenizer, fail_at=2)[0] == 130
+    assert (folder / "rationales.jsonl").read_text() == twelve and len(twelve.splitlines()) == 12
 
 
 def test_a_missing_folder_of_a_model_is_named_in_one_sentence(student, tokenizer, tmp_path, monkeypatch, capsys):

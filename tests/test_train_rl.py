@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -167,7 +168,98 @@ def test_seeds_differ_and_a_seed_repeats_itself(whole, kd, tmp_path, monkeypatch
     assert rows["whole"] == rows["same"] != rows["other"]
 
 
+# ------------------------------------------------------------------------------------------------ broken numbers
+
+
+def spoil_ratio(monkeypatch, factor):
+    original, calls = rl.update_metrics, []
+
+    def metrics(*args):
+        calls.append(args)
+        return original(*args) | ({"ratio_max": factor} if len(calls) == 10 else {})  # of 4 in each step: in step 3
+
+    monkeypatch.setattr(rl, "update_metrics", metrics)
+
+
+def spoil_loss(monkeypatch, factor):
+    original, calls = rl.value_loss, []
+
+    def loss(*args):
+        calls.append(args)
+        return original(*args) * (factor if len(calls) == 10 else 1)
+
+    monkeypatch.setattr(rl, "value_loss", loss)
+
+
+def spoil_reward(monkeypatch, factor):
+    original, calls = rewards.Combination.__call__, []
+
+    def combine(self, *args):
+        calls.append(args)
+        return [x * factor if len(calls) == 3 and i == 5 else x for i, x in enumerate(original(self, *args))]
+
+    monkeypatch.setattr(rewards.Combination, "__call__", combine)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "broken"), [(spoil_ratio, float("inf")), (spoil_loss, float("nan")), (spoil_reward, float("inf"))]
+)
+def test_a_ratio_loss_or_reward_that_is_no_number_stops_the_step_and_the_run_can_go_on(
+    spoil, broken, whole, kd, tmp_path, capsys
+):
+    folder = tmp_path / "rl"
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(patch, broken)
+        assert start(patch, folder, kd)[0] == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "is not a finite number" in said and "bad_batch.pt" in said and "lower --lr" in said
+    assert torch.load(folder / "state.pt", weights_only=True)["step"] == 2
+    batch = torch.load(folder / "bad_batch.pt", weights_only=True)
+    assert batch["ids"].shape == batch["logp_old"].shape and len(batch["questions"]) == 4
+    numbers = [*batch["scores"].tolist(), *(x for part in batch.get("updates", []) for x in part.values())]
+    assert sum(not torch.tensor(x).isfinite() for x in numbers) > 0
+    with pytest.MonkeyPatch.context() as patch:
+        assert start(patch, folder, kd)[0] == 0
+    for file in ("metrics.jsonl", "dev.jsonl", "model/model.safetensors"):
+        assert (folder / file).read_bytes() == (whole[0] / file).read_bytes(), file
+
+
+def test_a_learning_rate_that_breaks_the_weights_ends_in_one_sentence_and_keeps_the_last_ones(
+    kd, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "rl"
+    assert start(monkeypatch, folder, kd, "--lr", 1e30)[0] == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and said.count("error: ") == 1 and "finite number" in said.partition("error: ")[2]
+    state, first = torch.load(folder / "state.pt", weights_only=True), T5.from_pretrained(kd / "model").state_dict()
+    assert state["step"] == 0 and all(torch.equal(state["policy"][name], p) for name, p in first.items())
+
+
+def test_weights_that_are_no_numbers_are_named_before_anything_is_written(kd, tmp_path, monkeypatch, capsys):
+    broken = tmp_path / "kd"
+    shutil.copytree(kd, broken)
+    model = T5.from_pretrained(kd / "model")
+    model.lm_head.weight.data[7, 3] = float("nan")
+    model.save_pretrained(broken / "model")
+    assert start(monkeypatch, tmp_path / "rl", broken)[0] == 2
+    said = capsys.readouterr().err
+    assert said.count("error: ") == 1 and "error: the model's outputs are not finite numbers" in said
+    assert not (tmp_path / "rl" / "state.pt").exists()
+
+
 # ------------------------------------------------------------------------------------------------ settings
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name_and_overwrite_starts_anew(
+    kd, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "rl"
+    assert start(monkeypatch, folder, kd, "--steps", 1, "--samples", 1)[0] == 0
+    assert start(monkeypatch, folder, kd, "--steps", 1, "--samples", 1, "--beta", 0.5, "--seed", 3)[0] == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "beta is 0.05 there and 0.5 here; seed is 0 there and 3 here" in said and "--overwrite" in said
+    assert start(monkeypatch, folder, kd, "--steps", 1, "--samples", 1, "--beta", 0.5, "--overwrite")[0] == 0
+    assert [row["beta"] for row in lines(folder / "metrics.jsonl")] == [0.5]
 
 
 def test_task_weight_weights_and_penalty_do_what_they_say(kd, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ import json
 import random
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -217,6 +218,12 @@ WEIGHTS = (45, 25, 20, 10)
 # ------------------------------------------------------------------------------------------------ a world
 
 
+@cache  # the same few are asked for a million times
+def partners(split: str, a: str, kind: str) -> list[str]:
+    """The names of a kind that may stand in one fact or one comparison with a in this split."""
+    return [b for b in NAMES[kind] if a != b and split_of(a, b) == split]
+
+
 class Impossible(Exception):
     """The random choices so far leave no question to ask (no name is allowed in this split, a tie): draw again."""
 
@@ -228,15 +235,12 @@ class World:
         self.split, self.rng = split, random.Random(seed)
         self.facts: dict[tuple[str, str], str] = {}
 
-    def allowed(self, a: str, b: str) -> bool:
-        return a != b and split_of(a, b) == self.split
-
     def fact(self, subject: str, relation: str) -> str:
         if (subject, relation) not in self.facts:
             names = NAMES[RELATIONS[relation].object]
             if names is not YEARS:  # one object for one relation of a subject: nobody marries a parent
                 taken = {self.facts.get((subject, other)) for other in KINDS[RELATIONS[relation].subject]}
-                names = [name for name in names if self.allowed(subject, name) and name not in taken]
+                names = [n for n in partners(self.split, subject, RELATIONS[relation].object) if n not in taken]
                 if relation == "spouse":  # nobody is married twice
                     names = [name for name in names if (name, relation) not in self.facts]
             if not names:
@@ -248,7 +252,8 @@ class World:
 
     def make_equal(self, a: str, b: str, relation: str) -> None:
         """Let a and b share the object of a relation."""
-        shared = [name for name in NAMES[RELATIONS[relation].object] if self.allowed(a, name) and self.allowed(b, name)]
+        kind = RELATIONS[relation].object
+        shared = [name for name in partners(self.split, a, kind) if name in partners(self.split, b, kind)]
         if not shared or (a, relation) in self.facts or (b, relation) in self.facts:
             raise Impossible
         self.facts[a, relation] = self.facts[b, relation] = self.rng.choice(shared)
@@ -256,7 +261,7 @@ class World:
     def pair(self, kind: str) -> tuple[str, str]:
         """Two names of a kind that may be compared in this split."""
         a = self.rng.choice(NAMES[kind])
-        others = [name for name in NAMES[kind] if self.allowed(a, name)]
+        others = partners(self.split, a, kind)
         if not others:
             raise Impossible
         return a, self.rng.choice(others)

@@ -1,0 +1,411 @@
+"""lab/experiments.py: its statistics against brute force and values worked by hand; a killed experiment goes on."""
+
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "lab"))
+
+import experiments as lab  # noqa: E402
+
+import data  # noqa: E402
+import lmcot  # noqa: E402
+import rewards  # noqa: E402
+from model import T5, T5Config, load_tokenizer, pad_batch  # noqa: E402
+
+# ------------------------------------------------------------------------------------------------ statistics
+
+samples = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=12)
+
+
+@given(samples)
+def test_auroc_is_the_share_of_pairs_that_are_ranked_rightly(rows):
+    scores, right = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    pairs = [(a, b) for a, r in rows if r for b, w in rows if not w]
+    wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]
+    assert lab.auroc(scores, right) == pytest.approx(sum(wins) / len(wins) if wins else 0.5)
+
+
+@given(st.lists(samples, min_size=1, max_size=5))
+def test_auroc_within_questions_counts_only_pairs_of_the_same_question(questions):
+    n = min(map(len, questions))
+    grid = np.array([[rows[:n] for rows in questions]], dtype=float)  # (1 seed, Q, n, 2)
+    won, pairs = lab.pairs_within(grid[..., 0], grid[..., 1])
+    expected = [(a, b) for rows in questions for a, r in rows[:n] if r for b, w in rows[:n] if not w]
+    assert pairs.sum() == len(expected)
+    assert won.sum() == sum((a > b) + 0.5 * (a == b) for a, b in expected)
+
+
+@given(samples)
+def test_correlation_is_pearsons(rows):
+    x, y = zip(*((float(a), float(b)) for a, b in rows), strict=True)
+    varies = len(set(x)) > 1 and len(set(y)) > 1
+    expected = statistics.correlation(x, y) if varies else 0.0
+    assert lab.correlation(np.array(x), np.array(y)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_intervals_are_those_of_the_normal_approximation_and_pairs_stay_paired():
+    p, n = 0.3, 1000
+    right = (np.arange(n) < p * n).astype(float)[None]  # one seed
+    cell = lab.estimate(np.mean, right)
+    half = 1.96 * math.sqrt(p * (1 - p) / n)
+    assert cell["mean"] == pytest.approx(p)
+    assert cell["interval"] == pytest.approx([p - half, p + half], abs=0.005)
+    shifted = lab.estimate(lab.difference, right + 0.1, right)  # the difference is the same for every question
+    assert [shifted["mean"], *shifted["interval"]] == pytest.approx([0.1] * 3)
+    seeds = np.repeat([[0.0], [1.0]], 50, axis=1)  # two seeds that disagree on everything: draws are 0, ½ or 1
+    assert lab.estimate(np.mean, seeds) == {"mean": 0.5, "interval": [0.0, 1.0]}
+
+
+def answer(prediction, right, quality, **more):
+    return {"prediction": prediction, "right": right, "R_aspect": quality, "R_aspect before the answer": quality,
+            **dict.fromkeys(rewards.ASPECTS, quality / 8), "tokens": 10, "answer tokens": 2, **more}  # fmt: skip
+
+
+QUESTIONS = [  # greedy, then four samples
+    [answer("a", 1, 5.0, confidence=-1.0), answer("b", 0, 6.0, confidence=-0.5), answer("a", 1, 5.0, confidence=-0.1),
+     answer("b", 0, 7.2, confidence=-0.9), answer("b.", 0, 1.0, confidence=-2.0)],
+    [answer("y", 1, 5.0, confidence=-1.0), answer("y", 1, 4.5, confidence=-0.1), answer("x", 0, 4.0, confidence=-0.5),
+     answer("y", 1, 7.0, confidence=-0.3), answer("z", 0, 3.0, confidence=-0.4)],
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_draws(request, monkeypatch):
+    if "intervals" not in request.node.name:
+        monkeypatch.setattr(lab, "DRAWS", 20)
+
+
+@pytest.fixture
+def one_seed(monkeypatch, tmp_path):
+    """A laboratory whose only run is QUESTIONS."""
+    monkeypatch.setattr(lab.Lab, "kd", lambda self: ["kd-0"])
+    monkeypatch.setattr(lab.Lab, "answers", lambda self, folders, split, samples: [QUESTIONS])
+    return lab.Lab(lab.Settings(seeds=1, samples=4, out=str(tmp_path)))
+
+
+def means(table, column):
+    i = table["columns"].index(column)
+    return {row[0]: row[i]["mean"] if isinstance(row[i], dict) else row[i] for row in table["rows"]}
+
+
+def test_thresholds_keep_and_score_what_is_counted_by_hand(one_seed):
+    curve, _ = lab.reliability(one_seed)
+    kept, right, others = (means(curve, name) for name in ("kept %", "EM % of these", "EM % of the others"))
+    # samples by quality: 7.2 wrong · 7 right · 6 wrong · 5 right · 4.5 right · 4 wrong · 3 wrong · 1 wrong
+    assert kept == pytest.approx({0: 100, 4: 75, 5: 50, 5.5: 37.5, 6: 37.5, 6.5: 25, 7: 25})  # none of 7.25 and more
+    assert right == pytest.approx({0: 37.5, 4: 50, 5: 50, 5.5: 100 / 3, 6: 100 / 3, 6.5: 50, 7: 50})
+    assert others[0] is None
+    assert (others[4], others[5], others[7]) == pytest.approx((0, 25, 100 / 3))
+
+
+def test_ways_of_choosing_pick_the_sample_that_is_picked_by_hand(one_seed):
+    # Quality has mean 4.7 and standard deviation 1.9, confidence -0.6 and 0.57. In standard units, first question:
+    # (0.68, 0.18) wrong, (0.15, 0.88) right, (1.31, -0.53) wrong, (-1.96, -2.46) wrong; the second is right by both.
+    # Halves: 0.43, 0.51 (right), 0.39; a quarter of confidence: 0.55, 0.33, 0.85 (wrong).
+    ways, curve = lab.selection(one_seed)
+    assert means(ways, "EM %") == {
+        "greedy, no choice": 100, "first sampled": 50, "by R_aspect": 50, "majority of answers": 50,
+        "by 25% R_aspect, 75% confidence": 100, "by 50% R_aspect, 50% confidence": 100,
+        "by 75% R_aspect, 25% confidence": 50, "by M_L's confidence": 100, "the worst by R_aspect": 0,
+        "by factuality alone": 50, "oracle: right if any is": 100,
+    }  # fmt: skip
+    assert means(ways, "minus greedy, %")["by R_aspect"] == -50
+    assert means(ways, "answers asked of M_L")["by R_aspect"] == 1
+    assert means(ways, "answers asked of M_L")["majority of answers"] == 4
+    # first question by rank: wrong, wrong, right, wrong; second: right, right, wrong, wrong
+    assert list(means(curve, "EM %").values()) == [50, 50, 50, 0]
+    assert list(means(curve, "R_aspect").values()) == pytest.approx([7.1, 5.25, 4.5, 2])
+
+
+def test_more_samples_cost_and_bring_what_is_counted_by_hand(one_seed):
+    (table,) = lab.samples(one_seed)
+    assert means(table, "SC, EM %") == {1: 50, 2: 50, 4: 50}  # b, then y; a tie (b a, y x): the first; b b b a, y y x z
+    assert means(table, "oracle, EM %") == {1: 50, 2: 100, 4: 100}
+    assert means(table, "SC: tokens") == {1: 12, 2: 24, 4: 48} and means(table, "best: tokens") == {1: 12, 2: 22, 4: 42}
+
+
+def test_the_rewards_spread_is_that_of_summing_the_parts_themselves(one_seed, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = [[{**dict(zip(rewards.ASPECTS, rng.random(8), strict=True)), "right": float(rng.random() < 0.5)}
+             for _ in range(5)] for _ in range(6)]  # fmt: skip
+    monkeypatch.setattr(lab.Lab, "answers", lambda *_: [rows])
+    monkeypatch.setattr(lab.Lab, "rl", lambda *_: [])
+    monkeypatch.setattr(lab, "arm_table", lambda *_: None)
+    _, table = lab.sensitivity(one_seed)
+    spreads = means(table, "standard deviation within a question")
+    shares = means(table, "its share that the right answer explains")
+    for k in (0, 1, 3, 8):
+        found, explained = [], []
+        for subset in itertools.combinations(rewards.ASPECTS, k):
+            gaps, right = [], []
+            for question in [answers[1:] for answers in rows]:  # the first is the greedy one
+                sums = [sum(row[name] for name in subset) + row["right"] for row in question]
+                gaps += [x - statistics.mean(sums) for x in sums]
+                right += [row["right"] - statistics.mean(r["right"] for r in question) for row in question]
+            found.append(math.sqrt(statistics.mean(x * x for x in gaps)))
+            explained.append(statistics.correlation(gaps, right) ** 2)
+        assert spreads[k] == pytest.approx(statistics.mean(found))
+        assert shares[k] == pytest.approx(statistics.mean(explained))
+
+
+@pytest.mark.parametrize("k", [0, 1, 4])
+def test_a_context_with_k_distractors_is_the_gold_one_and_k_more_paragraphs(k, tmp_path):
+    gold, full = (data.load("tiny", "test", 20, which) for which in ("gold", "all"))
+    records = [lab.with_distractors(*pair, k) for pair in zip(gold, full, strict=True)]
+    (tmp_path / "k.json").write_text(json.dumps(records))
+    for g, f, e in zip(gold, full, data.load(tmp_path / "k.json", "test", context="all"), strict=True):
+        assert (e.question, e.answers, e.type) == (g.question, g.answers, g.type)
+        assert e.supporting_sentences == g.supporting_sentences
+        assert len(e.paragraphs) == min(len(g.paragraphs) + k, len(f.paragraphs))
+        texts = [p.sentences for p in e.paragraphs]
+        assert all(p.sentences in texts for p in g.paragraphs)
+        assert texts == [p.sentences for p in f.paragraphs if p.sentences in texts]  # in the original order
+        assert k < 4 or e.context == f.context
+        assert k > 0 or e.context == g.context
+
+
+# ------------------------------------------------------------------------------------------------ what can go wrong
+
+
+def method(em, against_cot=None, r_against_kd=None, em_against_kd=None, seconds=0.1):
+    def cell(bounds):
+        return {"mean": sum(bounds) / 2, "interval": list(bounds)}
+
+    row = {"EM": {"mean": em}, "R_aspect": {}, "seconds per question": seconds}
+    if against_cot:
+        row["EM"]["minus CoT"] = cell(against_cot)
+    if r_against_kd:
+        row["R_aspect"]["minus LM-guided, KD"] = cell(r_against_kd)
+        row["EM"]["minus LM-guided, KD"] = cell(em_against_kd)
+    return row
+
+
+HEALTHY = {
+    "CoT": method(0.4),
+    "LM-guided, KD": method(0.5, against_cot=(0.05, 0.15)),
+    "LM-guided, RL": method(0.6, (0.1, 0.3), r_against_kd=(0.5, 0.9), em_against_kd=(0.02, 0.2)),
+}
+PROVOKED = {
+    "low accuracy despite high rationale scores":
+        {"LM-guided, RL": method(0.5, (0.05, 0.15), r_against_kd=(0.5, 0.9), em_against_kd=(-0.02, 0.02))},
+    "LM-guided worse than CoT": {"LM-guided, KD": method(0.3, against_cot=(-0.15, -0.05))},
+    "long inference times": {"LM-guided, KD": method(0.5, (0.05, 0.15), seconds=0.5)},
+}  # fmt: skip
+
+
+def ppo(rewards_seen):
+    steady = {"ratio_max": 1.5, "kl": 1.0, "entropy": 0.2, "length": 14.0, "ended": 1.0}
+    return [steady | {"reward": float(reward)} for reward in rewards_seen]
+
+
+RISING = [5 + 0.05 * i + 0.02 * (-1) ** i for i in range(20)]
+
+
+def test_a_healthy_run_has_no_signature_of_failure():
+    assert lab.signatures({"methods": HEALTHY}, ppo(RISING)) == [] == lab.signatures(None, [])
+
+
+@pytest.mark.parametrize("name", PROVOKED)
+def test_signatures_of_a_table_are_named_alone(name):
+    (found,) = lab.signatures({"methods": HEALTHY | PROVOKED[name]}, ppo(RISING))
+    assert found.startswith(name)
+
+
+def test_rewards_that_vary_more_than_they_rise_are_named():
+    (found,) = lab.signatures(None, ppo(5 + 0.5 * np.random.default_rng(0).standard_normal(20)))
+    assert found.startswith("high variance of rewards: ± 0.")
+    assert lab.unsteadiness(ppo(np.arange(40))) == pytest.approx(0)  # a steady rise has no unsteadiness
+
+
+def test_what_ppo_warns_of_while_it_runs_is_among_the_signatures():
+    rows = ppo(RISING)
+    rows[-1] |= {"kl": 80.0}
+    (found,) = lab.signatures(None, rows)
+    assert "hacking" in found
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+def run(patch, *arguments):
+    """`python lab/experiments.py …` in this process → exit status."""
+    patch.setattr(sys, "argv", ["lab/experiments.py", *map(str, arguments)])
+    try:
+        data.run_main(lab.main)
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def without_minutes(folder):
+    results = {path.name: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))}
+    return {name: {k: v for k, v in result.items() if k not in ("cpu_minutes", "command")}
+            for name, result in results.items()}  # fmt: skip
+
+
+@pytest.fixture
+def ready(tmp_path):
+    """Makes folders in which KD has "ended": the embedded M_S as it is, for two seeds."""
+
+    def make(name):
+        folder = tmp_path / name
+        settings = lab.Settings(seeds=2, out=str(folder))
+        for seed in range(2):
+            shutil.copytree(ROOT / "tiny/small", folder / f"kd-{seed}" / "model")
+            more = ["--seed", seed] + [f"--rationales={folder / 'kd-0'}"] * seed
+            common = [*lab.Lab(settings).models, "--data=tiny", "--test-data=", *lab.QUICK]
+            wanted = data.parse_settings(lab.train_kd.Settings, None, [*map(str, common + more), f"--out={folder}"])
+            (folder / f"kd-{seed}" / "settings.json").write_text(json.dumps(vars(wanted)))
+            (folder / f"kd-{seed}" / "results.md").write_text("a table")
+        return folder
+
+    return make
+
+
+def test_an_interrupted_experiment_goes_on_to_the_same_result(ready, monkeypatch, capsys):
+    whole, cut = ready("whole"), ready("cut")
+    sizes = ["--seeds", 2, "--limit", 3, "--samples", 2]
+    assert run(monkeypatch, "selection", *sizes, "--out", whole) == 0
+    ask, asked = lab.ask, []
+
+    def ask_once(*arguments):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(arguments)
+        return ask(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab, "ask", ask_once)
+        assert run(patch, "selection", *sizes, "--out", cut) == 130
+    assert without_minutes(cut) == {}
+    monkeypatch.setattr(lab, "ask", lambda *a: asked.append(a) or ask(*a))
+    assert run(monkeypatch, "selection", *sizes, "--out", cut) == 0
+    assert without_minutes(cut) == without_minutes(whole) and len(asked) == 2  # what was there is not asked again
+    (result,) = without_minutes(cut).values()
+    assert result["seeds"] == 2 and "oracle" in (cut / "results" / "selection.md").read_text()
+    assert run(monkeypatch, "samples", *sizes, "--out", cut) == 0 and len(asked) == 2  # another shares the answers
+    capsys.readouterr()
+
+
+def test_every_training_finds_the_runs_that_it_takes_over(monkeypatch, tmp_path):
+    made = []
+
+    def run(self, script, name, *flags):
+        needed = [Path(str(flag).partition("=")[2]) for flag in flags if str(flag).startswith("--rationales=")]
+        needed += [flags[i + 1] for i, flag in enumerate(flags) if flag == "--kd"]
+        assert set(needed) <= set(made)
+        made.append(self.out / name)
+        return made[-1]
+
+    monkeypatch.setattr(lab.Lab, "run", run)
+    for first in (lambda x: x.kd("kd-other"), lambda x: x.rl("rl-both")):
+        made.clear()
+        assert [folder.name[-2:] for folder in first(lab.Lab(lab.Settings(out=str(tmp_path))))] == ["-0", "-1", "-2"]
+
+
+def test_a_run_with_other_settings_is_refused_in_one_sentence(ready, monkeypatch, capsys):
+    folder = ready("runs")
+    assert run(monkeypatch, "selection", "--kd-flags=--lr 0.5", "--seeds", 2, "--out", folder) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: selection: ") and "lr is 0.001 there and 0.5 here" in error
+    assert not (folder / "results" / "selection.json").exists()
+
+
+def test_a_failing_training_stops_its_experiment_and_no_other(monkeypatch, tmp_path, capsys):
+    def bad(lab):
+        """?"""
+        return lab.run("train_kd.py", "kd-0")
+
+    def good(lab):
+        """?"""
+        return []
+
+    monkeypatch.setattr(lab, "EXPERIMENTS", {"bad": (bad, 0), "good": (good, 0)})
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))  # a script that fails
+    assert run(monkeypatch, "all", "--out", tmp_path) == 2
+    assert "bad: train_kd.py stopped" in capsys.readouterr().err
+    assert (tmp_path / "results" / "good.json").exists() and not (tmp_path / "results" / "bad.json").exists()
+
+
+def test_without_a_name_the_experiments_are_listed_and_a_wrong_one_is_an_error(monkeypatch, capsys):
+    assert run(monkeypatch) == 0
+    listed = capsys.readouterr().out
+    assert len(lab.EXPERIMENTS) == 12 and all(f"| {name} " in listed for name in lab.EXPERIMENTS)
+    assert run(monkeypatch, "mehtods") == 2 and "there is no experiment 'mehtods'" in capsys.readouterr().err
+
+
+QUICKEST = ["--seeds", 2, "--limit", 6, "--samples", 3, "--steps", 2,
+            "--kd-flags=--train-limit 60 --dev-limit 20 --epochs 1 --test-limit 2",
+            "--rl-flags=--steps 3 --prompts 4 --dev-limit 8 --train-limit 60 --test-limit 2"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_an_experiment_killed_again_and_again_ends_with_the_table_of_an_undisturbed_one(tmp_path):
+    command = [sys.executable, str(ROOT / "lab" / "experiments.py"), "reward", *map(str, QUICKEST), "--out"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert subprocess.run([*command, str(whole)], capture_output=True, cwd=tmp_path).returncode == 0
+    for kills in itertools.count():
+        process = subprocess.Popen([*command, str(cut)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   start_new_session=True, cwd=tmp_path)  # fmt: skip
+        try:
+            status = process.wait(timeout=20 + 10 * kills)  # seconds
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the experiment, and the script that it runs
+            process.wait()
+    assert status == 0 and kills >= 3
+    assert without_minutes(cut) == without_minutes(whole)
+
+
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not SHARED.exists(), reason="the real samples are not here")
+def test_other_data_sets_are_out_of_distribution_for_models_with_flans_tokenizer(tmp_path):
+    """Real records; random models of FLAN-T5's form, a hundredth of its size, that have learned to say one sentence."""
+    tokenizer = load_tokenizer(SHARED / "flan-t5")
+    sizes = {"d_model": 64, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1}
+    config = T5Config.from_dict(json.loads((SHARED / "flan-t5" / "config.json").read_text()) | sizes)
+    examples = data.load(SHARED / "hotpotqa_train_sample.json", limit=8)
+    ids, mask = pad_batch([tokenizer.encode(lmcot.COT.format(question=e.question, context="")).ids for e in examples])
+    labels = torch.tensor([tokenizer.encode("She was born in Paris. So the answer is Paris.").ids] * len(examples))
+    for seed, name in enumerate(("small", "large")):
+        model = T5(config).init_weights(seed)
+        optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+        for _ in range(60):
+            loss = torch.nn.functional.cross_entropy(model(ids, mask, model.shift_right(labels)).mT, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.save_pretrained(tmp_path / name, tokenizer)
+    others = [str(SHARED / name) for name in ("musique_dev_sample.json", "strategyqa_sample.json")]
+    command = [sys.executable, ROOT / "lab" / "experiments.py", "ood", "--small", "small", "--large", "large",
+               "--data", SHARED / "2wikimultihop_train_sample.json", "--ood", ",".join(others),
+               "--test-data", SHARED / "2wikimultihop_dev_sample.json", "--seeds", 1, "--limit", 4,
+               "--kd-flags=--no-filter --train-limit 16 --dev-limit 4 --epochs 1 --max-new-tokens 24 --test-limit 2",
+               "--rl-flags=--steps 2 --prompts 2 --train-limit 8 --dev-limit 2 --test-limit 2"]  # fmt: skip
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    (table,) = json.loads((tmp_path / "runs/lab/results/ood.json").read_text())["tables"]
+    labels = [row[0] for row in table["rows"]]
+    assert labels[:2] == ["test, gold paragraphs", "test, all paragraphs"]
+    assert [label for label in labels if label.endswith("all questions")] == [f"{o}, all questions" for o in others]
+    assert all(row[1] > 0 and len(row) == len(table["columns"]) for row in table["rows"])
