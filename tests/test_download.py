@@ -356,7 +356,12 @@ def test_a_damaged_archive_is_one_sentence(publish, cache, content, said):
 
 def in_another_process(*arguments):
     """`load` under run_main, in a fork of this process."""
-    process = multiprocessing.get_context("fork").Process(target=data.run_main, args=(lambda: load(*arguments),))
+
+    def run():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # some shells start programs with it ignored
+        data.run_main(lambda: load(*arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     return process
 
