@@ -12,6 +12,7 @@ end of the process. Failing inputs are kept in `--keep`; the exit status says wh
 """
 
 import argparse
+import copy
 import json
 import math
 import multiprocessing
@@ -79,7 +80,7 @@ def odd(rng: random.Random):
     if kind < 0.7:
         return rng.choice(TEXTS)
     if kind < 0.85:
-        return rng.choice(CONTAINERS)
+        return copy.deepcopy(rng.choice(CONTAINERS))  # which later changes must not reach
     return rng.choice((None, True, False, *RAW))
 
 
@@ -551,6 +552,7 @@ def work(todo: list[tuple[str, range]], seed: int, now, pipe) -> None:
     """In a process of its own: sends (loader, accepted, refused, failures, megabytes, CPU seconds) as each is done;
     `now` is the number of the input at work."""
     torch.set_num_threads(1)
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     allowed, opened = [], []
 
     def hook(event: str, arguments: tuple) -> None:
@@ -575,8 +577,6 @@ def work(todo: list[tuple[str, range]], seed: int, now, pipe) -> None:
             made = LOADERS[name](folder)
             for base in filter(None, made.bases):
                 made.attempt(base)  # good files must pass
-            stderr = os.dup(2)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries say about their panics
             resource.setrlimit(resource.RLIMIT_AS, (address_space() + 2**32, resource.RLIM_INFINITY))
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             allowed += map(os.path.realpath, (folder, *elsewhere))
@@ -584,6 +584,7 @@ def work(todo: list[tuple[str, range]], seed: int, now, pipe) -> None:
                 now.value = number
                 raw = broken(name, made.bases, made.mutate, seed, number)
                 opened.clear()
+                os.dup2(null, 2)  # what libraries say about their panics
                 signal.setitimer(signal.ITIMER_PROF, SECONDS)
                 try:
                     try:
@@ -600,7 +601,7 @@ def work(todo: list[tuple[str, range]], seed: int, now, pipe) -> None:
                     place = f"{Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}"
                     failures.append((number, f"{type(error).__name__} at {place}: {str(error)[:200]}", raw))
                 signal.setitimer(signal.ITIMER_PROF, 0)
-            os.dup2(stderr, 2)
+                os.dup2(stderr, 2)
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         if grown > MEGABYTES:
             failures.append((numbers[-1], f"the process has grown by {grown:.0f} MB", b""))
@@ -636,8 +637,8 @@ def fuzz(names: list[str], inputs: int, seed: int):
             if time.monotonic() - since > PATIENCE:
                 process.kill()
         process.join()
-        if todo and now.value < 0:
-            raise RuntimeError(f"{todo[0][0]}: a good file does not pass")
+        if todo and process.exitcode == 1:
+            raise RuntimeError(f"{todo[0][0]}: a good file does not pass, or a mutation failed: see above")
         if todo:  # what was accepted and refused before is not known
             lost.append((now.value, f"the process hung or died (exit code {process.exitcode})", b""))
             name, numbers = todo[0]

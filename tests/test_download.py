@@ -379,7 +379,7 @@ def test_ctrl_c_keeps_what_came_and_the_next_process_goes_on(publish, server, ca
     process = in_another_process("hotpotqa")
     wait_until(lambda: any(path.stat().st_size for path in cache.glob("*.part")) or not process.is_alive())
     os.kill(process.pid, signal.SIGINT)
-    process.join(20)
+    process.join(60)
     (part,) = cache.iterdir()
     came = part.stat().st_size
     assert process.exitcode == 130 and 0 < came < len(content)
