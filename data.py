@@ -41,7 +41,7 @@ import torch
 import torch.distributed
 from tqdm import tqdm
 
-from model import UserError
+from model import UserError, read_json
 
 
 class DataError(UserError):
@@ -480,7 +480,8 @@ def atomic_write(path: str | Path, content: str | bytes | Callable[[BinaryIO], A
         raise
 
 
-def _as_json(content: Any) -> str:
+def as_json(content: Any) -> str:
+    """How the files of a run hold JSON."""
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -530,7 +531,7 @@ class Run(contextlib.AbstractContextManager):
             elif saved:
                 self._compare(saved, wanted, getattr(settings, "NOT_COMPARED", ()))
             if overwrite or not saved:
-                atomic_write(self.path("settings.json"), _as_json(wanted))
+                atomic_write(self.path("settings.json"), as_json(wanted))
         except BaseException:
             self.close()
             raise
@@ -541,7 +542,7 @@ class Run(contextlib.AbstractContextManager):
     def write(self, name: str, content: Any) -> None:
         """Replaces a file in one step. Text and bytes are written as they are, anything else as JSON."""
         if self.writes:
-            atomic_write(self.path(name), content if isinstance(content, str | bytes) else _as_json(content))
+            atomic_write(self.path(name), content if isinstance(content, str | bytes) else as_json(content))
         gather([])  # the other processes may read it from here on
 
     def save(self, name: str, content: dict) -> None:
@@ -605,9 +606,9 @@ class Run(contextlib.AbstractContextManager):
         beginning = {"lock", ".settings.json.new"}  # all that a run killed in its first moments leaves
         if not self.folder.exists() or {entry.name for entry in self.folder.iterdir()} <= beginning:
             return None
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            saved = json.loads(self.path("settings.json").read_bytes())
-            if isinstance(saved, dict) and saved.keys() & wanted.keys():  # code editors have a settings.json, too
+        with contextlib.suppress(OSError, UserError):
+            saved = read_json(self.path("settings.json"))
+            if saved.keys() & wanted.keys():  # code editors have a settings.json, too
                 return saved
         raise RunError(f"{self.folder} is not empty and has no settings.json of such a run: choose another --out")
 

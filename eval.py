@@ -177,15 +177,18 @@ def summarise(examples: Sequence[Example], outcomes: dict[str, list[list[Outcome
     return table
 
 
+def number(value: float, measure: str, sign: str = "") -> str:
+    """A metric of answers in per cent, anything else as it is."""
+    return f"{100 * value:{sign}.1f}" if measure in METRICS else f"{value:{sign}.2f}"
+
+
+def with_interval(cell: dict, measure: str, sign: str = "") -> str:
+    low, high = (number(bound, measure, sign) for bound in cell["interval"])
+    return f"{number(cell['mean'], measure, sign)} [{low}, {high}]"
+
+
 def as_markdown(table: dict) -> str:
     """The tables of a summary; answers in per cent, aspects in [0, 1], R_aspect their sum."""
-
-    def number(value: float, measure: str, sign: str = "") -> str:
-        return f"{100 * value:{sign}.1f}" if measure in METRICS else f"{value:{sign}.2f}"
-
-    def with_interval(cell: dict, measure: str, sign: str = "") -> str:
-        low, high = (number(bound, measure, sign) for bound in cell["interval"])
-        return f"{number(cell['mean'], measure, sign)} [{low}, {high}]"
 
     def percent(value: float) -> str:
         return number(value, "EM")

@@ -299,21 +299,23 @@ def table(title: str, columns: Sequence[str], rows: list[list]) -> dict:
     return {"title": title, "columns": list(columns), "rows": rows}
 
 
-def as_markdown(result: dict) -> str:
-    def show(cell: Any, column: str) -> str:
-        digits, sign = 1 if "%" in column else 2, "+" if "minus" in column else ""
-        match cell:
-            case None:
-                return ""
-            case float():
-                return f"{cell:{sign}.{digits}f}"
-            case {"mean": value, "interval": [low, high]}:
-                return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-        return str(cell)
+def cell_text(cell: Any, column: str) -> str:
+    """A cell of a result file as text; the column's name says with how many digits and whether with a sign."""
+    digits, sign = 1 if "%" in column else 2, "+" if "minus" in column else ""
+    match cell:
+        case None:
+            return ""
+        case float():
+            return f"{cell:{sign}.{digits}f}"
+        case {"mean": value, "interval": [low, high]}:
+            return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+    return str(cell)
 
+
+def as_markdown(result: dict) -> str:
     parts = [f"# {result['question']}"]
     for t in result["tables"]:
-        rows = [[str(row[0]), *map(show, row[1:], t["columns"][1:])] for row in t["rows"]]
+        rows = [[str(row[0]), *map(cell_text, row[1:], t["columns"][1:])] for row in t["rows"]]
         parts += [t["title"], align([t["columns"], *rows])]
     parts.append(f"`{result['command']}`; seeds: {result['seeds']}; {result['cpu_minutes']:.0f} CPU minutes, those of "
                  "shared runs included; intervals: 95 %.")  # fmt: skip
@@ -656,7 +658,7 @@ def main() -> None:
             "cpu_minutes": sum(row["cpu_minutes"] for row in minutes if row["name"] in lab.used),
             "tables": tables,
         }
-        data.atomic_write(lab.out / "results" / f"{each}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        data.atomic_write(lab.out / "results" / f"{each}.json", data.as_json(result))
         data.atomic_write(lab.out / "results" / f"{each}.md", as_markdown(result))
         print(f"\n{as_markdown(result)}", flush=True)
     if failed:

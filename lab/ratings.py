@@ -158,7 +158,7 @@ def export(settings: Settings) -> None:
     sheet = secrets.token_hex(4)
     (out / "for_raters").mkdir(parents=True, exist_ok=True)
     key = {"sheet": sheet, "settings": vars(settings), "items": items}
-    data.atomic_write(out / "key.json", json.dumps(key, indent=1, ensure_ascii=False) + "\n")
+    data.atomic_write(out / "key.json", data.as_json(key))
     data.atomic_write(out / "for_raters" / "sheet.csv", as_csv(items))
     data.atomic_write(out / "for_raters" / "sheet.html", as_page(items, sheet))
     print(f"{len(items)} rationales for {settings.questions} questions (the same words are rated once).\n"
@@ -361,7 +361,7 @@ def import_ratings(key: Path, files: list[Path]) -> None:
         ratings[name] = read_ratings(path, [item["item"] for item in items])
     table = summarise(items, ratings)
     markdown = as_markdown(table)
-    data.atomic_write(key.parent / "results.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+    data.atomic_write(key.parent / "results.json", data.as_json(table))
     data.atomic_write(key.parent / "results.md", markdown)
     print(markdown)
 

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import data  # noqa: E402
 import rl  # noqa: E402
-from eval import BASELINES, METRICS, NEED_FACTS, bootstrap, interval, quality  # noqa: E402
-from lab.experiments import signatures  # noqa: E402
+from eval import BASELINES, METRICS, NEED_FACTS, bootstrap, interval, quality, with_interval  # noqa: E402
+from lab.experiments import cell_text, signatures  # noqa: E402
 from model import UserError, read_json  # noqa: E402
 from rewards import ASPECTS  # noqa: E402
 
@@ -238,14 +238,9 @@ def colour_of(method: str) -> str:
     return next((colour for start, colour in starts.items() if method.startswith(start)), "grey")
 
 
-def number(value: float, measure: str, sign: str = "") -> str:
-    """A metric of answers in per cent, anything else as it is."""
-    return (f"{100 * value:{sign}.1f}" if measure in METRICS else f"{value:{sign}.2f}").replace("-", "−")
-
-
-def with_interval(cell: dict, measure: str, sign: str = "") -> str:
-    low, high = (number(bound, measure, sign) for bound in cell["interval"])
-    return f"{number(cell['mean'], measure, sign)} [{low},\N{NO-BREAK SPACE}{high}]"
+def typeset(numbers: str) -> str:
+    """With true minus signs, and an interval that stays in one line."""
+    return numbers.replace("-", "−").replace(", ", ",\N{NO-BREAK SPACE}")
 
 
 def whiskers(title: str, cells: dict[str, dict], measure: str, sign: str = "", colour: str = "") -> Panel:
@@ -257,7 +252,7 @@ def whiskers(title: str, cells: dict[str, dict], measure: str, sign: str = "", c
             shade = c[colour or colour_of(label)]
             ax.plot([scale * bound for bound in cell["interval"]], [i, i], color=shade, linewidth=2)
             ax.plot(scale * cell["mean"], i, "o", color=shade, markersize=5)
-            numbers = with_interval(cell, measure, sign)
+            numbers = typeset(with_interval(cell, measure, sign))
             ax.text(1.02, i, numbers, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
         if sign:
             ax.axvline(0, color=c["faint"], linewidth=1, zorder=1)
@@ -442,7 +437,8 @@ def claims(run: Found) -> str:
         if cell:
             low, high = cell["interval"]
             where = "above 0" if low > 0 else "below 0" if high < 0 else "holds 0: not decided"
-            found.append([claim, f"{measure}: {method} minus {base}", with_interval(cell, measure, "+"), where])
+            numbers = typeset(with_interval(cell, measure, "+"))
+            found.append([claim, f"{measure}: {method} minus {base}", numbers, where])
     return table(found, "claims") + f"<p class=faint>{e(run.about)} EM in points, R_aspect out of 8.</p>"
 
 
@@ -450,7 +446,7 @@ def numbers(run: Found) -> str:
     measures = (*METRICS, "R_aspect")
     found = [["method", *(f"{measure} [95 %]" for measure in measures), "s/question", "tokens/question"]]
     for name, row in run.results["methods"].items():
-        cells = [with_interval(row[measure], measure) if measure in row else "" for measure in measures]
+        cells = [typeset(with_interval(row[measure], measure)) if measure in row else "" for measure in measures]
         found.append([name, *cells, f"{row['seconds per question']:.3f}", f"{row['tokens per question']:.1f}"])
     return f"<details><summary>All numbers</summary>{table(found, 'numbers')}</details>"
 
@@ -503,12 +499,8 @@ def experiment(result: dict) -> str:
     """A result file of lab/experiments.py; what its cells are is said there."""
 
     def text(cell, column: str) -> str:
-        if isinstance(cell, dict):
-            low, high = (text(bound, column) for bound in cell["interval"])
-            return f"{text(cell['mean'], column)} [{low},\N{NO-BREAK SPACE}{high}]"
-        if isinstance(cell, float):
-            return f"{cell:{'+' if 'minus' in column else ''}.{1 if '%' in column else 2}f}".replace("-", "−")
-        return "" if cell is None else str(cell)
+        numbers = cell_text(cell, column)
+        return typeset(numbers) if isinstance(cell, dict | float) else numbers
 
     parts = []
     for each in result["tables"]:
