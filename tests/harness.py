@@ -1,12 +1,29 @@
-"""What the tests of both training scripts share: whole runs in this process, with a random M_S and a scripted M_L."""
+"""What the tests of scripts share: commands in this process, whole runs with a random M_S and a scripted M_L, models of
+FLAN-T5's form with its real tokenizer."""
 
 import json
 import sys
+from pathlib import Path
+
+import torch
 
 import data
+import lmcot
 from lmcot import LocalLM
-from model import T5, T5Config
+from model import T5, T5Config, load_tokenizer, pad_batch
 from tiny import world
+
+SAMPLES = Path(__file__).parents[2] / "shared" / "data"  # real records and FLAN-T5's tokenizer, where they are at hand
+
+
+def call(patch, main, *arguments):
+    """A script's `main` as its command would run it, in this process → exit status."""
+    patch.setattr(sys, "argv", [f"{main.__module__}.py", *map(str, arguments)])
+    try:
+        data.run_main(main)
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def save_random_small(folder, tokenizer, dropout=0.1):
@@ -26,15 +43,27 @@ def run_script(patch, script, sizes, make_large, flags, arguments):
         return make_large(**options) if str(place) == "teacher" else load(cls, place, **options)
 
     patch.setattr(LocalLM, "load", classmethod(stub_or_load))
-    given = [str(x) for pair in flags.items() for x in pair] + [str(x) for x in arguments]
-    patch.setattr(sys, "argv", [f"{script.__name__}.py", *given])
     try:
-        data.run_main(script.main)
-    except SystemExit as end:
-        return end.code
+        return call(patch, script.main, *(x for pair in flags.items() for x in pair), *arguments)
     finally:
         patch.setattr(LocalLM, "load", classmethod(load))
-    return 0
+
+
+def save_flan_form(folder, seed, lr, steps, **sizes):
+    """FLAN-T5-small's form, or smaller `sizes` of it, with random weights that have learned to say one sentence."""
+    tokenizer = load_tokenizer(SAMPLES / "flan-t5")
+    config = T5Config.from_dict(json.loads((SAMPLES / "flan-t5" / "config.json").read_text()) | sizes)
+    model = T5(config).init_weights(seed).eval()
+    questions = [example.question for example in data.load(SAMPLES / "hotpotqa_train_sample.json", limit=8)]
+    ids, mask = pad_batch([tokenizer.encode(lmcot.COT.format(question=q, context="")).ids for q in questions])
+    labels = torch.tensor([tokenizer.encode("She was born in Paris. So the answer is Paris.").ids] * len(questions))
+    optimizer = torch.optim.AdamW(model.parameters(), lr)
+    for _ in range(steps):
+        loss = torch.nn.functional.cross_entropy(model(ids, mask, model.shift_right(labels)).mT, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder, tokenizer)
 
 
 def lines(path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness import call
 
 import data
 import rewards
@@ -340,12 +341,7 @@ def test_answers_of_an_m_s_that_was_trained_anew_are_refused_and_another_method_
         shutil.copytree(Path(data.__file__).parent / "tiny" / "small", Path("runs", role, "model"))
 
     def run(*flags):
-        monkeypatch.setattr("sys.argv", ["eval.py", "--limit", "1", "--samples", "1", "--max-new-tokens", "8", *flags])
-        try:
-            data.run_main(main)
-        except SystemExit as end:
-            return end.code
-        return 0
+        return call(monkeypatch, main, "--limit", 1, "--samples", 1, "--max-new-tokens", 8, *flags)
 
     Path("runs/rl").rename("elsewhere")
     assert run() == 0 and "LM-guided, RL" not in capsys.readouterr().out

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from harness import SAMPLES, call, save_flan_form
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,9 +23,7 @@ sys.path.insert(0, str(ROOT / "lab"))
 import experiments as lab  # noqa: E402
 
 import data  # noqa: E402
-import lmcot  # noqa: E402
 import rewards  # noqa: E402
-from model import T5, T5Config, load_tokenizer, pad_batch  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------ statistics
 
@@ -243,13 +241,7 @@ def test_what_ppo_warns_of_while_it_runs_is_among_the_signatures():
 
 
 def run(patch, *arguments):
-    """`python lab/experiments.py …` in this process → exit status."""
-    patch.setattr(sys, "argv", ["lab/experiments.py", *map(str, arguments)])
-    try:
-        data.run_main(lab.main)
-    except SystemExit as end:
-        return end.code
-    return 0
+    return call(patch, lab.main, *arguments)
 
 
 def without_minutes(folder):
@@ -373,33 +365,17 @@ def test_an_experiment_killed_again_and_again_ends_with_the_table_of_an_undistur
     assert without_minutes(cut) == without_minutes(whole)
 
 
-SHARED = ROOT.parent / "shared" / "data"
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(not SHARED.exists(), reason="the real samples are not here")
+@pytest.mark.skipif(not SAMPLES.exists(), reason="the real samples are not here")
 def test_other_data_sets_are_out_of_distribution_for_models_with_flans_tokenizer(tmp_path):
     """Real records; random models of FLAN-T5's form, a hundredth of its size, that have learned to say one sentence."""
-    tokenizer = load_tokenizer(SHARED / "flan-t5")
-    sizes = {"d_model": 64, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1}
-    config = T5Config.from_dict(json.loads((SHARED / "flan-t5" / "config.json").read_text()) | sizes)
-    examples = data.load(SHARED / "hotpotqa_train_sample.json", limit=8)
-    ids, mask = pad_batch([tokenizer.encode(lmcot.COT.format(question=e.question, context="")).ids for e in examples])
-    labels = torch.tensor([tokenizer.encode("She was born in Paris. So the answer is Paris.").ids] * len(examples))
     for seed, name in enumerate(("small", "large")):
-        model = T5(config).init_weights(seed)
-        optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-        for _ in range(60):
-            loss = torch.nn.functional.cross_entropy(model(ids, mask, model.shift_right(labels)).mT, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        model.save_pretrained(tmp_path / name, tokenizer)
-    others = [str(SHARED / name) for name in ("musique_dev_sample.json", "strategyqa_sample.json")]
+        save_flan_form(tmp_path / name, seed, 3e-3, 60, d_model=64, d_ff=64, num_layers=1, num_decoder_layers=1)
+    others = [str(SAMPLES / name) for name in ("musique_dev_sample.json", "strategyqa_sample.json")]
     command = [sys.executable, ROOT / "lab" / "experiments.py", "ood", "--small", "small", "--large", "large",
-               "--data", SHARED / "2wikimultihop_train_sample.json", "--ood", ",".join(others),
-               "--test-data", SHARED / "2wikimultihop_dev_sample.json", "--seeds", 1, "--limit", 4,
+               "--data", SAMPLES / "2wikimultihop_train_sample.json", "--ood", ",".join(others),
+               "--test-data", SAMPLES / "2wikimultihop_dev_sample.json", "--seeds", 1, "--limit", 4,
                "--kd-flags=--no-filter --train-limit 16 --dev-limit 4 --epochs 1 --max-new-tokens 24 --test-limit 2",
                "--rl-flags=--steps 2 --prompts 2 --train-limit 8 --dev-limit 2 --test-limit 2"]  # fmt: skip
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)

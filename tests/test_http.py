@@ -18,11 +18,10 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from harness import lines, save_random_small
+from harness import call, lines, save_random_small
 from hypothesis import given
 from hypothesis import strategies as st
 
-import data
 import lmcot
 import train_kd
 import train_rl
@@ -540,12 +539,7 @@ def chat_model(prompt, n):
 def run(monkeypatch, capfd, script, *arguments):
     """A script's command in this process → (status, all that it printed)."""
     monkeypatch.setattr(world, "SIZES", world.SIZES | SIZES)
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
-    code = 0
-    try:
-        data.run_main(script.main)
-    except SystemExit as end:
-        code = end.code
+    code = call(monkeypatch, script.main, *arguments)
     return code, "".join(capfd.readouterr())
 
 

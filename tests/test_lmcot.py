@@ -2,12 +2,12 @@
 
 import itertools
 import math
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from harness import call
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -414,12 +414,7 @@ def run(model, tokenizer, tmp_path, monkeypatch, capsys):
         model.save_pretrained(tmp_path / name, tokenizer)
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lmcot.py", "--small", "s", "--large", "l", *arguments])
-        try:
-            data.run_main(lmcot.main)
-            code = 0
-        except SystemExit as end:
-            code = end.code
+        code = call(monkeypatch, lmcot.main, "--small", "s", "--large", "l", *arguments)
         return code, *capsys.readouterr()
 
     return run

@@ -10,34 +10,15 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-import torch
-from harness import lines
+from harness import SAMPLES, lines, save_flan_form
 from test_hub import Hub
 
 import data
 import lmcot
-from model import T5, T5Config, load_tokenizer, pad_batch
+from model import T5, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
-SAMPLES = ROOT.parent / "shared" / "data"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SAMPLES.exists(), reason="the real samples are not here")]
-
-
-def save_flan_shape(folder, seed):
-    """FLAN-T5-small's shape with random weights, taught one sentence in a minute, so that its texts end."""
-    tokenizer = load_tokenizer(SAMPLES / "flan-t5")
-    config = T5Config.from_dict(json.loads((SAMPLES / "flan-t5" / "config.json").read_text()))
-    model = T5(config).init_weights(seed).eval()
-    questions = [example.question for example in data.load(SAMPLES / "hotpotqa_train_sample.json", limit=8)]
-    ids, mask = pad_batch([tokenizer.encode(lmcot.COT.format(question=q, context="")).ids for q in questions])
-    labels = torch.tensor([tokenizer.encode("She was born in Paris. So the answer is Paris.").ids] * len(questions))
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    for _ in range(40):
-        loss = torch.nn.functional.cross_entropy(model(ids, mask, model.shift_right(labels)).mT, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.save_pretrained(folder, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +27,7 @@ def hub(tmp_path_factory):
     Thread(target=server.serve_forever, daemon=True).start()
     for seed, name in enumerate(("google/flan-t5-small", "google/flan-t5-xxl")):
         folder = tmp_path_factory.mktemp("upload")
-        save_flan_shape(folder, seed)
+        save_flan_form(folder, seed, lr=1e-3, steps=40)
         server.push(name, folder)
     yield server
     server.shutdown()

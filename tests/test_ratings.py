@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import harness
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,7 +29,6 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
 import ratings
 
-import data
 from model import UserError
 from rewards import ASPECTS, aspects
 
@@ -157,12 +157,7 @@ def write_run(folder, texts, seeds=1, **settings):
 def call(*arguments):
     """`python lab/ratings.py …` in this process → exit status."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["ratings.py", *map(str, arguments)])
-        try:
-            data.run_main(ratings.main)
-        except SystemExit as end:
-            return end.code
-    return 0
+        return harness.call(patch, ratings.main, *arguments)
 
 
 def exported(tmp_path, texts, *flags, seeds=1):

@@ -3,11 +3,11 @@
 import base64
 import json
 import re
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from harness import call
 
 import data
 import eval as comparison
@@ -76,13 +76,7 @@ def comparison_run(folder, questions):
 
 
 def run(patch, *arguments):
-    """The command → its exit status."""
-    patch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
-    try:
-        data.run_main(report.main)
-    except SystemExit as end:
-        return end.code
-    return 0
+    return call(patch, report.main, *arguments)
 
 
 class Reader(HTMLParser):
