@@ -558,6 +558,14 @@ class Run(contextlib.AbstractContextManager):
             atomic_write(self.path(name), write)
         gather([])
 
+    def load(self, name: str, device: str | torch.device) -> dict:
+        """What `save` wrote, or RunError."""
+        try:
+            return torch.load(self.path(name), map_location=device, weights_only=True)
+        except Exception as error:  # of many kinds, whose texts explain how to run a pickle's code
+            damaged = f"{self.path(name)} is damaged ({type(error).__name__}): start again with --overwrite"
+            raise RunError(damaged) from None
+
     def append(self, name: str, *records: dict) -> None:
         """Adds lines to a JSONL file; a last line that a crash left without its end is removed first."""
         if not self.writes:

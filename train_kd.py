@@ -219,9 +219,8 @@ def main() -> None:
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warmup, (total - step) / (total - warmup + 1))
         )
-        state = {"epoch": 0, "best": held_out_loss(model, pairs["dev"], s.batch_size, s.bf16), "best_epoch": 0}
         if run.path("state.pt").exists():
-            saved = torch.load(run.path("state.pt"), weights_only=True, map_location=small.device)
+            saved = run.load("state.pt", small.device)
             model.load_state_dict(saved.pop("model"))
             optimizer.load_state_dict(saved.pop("optimizer"))
             schedule.load_state_dict(saved.pop("schedule"))
@@ -229,6 +228,7 @@ def main() -> None:
             rows = [row for row in run.read("metrics.jsonl") if row["epoch"] <= state["epoch"]]
             run.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         else:
+            state = {"epoch": 0, "best": held_out_loss(model, pairs["dev"], s.batch_size, s.bf16), "best_epoch": 0}
             run.write("metrics.jsonl", "")
             run.append("metrics.jsonl", {"epoch": 0, "held_out_loss": state["best"]})
             print(f"held-out loss before training: {state['best']:.3f} nats per token")

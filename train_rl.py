@@ -115,7 +115,7 @@ def main() -> None:
               f"rationales from {len(train)} questions · folder {s.out}\n")  # fmt: skip
         state = {"step": 0, "best": -float("inf"), "best_step": 0, "beta": s.beta}
         if run.path("state.pt").exists():
-            saved = torch.load(run.path("state.pt"), weights_only=True, map_location=small.device)
+            saved = run.load("state.pt", small.device)
             for name, part in (("policy", policy), ("head", head), ("optimizer", optimizer)):
                 part.load_state_dict(saved.pop(name))
             combination = rewards.Combination(**saved.pop("combination"))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -311,6 +312,20 @@ def test_each_epoch_is_logged_once_whenever_the_run_was_interrupted(whole, stude
     monkeypatch.setattr(torch, "save", save)
     assert start(monkeypatch, folder, student, tokenizer)[0] == 0
     assert lines(folder / "metrics.jsonl") == lines(whole[0] / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: b"\0" * len(raw)])
+def test_a_damaged_state_is_named_in_one_sentence_and_nothing_is_lost(
+    damage, whole, student, tokenizer, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "kd"
+    shutil.copytree(whole[0], folder)
+    (folder / "results.md").unlink()  # as if the run had not ended
+    (folder / "state.pt").write_bytes(damage((folder / "state.pt").read_bytes()))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert start(monkeypatch, folder, student, tokenizer)[0] == 2
+    one_sentence(capsys, "state.pt is damaged", "--overwrite")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 # ------------------------------------------------------------------------------------------------ broken numbers
