@@ -592,6 +592,19 @@ class Run(contextlib.AbstractContextManager):
             print(f"{self.folder} has ended already (--overwrite starts anew):\n\n{table.read_text()}")
         return table.exists()
 
+    def uses(self, folders: Iterable[str] = ()) -> None:
+        """Keeps the SHA-256 of the M_S in these run folders, of which this run is made, in trained.json; RunError where
+        it is another than it was in a folder that is kept there already."""
+        kept = read_json(self.path("trained.json")) if self.path("trained.json").exists() else {}
+        now = {}
+        for folder in {**kept, **dict.fromkeys(folders)}:
+            weights = Path(folder) / "model" / "model.safetensors"
+            now[folder] = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+            if folder in kept and kept[folder] != now[folder]:
+                raise RunError(f"{self.folder} was made from an M_S that is no longer the one in {folder}: "
+                               "use --overwrite or another --out")  # fmt: skip
+        self.write("trained.json", now)
+
     def stop(self, what: str, batch: dict) -> NoReturn:
         """Ends a run whose numbers went wrong, before they reach its weights. All processes come here together."""
         self.save("bad_batch.pt", batch)

@@ -109,6 +109,7 @@ def main() -> None:
         return rows
 
     with data.Run(s.out, s, s.overwrite) as run:
+        run.uses([s.kd])
         if run.has_ended():
             return
         print(f"M_S {s.kd}/model · M_L {kd['large']} · {s.steps} steps of {s.prompts} × {s.samples_per_prompt} "

@@ -11,7 +11,8 @@ Trainings and comparisons are run folders of train_kd.py, train_rl.py and eval.p
 where they were cut off and shared by all experiments. An experiment is a list of such runs and a table over them, or an
 analysis of answers that a run has. What is a choice (a weight, β, N, a threshold) is looked at on dev questions, what
 was fixed before is reported on test questions, and each table says which. Intervals are 95 % percentile bootstrap over
-seeds and questions together. Sweeps train with PPO for --steps steps only, and say so.
+seeds and questions together; costs, and what is read off PPO's own curves, are plain means. Sweeps train with PPO for
+--steps steps only, and say so.
 
 A result file: {name, question, command, seeds, cpu_minutes, tables: [{title, columns, rows}]}. A row's first cell is
 its label; a cell is null, text, a number, or {"mean", "interval"}; columns with % are in per cent.
@@ -19,6 +20,7 @@ its label; a cell is null, text, a number, or {"mean", "interval"}; columns with
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -72,6 +74,10 @@ class Settings(lmcot.Models):
         data.at_least_one(self, "seeds", "limit", "samples", "steps")
         if self.seeds > 10:
             raise ValueError("--seeds is at most 10")
+        if self.ood and self.data == "tiny":
+            raise ValueError("--ood goes with other --data than tiny, which has an ood split of its own")
+        for flags in (self.kd_flags, self.rl_flags, self.other_large):
+            shlex.split(flags)  # ValueError where a quotation mark is left open
 
 
 # ------------------------------------------------------------------------------------------------ runs and answers
@@ -104,12 +110,16 @@ class Lab:
         arguments = [*map(str, flags), f"--out={folder}"]
         self.used.add(name)
         if (folder / "results.md").exists():
-            with data.Run(folder, data.parse_settings(SCRIPTS[script], None, arguments)):
-                return folder
+            try:
+                with data.Run(folder, data.parse_settings(SCRIPTS[script], None, arguments)) as run:
+                    run.uses()
+                    return folder
+            except data.RunError as error:
+                raise data.RunError(str(error).replace("use --overwrite", f"delete {folder}")) from None
         print(f"\n---- python {script} {shlex.join(arguments)}", flush=True)
         with self.timed(name):
             if subprocess.run([sys.executable, str(ROOT / script), *arguments]).returncode:
-                raise data.RunError(f"{script} stopped, see above; the same command of the experiment goes on")
+                raise data.RunError(f"{script} stopped, see above; with that mended, the same command goes on")
         return folder
 
     def kd(self, name: str = "kd", *flags: Any) -> list[Path]:
@@ -148,6 +158,7 @@ class Lab:
         examples = data.load(place, split, self.s.limit, context)
         runs: dict[str, list] = {}
         for row in data.read_jsonl(folder / "answers.jsonl"):
+            assert [answer["id"] for answer in row["answers"]] == [example.id for example in examples]
             pairs = zip(row["answers"], examples, strict=True)
             runs.setdefault(row["method"], []).append([data.exact_match(a["prediction"], e.answers) for a, e in pairs])
         em = {method: 100 * np.broadcast_to(rows, (self.s.seeds, len(examples))) for method, rows in runs.items()}
@@ -160,12 +171,16 @@ class Lab:
         examples = data.load(place, split, self.s.limit)
         runs = []
         for seed, folder in enumerate(map(Path, folders)):
-            name = f"answers/{folder.name}-{split}-{len(examples)}-{samples}.json"
+            model = folder / "model" if (folder / "model").is_dir() else folder
+            weights = Path(lmcot.here(model)) / "model.safetensors"
+            of = [weights.read_bytes() if weights.is_file() else str(model).encode()]  # a name of the hub
+            of += [repr((self.s.large, self.s.large_model, self.s.large_dtype, place)).encode()]
+            key = hashlib.sha256(b"".join(of)).hexdigest()[:10]
+            name = f"answers/{folder.name}-{split}-{len(examples)}-{samples}-{key}.json"
             self.used.add(name)
             if not (self.out / name).exists():
                 print(f"---- {name}", flush=True)
                 with self.timed(name):
-                    model = folder / "model" if (folder / "model").is_dir() else folder
                     small = lmcot.load_small(self.s, model)
                     small.restart(seed)
                     (self.out / name).parent.mkdir(exist_ok=True)
@@ -202,16 +217,18 @@ def grid(runs: list, key: str) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ statistics
 
 
-def estimate(statistic: Callable[..., float], *arrays: np.ndarray) -> dict:
+def estimate(statistic: Callable[..., float], *arrays: np.ndarray) -> dict | None:
     """A statistic of arrays (seeds, questions, …), and its 95 % percentile interval over resampled seeds and questions;
-    a draw takes the same ones of all arrays, which keeps what is compared paired."""
+    a draw takes the same ones of all arrays, which keeps what is compared paired. Draws in which the statistic is not
+    defined (NaN) are left out; None where it is not defined at all."""
     rng = np.random.default_rng(0)
     seeds, questions = arrays[0].shape[:2]
     values = []
     for _ in range(DRAWS):
         drawn = np.ix_(rng.integers(seeds, size=seeds), rng.integers(questions, size=questions))
         values.append(statistic(*(a[drawn] for a in arrays)))
-    return {"mean": float(statistic(*arrays)), "interval": interval(np.array(values))}
+    mean, values = float(statistic(*arrays)), np.array(values)
+    return None if np.isnan(mean) else {"mean": mean, "interval": interval(values[~np.isnan(values)])}
 
 
 def difference(x: np.ndarray, y: np.ndarray) -> float:
@@ -219,19 +236,19 @@ def difference(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def ratio(x: np.ndarray, y: np.ndarray) -> float:
-    return x.sum() / max(y.sum(), 1e-9)
+    return x.sum() / y.sum() if y.sum() else np.nan
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's; 0 where one of them does not vary."""
-    return float(np.corrcoef(x.ravel(), y.ravel())[0, 1]) if x.std() > 1e-9 and y.std() > 1e-9 else 0.0
+    """Pearson's; NaN where one of them does not vary."""
+    return float(np.corrcoef(x.ravel(), y.ravel())[0, 1]) if x.std() > 1e-9 and y.std() > 1e-9 else np.nan
 
 
 def auroc(scores: np.ndarray, right: np.ndarray) -> float:
-    """The probability that a right answer scores higher than a wrong one, ties half; ½ where there is only one kind."""
+    """The probability that a right answer scores higher than a wrong one, ties half; NaN if one kind is missing."""
     wins, losses = scores[right > 0], np.sort(scores[right == 0])
     if not len(wins) or not len(losses):
-        return 0.5
+        return np.nan
     return float(np.mean([np.searchsorted(losses, wins, side) for side in ("left", "right")]) / len(losses))
 
 
@@ -323,7 +340,7 @@ def as_markdown(result: dict) -> str:
 
 
 def method_table(title: str, em: dict[str, np.ndarray], results: dict) -> dict:
-    """The table of eval.py, with this file's intervals."""
+    """The table of eval.py; the intervals of EM are this file's."""
     bases = [base for base in ("standard", "CoT", "LM-guided, KD") if base in em]
     rows = []
     for name, right in em.items():
@@ -338,31 +355,35 @@ def method_table(title: str, em: dict[str, np.ndarray], results: dict) -> dict:
 
 def arm_table(lab: Lab, title: str, arms: dict[str, list], split: str, samples: int = 0) -> dict:
     """Ways of training M_S, each a folder per seed, against the first of them. Rationales are greedy; with samples,
-    there is the best of N by R_aspect, before M_L answers, too."""
+    there is the best of N by R_aspect, before M_L answers, too. PPO keeps the M_S of the step with the highest reward
+    on its held-out questions, which are the first of the dev split: where training did harm, that is an early step."""
     runs = {label: lab.answers(folders, split, samples) for label, folders in arms.items()}
 
     def greedy(label: str, key: str) -> np.ndarray:
         return grid(runs[label], key)[..., 0]
 
     first, *_ = arms
+    best = ["best of N, EM %"] * bool(samples)
+    columns = ["M_S", "EM %", f"minus {first}, EM %", "between seeds, EM %", "R_aspect", f"minus {first}, R_aspect",
+               "factuality", *best, "step kept", "KL at the last step", "reward, step to step"]  # fmt: skip
     rows = []
     for label, folders in arms.items():
         em, good = 100 * greedy(label, "right"), greedy(label, "R_aspect")
         gains = [(em, 100 * greedy(first, "right")), (good, greedy(first, "R_aspect"))]
         em_gain, good_gain = (None if label == first else estimate(difference, *pair) for pair in gains)
-        row = [label, estimate(np.mean, em), em_gain, float(em.mean(1).std()), estimate(np.mean, good), good_gain,
+        between = float(em.mean(1).std(ddof=1)) if len(em) > 1 else None
+        row = [label, estimate(np.mean, em), em_gain, between, estimate(np.mean, good), good_gain,
                estimate(np.mean, greedy(label, "factuality"))]  # fmt: skip
         if samples:
             before, right = (grid(runs[label], key)[..., 1:] for key in ("R_aspect before the answer", "right"))
             row.append(estimate(np.mean, 100 * chosen(before, right)))
         metrics = [data.read_jsonl(Path(folder) / "metrics.jsonl") for folder in folders]
-        of_ppo = all(each and "kl" in each[-1] for each in metrics)
-        row += [float(np.mean([each[-1]["kl"] for each in metrics])) if of_ppo else None,
-                float(np.mean([unsteadiness(each) for each in metrics])) if of_ppo else None]  # fmt: skip
-        rows.append(row)
-    best = ["best of N, EM %"] * bool(samples)
-    columns = ["M_S", "EM %", f"minus {first}, EM %", "between seeds, EM %", "R_aspect", f"minus {first}, R_aspect",
-               "factuality", *best, "KL at the end", "reward, step to step"]  # fmt: skip
+        if all(each and "kl" in each[-1] for each in metrics):  # PPO
+            looks = [data.read_jsonl(Path(folder) / "dev.jsonl") for folder in folders]
+            row += [float(np.mean(each)) for each in (
+                [max(look, key=lambda at: at["reward"])["step"] for look in looks],
+                [each[-1]["kl"] for each in metrics], [unsteadiness(each) for each in metrics])]  # fmt: skip
+        rows.append(row + [None] * (len(columns) - len(row)))
     return table(f"{title} {len(runs[first][0])} {split} questions.", columns, rows)
 
 
@@ -384,7 +405,8 @@ def reward(lab: Lab) -> list[dict]:
         "RL, right answers only": lab.rl("rl-task", "--weights", 0),
         "RL, quality only": lab.rl("rl-aspect", "--task-weight", 0),
     }
-    return [arm_table(lab, f"Greedy rationales, and the best of {COMPARED}.", arms, "test", COMPARED)]
+    title = f"Greedy rationales, and the best of {COMPARED}."
+    return [arm_table(lab, title, arms, split, COMPARED) for split in ("dev", "test")]
 
 
 def reliability(lab: Lab) -> list[dict]:
@@ -449,7 +471,10 @@ def ood(lab: Lab) -> list[dict]:
         types = np.array([example.type for example in examples])
         for kind in sorted(set(types) - {""}):
             add(f"{name}, {kind}", {method: right[:, types == kind] for method, right in em.items()})
-    return [table("Trained on the train split of the first row's data, with gold paragraphs.", columns, rows)]
+    title = "Trained on the train split of the first row's data, with gold paragraphs."
+    if lab.s.data != "tiny":
+        title += " FLAN-T5 has probably seen HotpotQA and StrategyQA: only MuSiQue is out of its distribution."
+    return [table(title, columns, rows)]
 
 
 def selection(lab: Lab) -> list[dict]:
@@ -492,6 +517,8 @@ def reader(lab: Lab) -> list[dict]:
     ways = {f"{large}, which taught M_S": ("test", [])}
     if lab.s.other_large:
         ways[lab.s.other_large] = ("reader-other", shlex.split(lab.s.other_large))
+    elif lab.s.large_model:
+        raise UserError("a server's M_L is not fine-tuned here: name another with --other-large")
     else:
         tuned = lab.run("train_kd.py", "tuned-large", *lab.models, f"--small={large}", f"--data={lab.s.data}",
                         f"--test-data={lab.s.test_data}", *QUICK, "--epochs", 3, *shlex.split(lab.s.kd_flags),
@@ -512,9 +539,10 @@ def samples(lab: Lab) -> list[dict]:
                                    ("right", "R_aspect before the answer", "tokens", "answer tokens"))  # fmt: skip
     rows = []
     for n in [2**i for i in range(10) if 2**i <= lab.s.samples]:
-        written = float(tokens[..., :n].sum(-1).mean())
+        written, best = float(tokens[..., :n].sum(-1).mean()), before[..., :n]
         rows.append([n, estimate(np.mean, 100 * voted(runs, n)), n, written + float(told[..., :n].sum(-1).mean()),
-                     estimate(np.mean, 100 * chosen(before[..., :n], right[..., :n])), 1, written + float(told.mean()),
+                     estimate(np.mean, 100 * chosen(best, right[..., :n])), 1,
+                     written + float(chosen(best, told[..., :n]).mean()),
                      estimate(np.mean, 100 * right[..., :n].max(-1))])  # fmt: skip
     columns = ["N", "SC, EM %", "SC: M_L asked", "SC: tokens", "best of N by R_aspect, EM %", "best: M_L asked",
                "best: tokens", "oracle, EM %"]  # fmt: skip
@@ -524,7 +552,7 @@ def samples(lab: Lab) -> list[dict]:
 
 def filter_(lab: Lab) -> list[dict]:
     """What is the filter of M_L's rationales worth?"""
-    arms = {"KD": lab.kd(), "KD without the filter": lab.kd("kd-unfiltered", "--no-filter"),
+    arms = {"KD": lab.kd(), "KD, wrong answers too": lab.kd("kd-unfiltered", "--no-filter"),
             "untrained": [lab.s.small] * lab.s.seeds}  # fmt: skip
     kept = {label: json.loads((Path(arms[label][0]) / "filter.json").read_text())[0] for label in list(arms)[:2]}
     title = " ".join(f"{label}: {count['kept']} of {count['asked']} rationales kept." for label, count in kept.items())
@@ -544,11 +572,12 @@ def sizes(lab: Lab) -> list[dict]:
 
 def sensitivity(lab: Lab) -> list[dict]:
     """How much do β, λ and the learning rate matter, and how much does each aspect add to the reward's variance?"""
-    sweeps = {"beta": (0, 0.2), "task-weight": (0, 4, 16), "lr": (1e-4, 1e-3)}
+    lr = data.parse_settings(train_rl.Settings, None, shlex.split(lab.s.rl_flags)).lr
+    sweeps = {"beta": (0, 0.2), "task-weight": (0, 4, 16), "lr": (lr / 3, lr * 3)}
     arms = {"defaults": lab.short_rl("all-eight"), "KD": lab.kd()}
     for flag, values in sweeps.items():
         for value in values:
-            arms[f"--{flag} {value:g}"] = lab.short_rl(f"{flag}-{value:g}", f"--{flag}", value)
+            arms[f"--{flag} {value:g}"] = lab.short_rl(f"{flag}-{value:g}", f"--{flag}", f"{value:g}")
     sweep = arm_table(lab, f"PPO shortened to {lab.s.steps} steps.", arms, "dev")
 
     runs = lab.answers(lab.kd(), "dev", lab.s.samples)

@@ -24,6 +24,7 @@ import experiments as lab  # noqa: E402
 
 import data  # noqa: E402
 import rewards  # noqa: E402
+from model import T5  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------ statistics
 
@@ -35,7 +36,7 @@ def test_auroc_is_the_share_of_pairs_that_are_ranked_rightly(rows):
     scores, right = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     pairs = [(a, b) for a, r in rows if r for b, w in rows if not w]
     wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]
-    assert lab.auroc(scores, right) == pytest.approx(sum(wins) / len(wins) if wins else 0.5)
+    assert lab.auroc(scores, right) == pytest.approx(sum(wins) / len(wins) if wins else np.nan, nan_ok=True)
 
 
 @given(st.lists(samples, min_size=1, max_size=5))
@@ -52,8 +53,16 @@ def test_auroc_within_questions_counts_only_pairs_of_the_same_question(questions
 def test_correlation_is_pearsons(rows):
     x, y = zip(*((float(a), float(b)) for a, b in rows), strict=True)
     varies = len(set(x)) > 1 and len(set(y)) > 1
-    expected = statistics.correlation(x, y) if varies else 0.0
-    assert lab.correlation(np.array(x), np.array(y)) == pytest.approx(expected, abs=1e-9)
+    expected = statistics.correlation(x, y) if varies else np.nan
+    assert lab.correlation(np.array(x), np.array(y)) == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+def test_draws_without_a_case_are_left_out_and_what_has_no_case_is_blank():
+    right = np.zeros((1, 50))
+    right[0, :2] = 1  # all that are kept are right; some draws keep none
+    assert lab.estimate(lab.ratio, right, right) == {"mean": 1.0, "interval": [1.0, 1.0]}
+    assert lab.estimate(lab.ratio, right, 0 * right) is None
+    assert lab.estimate(lab.auroc, right + np.arange(50) / 100, right)["interval"] == [1.0, 1.0]
 
 
 def test_intervals_are_those_of_the_normal_approximation_and_pairs_stay_paired():
@@ -294,6 +303,23 @@ def test_an_interrupted_experiment_goes_on_to_the_same_result(ready, monkeypatch
     capsys.readouterr()
 
 
+def test_an_m_s_that_was_trained_anew_is_asked_anew_and_comparisons_of_the_old_one_are_refused(ready, monkeypatch):
+    folder, asked = ready("runs"), []
+    monkeypatch.setattr(lab, "ask", lambda *a: asked.append(a) or [[{"rationale": str(len(asked))}]])
+    here = lab.Lab(lab.Settings(seeds=2, limit=1, out=str(folder)))
+    eval_flags = ["--kd", f"{folder}/kd-[0-1]", f"--out={folder / 'eval'}"]
+    with data.Run(folder / "eval", data.parse_settings(lab.EvalSettings, None, eval_flags)) as run:
+        run.uses([str(folder / "kd-1")])
+        run.write("results.md", "a table")
+    before = here.answers(here.kd(), "dev")
+    assert here.answers(here.kd(), "dev") == before and here.run("eval.py", "eval", *eval_flags[:2]) and len(asked) == 2
+    T5.from_pretrained(folder / "kd-1/model").init_weights(1).save_pretrained(folder / "kd-1/model")
+    after = here.answers(here.kd(), "dev")
+    assert after[0] == before[0] and after[1] != before[1] and len(asked) == 3
+    with pytest.raises(data.RunError, match=f"no longer the one in {folder}/kd-1: delete"):
+        here.run("eval.py", "eval", *eval_flags[:2])
+
+
 def test_every_training_finds_the_runs_that_it_takes_over(monkeypatch, tmp_path):
     made = []
 
@@ -315,6 +341,7 @@ def test_a_run_with_other_settings_is_refused_in_one_sentence(ready, monkeypatch
     assert run(monkeypatch, "selection", "--kd-flags=--lr 0.5", "--seeds", 2, "--out", folder) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: selection: ") and "lr is 0.001 there and 0.5 here" in error
+    assert f"delete {folder / 'kd-0'}" in error and "--overwrite" not in error  # which is no flag of experiments
     assert not (folder / "results" / "selection.json").exists()
 
 
@@ -338,6 +365,7 @@ def test_without_a_name_the_experiments_are_listed_and_a_wrong_one_is_an_error(m
     assert run(monkeypatch) == 0
     listed = capsys.readouterr().out
     assert len(lab.EXPERIMENTS) == 12 and all(f"| {name} " in listed for name in lab.EXPERIMENTS)
+    assert run(monkeypatch, "all", "--kd-flags", '"') == 2 and "No closing quotation" in capsys.readouterr().err
     assert run(monkeypatch, "mehtods") == 2 and "there is no experiment 'mehtods'" in capsys.readouterr().err
 
 

@@ -262,6 +262,15 @@ def test_other_settings_in_the_same_folder_are_refused_by_name_and_overwrite_sta
     assert [row["beta"] for row in lines(folder / "metrics.jsonl")] == [0.5]
 
 
+def test_a_run_does_not_go_on_from_another_m_s_than_it_began_with(kd, tmp_path, monkeypatch, capsys):
+    folder, again = tmp_path / "rl", tmp_path / "kd"
+    shutil.copytree(kd, again)
+    assert start(monkeypatch, folder, again, "--steps", 1, "--samples", 1)[0] == 0
+    T5.from_pretrained(again / "model").init_weights(7).save_pretrained(again / "model")
+    code, large = start(monkeypatch, folder, again, "--steps", 1, "--samples", 1)
+    assert code == 2 and not large.prompts and f"no longer the one in {again}" in capsys.readouterr().err
+
+
 def test_task_weight_weights_and_penalty_do_what_they_say(kd, tmp_path, monkeypatch):
     start(monkeypatch, tmp_path / "aspects", kd, "--task-weight", 0, "--steps", 1)
     (row,) = lines(tmp_path / "aspects" / "metrics.jsonl")
