@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import data  # noqa: E402
 import rewards  # noqa: E402
-from eval import BOOTSTRAPS, align, interval  # noqa: E402
+from eval import BOOTSTRAPS, align, interval, with_interval  # noqa: E402
 from model import UserError, read_json  # noqa: E402
 from rewards import ASPECTS  # noqa: E402
 
@@ -78,6 +78,8 @@ class Settings:
 def collect(folder: Path, count: int, seed: int) -> list[dict]:
     """Rationales for `count` questions of a run, as the key has them but for "item"; the same texts are one."""
     made = read_json(folder / "settings.json")
+    if not (folder / "results.json").is_file():
+        raise UserError(f"{folder} has not ended: give its command once more")
     if "kd" in made and "data" not in made:  # train_rl.py: its questions are those of its KD run
         made = read_json(Path(made["kd"]) / "settings.json")
     rows = data.read_jsonl(folder / "answers.jsonl")
@@ -327,10 +329,7 @@ def summarise(items: list[dict], ratings: dict[str, np.ndarray]) -> dict:
 
 def as_markdown(table: dict) -> str:
     def text(cell: dict | None, sign: str = "") -> str:
-        if cell is None:
-            return "–"
-        low, high = cell["interval"]
-        return f"{cell['mean']:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+        return "–" if cell is None else with_interval(cell, "", sign)
 
     columns = table["columns"]
     differences = [f"{a} minus {b}" for a, b in DIFFERENCES]

@@ -1,7 +1,7 @@
 """Run folders → one page to show: what the methods score, how they learned, what the rationales say.
 
     python lab/report.py runs/kd runs/rl runs/eval                        # → runs/report/report.html and its pictures
-    python lab/report.py runs/eval runs/eval-task runs/kd* runs/rl* runs/lab/results/*.json --out runs/report-seeds
+    python lab/report.py runs/eval runs/kd* runs/rl* runs/lab/results/*.json --out runs/report-seeds
 
 Give folders of eval.py, train_kd.py and train_rl.py, whether their runs have ended or not, and results of
 lab/experiments.py. What is not given is left out, with a sentence that says what to run. The first comparison (eval.py;
@@ -107,9 +107,9 @@ def by_setting(runs: Sequence[Found]) -> dict[str, list[Found]]:
         groups.setdefault(json.dumps(same, sort_keys=True), []).append(run)
     named: dict[str, list[Found]] = {}
     for group in groups.values():
-        name = group[0].place.name
-        short = re.sub(r"[-_]?\d+$", "", name)
-        named[short if short and short not in named else name] = group
+        place = group[0].place
+        names = (re.sub(r"[-_]?\d+$", "", place.name), place.name, str(place))
+        named[next(name for name in names if name and name not in named)] = group
     return named
 
 
@@ -270,12 +270,12 @@ def rows(ax, c, labels) -> None:
     ax.margins(x=0.06)
 
 
-def curves(title: str, groups: dict[str, list[list[tuple[float, float]]]], kept: str = "") -> Panel:
-    """Groups (colour → runs of (x, y)): each run thin, and their mean as far as all of them go; the lowest point of
+def curves(title: str, groups: Sequence[tuple[str, list[list[tuple[float, float]]]]], kept: str = "") -> Panel:
+    """Groups (colour, runs of (x, y)): each run thin, and their mean as far as all of them go; the lowest point of
     each run of the colour `kept` is marked."""
 
     def panel(ax, c):
-        for colour, runs in groups.items():
+        for colour, runs in groups:
             runs = [run for run in runs if run]
             for run in runs:
                 ax.plot(*zip(*run, strict=True), color=c[colour], linewidth=0.8, alpha=0.35 if len(runs) > 1 else 1)
@@ -309,15 +309,6 @@ def differences_picture(run: Found) -> Picture:
         panels += [whiskers(f"EM minus that of {base}, points", cells, "EM", "+")] * bool(cells)
     caption = f"{run.about} Paired differences on the same questions, 95 % intervals: one that holds 0 decides nothing."
     return Picture("differences", caption, panels, 3, (4.7, 0.75 + 0.22 * len(methods)))
-
-
-def arms_picture(runs: Sequence[Found]) -> Picture:
-    panels = []
-    for measure, title in (("EM", "EM, points"), ("R_aspect", "R_aspect"), ("factuality", "Factuality")):
-        cells = {str(run.place): run.results["methods"][RL][measure][f"minus {KD}"] for run in runs}
-        panels.append(whiskers(f"{title}: RL minus KD", cells, measure, "+", "green"))
-    return Picture("arms", "Paired differences on the same questions, 95 % intervals, a row for each comparison: "
-                   + " ".join(run.about for run in runs), panels, 3, (4.7, 0.8 + 0.24 * len(runs)))  # fmt: skip
 
 
 def aspects_picture(run: Found, before: str, after: str) -> Picture:
@@ -368,8 +359,8 @@ def runs_of(groups: dict[str, list[Found]]) -> str:
 def kd_picture(groups: dict[str, list[Found]]) -> Picture:
     key, panels = {"training": "orange", "held-out": "blue"}, []
     for name, group in groups.items():
-        losses = {key[part]: [[(row["epoch"], row[loss]) for row in run.metrics if loss in row] for run in group]
-                  for part, loss in (("training", "train_loss"), ("held-out", "held_out_loss"))}  # fmt: skip
+        losses = [(key[part], [[(row["epoch"], row[loss]) for row in run.metrics if loss in row] for run in group])
+                  for part, loss in (("training", "train_loss"), ("held-out", "held_out_loss"))]  # fmt: skip
         target = group[0].settings.get("target", "rationale")
         panels.append(curves(f"{name}: loss on the {target}, nats per token", losses, "blue"))
     caption = ("By epoch. Thin: a run; thick: the mean of runs that differ only in their seed, as far as all of them "
@@ -396,8 +387,8 @@ def rl_pictures(groups: dict[str, list[Found]]) -> list[Picture]:
     key = dict(zip(groups, SERIES * len(groups), strict=False))
 
     def lines(title: str, value: Callable, log: str = "metrics") -> Panel:
-        return curves(title, {key[name]: [[(row["step"], value(row)) for row in getattr(run, log)] for run in group]
-                              for name, group in groups.items()})  # fmt: skip
+        return curves(title, [(key[name], [[(row["step"], value(row)) for row in getattr(run, log)] for run in group])
+                              for name, group in groups.items()])  # fmt: skip
 
     panels = [lines(title, value) for title, value in PPO.items()]
     panels.insert(1, lines("R on held-out questions, greedy", lambda row: row["reward"], "dev"))
@@ -461,7 +452,8 @@ def signs(ppo: Sequence[Found], compared: Sequence[Found]) -> str:
             found += [[str(run.place), str(step), warning] for warning in rl.warnings(run.metrics[:step], limit)]
     for run in {run.place: run for run in (*ppo, *compared)}.values():
         said = {sign for place, _, sign in found if place == str(run.place)}
-        ended = signatures(run.results if run in compared else None, run.metrics, run.settings["max_new_tokens"])
+        of_ppo = run.metrics if run in ppo else []
+        ended = signatures(run.results if run in compared else None, of_ppo, run.settings["max_new_tokens"])
         found += [[str(run.place), "end", sign] for sign in ended if sign not in said]
     where = f"{count(len(ppo), 'run')} of PPO, looked at when train_rl.py does, {count(looks, 'time')} in all"
     where += f", and {count(len(compared), 'comparison')}"
@@ -559,11 +551,21 @@ def main() -> None:
     given = parser.parse_args()
     if matplotlib is None:
         raise UserError("the report is drawn by matplotlib: pip install -r requirements-lab.txt")
-    experiments = {place: read_json(place) for place in given.places if place.suffix == ".json" and place.is_file()}
+    try:
+        write(list(dict.fromkeys(given.places)), given.out)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"one of the folders holds what no run of this version writes ({error!r})") from error
+
+
+def write(places: Sequence[Path], out: Path) -> None:
+    """The page and its pictures."""
+    experiments = {place: read_json(place) for place in places if place.suffix == ".json" and place.is_file()}
     for place, result in experiments.items():
         if not {"question", "tables", "command", "seeds", "cpu_minutes"} <= result.keys():
             raise UserError(f"{place} is no result of lab/experiments.py")
-    runs = [find(place) for place in given.places if place not in experiments]
+    runs = [find(place) for place in places if place not in experiments]
     kd, ppo = ([run for run in runs if run.kind == kind and run.metrics] for kind in ("kd", "rl"))
     compared = [run for run in runs if run.kind == "eval" and run.results] or [run for run in runs if run.results][-1:]
     pictures, sections = [], []
@@ -583,9 +585,6 @@ def main() -> None:
         known = [name for name in (UNTRAINED, KD, RL) if name in methods]
         section("What the paper claims, and what was measured", claims(first))
         section("Results", results_picture("results", first), numbers(first), differences_picture(first))
-        with_rl = [run for run in compared if RL in run.results["methods"]]
-        if len(with_rl) > 1:
-            section("What RL changed", arms_picture(with_rl))
         if len(known) > 1:
             section("Eight aspects of quality", aspects_picture(first, *known[-2:]))
         try:
@@ -613,13 +612,13 @@ def main() -> None:
     for i, run in enumerate(compared[1:], start=2):
         section(f"Results of {run.place}", results_picture(f"results-{i}", run), numbers(run))
 
-    given.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         for ending, colours in (("", LIGHT), ("-dark", DARK)):
-            data.atomic_write(given.out / f"{picture.name}{ending}.png", picture.png(colours))
-    names = ", ".join(str(place) for place in given.places)
-    data.atomic_write(given.out / "report.html", page(sections, f"lab/report.py made it from {names}."))
-    print(f"{given.out / 'report.html'}, and {2 * len(pictures)} pictures beside it")
+            data.atomic_write(out / f"{picture.name}{ending}.png", picture.png(colours))
+    names = ", ".join(map(str, places))
+    data.atomic_write(out / "report.html", page(sections, f"lab/report.py made it from {names}."))
+    print(f"{out / 'report.html'}, and {2 * len(pictures)} pictures beside it")
 
 
 if __name__ == "__main__":

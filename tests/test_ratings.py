@@ -151,6 +151,7 @@ def write_run(folder, texts, seeds=1, **settings):
                 for i, of in enumerate(texts)]}
             for k, source in enumerate(ratings.SOURCES) for seed in range(seeds if source != COT else 1)]  # fmt: skip
     (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "results.json").write_text("{}")
     return folder
 
 
@@ -353,6 +354,7 @@ def test_what_spreadsheets_do_to_a_good_file_is_read_over(tmp_path):
     (["export", "--run", "{here}/none"], "No such file"),
     (["export", "--run", "{here}/run", "--questions", "9", "--out", "{here}/new"], "has 3 questions, fewer than the 9"),
     (["export", "--run", "{here}/kd only", "--out", "{here}/new"], "no rationales of LM-guided, RL and CoT"),
+    (["export", "--run", "{here}/unfinished", "--out", "{here}/new"], "has not ended: give its command once more"),
     (["export", "--run", "{here}/moved", "--questions", "3", "--out", "{here}/new"], "is not in the data"),
     (["import", "{here}/none.json", "{here}/a.csv"], "No such file"),
     (["import", "{here}/run/settings.json", "{here}/a.csv"], "no key that `ratings.py export` wrote"),
@@ -369,6 +371,7 @@ def test_a_wrong_command_ends_in_one_sentence(tmp_path, capsys, command, sentenc
     answers = (tmp_path / "run" / "answers.jsonl").read_text()
     write_run(tmp_path / "kd only", plain(3))
     (tmp_path / "kd only" / "answers.jsonl").write_text(answers.partition("\n")[0] + "\n")
+    (write_run(tmp_path / "unfinished", plain(3)) / "results.json").unlink()
     write_run(tmp_path / "moved", plain(2))
     (tmp_path / "moved" / "answers.jsonl").write_text(answers)
     capsys.readouterr()

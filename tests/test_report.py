@@ -45,7 +45,9 @@ def write(folder, settings, results=None, **logs):
 def kd_run(folder, seed=0, lr=1e-3, losses=((None, 2.0), (1.5, 1.0), (1.0, 1.25))):
     rows = [{"epoch": i, "held_out_loss": held} | ({"train_loss": train} if train else {})
             for i, (train, held) in enumerate(losses)]  # fmt: skip
-    return write(folder, {"patience": 2, "lr": lr, "seed": seed, "out": str(folder)}, metrics=rows)
+    settings = {"patience": 2, "lr": lr, "seed": seed, "out": str(folder), "data": "tiny", "test_data": "",
+                "context": "gold", "test_limit": 6, "max_new_tokens": 64}  # fmt: skip
+    return write(folder, settings, metrics=rows)
 
 
 def rl_run(folder, seed=0, steps=4, **last):
@@ -53,7 +55,8 @@ def rl_run(folder, seed=0, steps=4, **last):
     row |= {"reward": 5.0, "R_task": 0.5, "entropy": 0.2, "ratio_max": 2.0}
     rows = [{"step": i + 1, **row, "reward": 5.0 + i} for i in range(steps)]
     rows[-1] |= last
-    settings = {"ppo_epochs": 2, "eval_every": 2, "max_new_tokens": 64, "seed": seed, "kd": f"runs/kd{seed}"}
+    settings = {"ppo_epochs": 2, "eval_every": 2, "max_new_tokens": 64, "seed": seed, "test_limit": 6,
+                "kd": f"{folder.parent}/kd{seed}"}  # fmt: skip
     return write(folder, settings, metrics=rows, dev=[{"step": 0, "reward": 5.0}, {"step": 4, "reward": 6.0}])
 
 
@@ -169,7 +172,7 @@ def test_equal_scores_stay_in_one_part():
 def test_thick_line_is_the_mean_as_far_as_all_runs_go_and_the_lowest_point_is_marked():
     ax = Figure().add_subplot()
     runs = [[(0, 4.0), (1, 2.0), (2, 9.0)], [(0, 2.0), (1, 4.0)], []]
-    report.curves("x", {"blue": runs}, kept="blue")(ax, report.LIGHT)
+    report.curves("x", [("blue", runs)], kept="blue")(ax, report.LIGHT)
     drawn = [(line.get_linewidth(), line.get_xydata().tolist()) for line in ax.lines if line.get_marker() == "None"]
     assert max(drawn)[1] == [[0, 3.0], [1, 3.0]]
     assert [xy for width, xy in drawn if width < 1] == [[[0, 4.0], [1, 2.0], [2, 9.0]], [[0, 2.0], [1, 4.0]]]
@@ -181,6 +184,15 @@ def test_runs_that_differ_only_in_seed_are_one_curve(whole):
     assert {name: [run.place.name for run in group] for name, group in groups.items()} == {
         "kd": ["kd", "kd1"], "<b>x": ["<b>x"]}  # fmt: skip
     assert "kd: 2 runs; <b>x: 1 run" in "".join(Reader(whole[0]).texts)
+
+
+def test_every_group_of_runs_has_a_name_and_a_curve_of_its_own(tmp_path):
+    places = [kd_run(tmp_path / f"{i}" / "kd", lr=10.0**-i) for i in range(8)]
+    groups = report.by_setting([report.find(place) for place in places])
+    assert [group[0].place for group in groups.values()] == places
+    ax = Figure().add_subplot()
+    report.curves("x", [(report.SERIES[i % 6], [[(0, i), (1, i)]]) for i in range(8)])(ax, report.LIGHT)
+    assert [line.get_ydata()[0] for line in ax.lines] == list(range(8))
 
 
 def test_nothing_of_data_models_or_names_becomes_markup(whole):
@@ -238,6 +250,15 @@ def quick(monkeypatch):
     monkeypatch.setattr(report.Picture, "png", lambda picture, colours: b"")
 
 
+@pytest.mark.parametrize("train", [kd_run, rl_run])
+def test_a_training_that_has_ended_brings_its_own_table(tmp_path, monkeypatch, quick, train):
+    folder = train(tmp_path / "a")
+    (comparison_run(tmp_path / "table", tmp_path / "q.jsonl") / "results.json").rename(folder / "results.json")
+    assert run(monkeypatch, folder, "--out", tmp_path / "report") == 0
+    reader = Reader((tmp_path / "report" / "report.html").read_text())
+    assert [row[0] for row in reader.tables["numbers"][1:]] == list(RATIONALES)
+
+
 @pytest.mark.parametrize("kind", ["kd", "rl", "eval"])
 def test_a_single_run_gives_a_page_that_says_what_to_run_for_the_rest(tmp_path, monkeypatch, quick, kind):
     folder = tmp_path / "a"
@@ -277,6 +298,7 @@ def test_a_comparison_whose_data_have_changed_keeps_its_table(tmp_path, monkeypa
         ({"settings.json": '{"limit": 5}', "results.json": "{}"}, "holds no table of methods"),
         ({"settings.json": '{"patience": 5}', "metrics.jsonl": '{"epoch": 0}\noops\n'}, "line 2 is damaged"),
         ({"x.json": "{}"}, "x.json is no result of lab/experiments.py"),
+        ({"settings.json": '{"limit": 5}', "results.json": '{"methods": {}}'}, "no run of this version writes"),
     ],
 )
 def test_what_is_no_run_ends_in_one_sentence(tmp_path, monkeypatch, capsys, files, sentence):
