@@ -410,9 +410,9 @@ def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None
     Command line → an instance of the dataclass `cls`, whose fields are `name: type = default  # meaning`.
 
     A field becomes `--name`, with - for _ (a bool: `--name` and `--no-name`), and the comment behind it the help text,
-    so that default and meaning are each written once. Types: str, int, float, bool, and each of these `| None` (the
-    word none). `doc`, the script's docstring, heads `--help`. An unknown flag, a wrong value, and a ValueError from
-    the settings' own `check()`, if there is one, end the program with the usage and one sentence.
+    so that default and meaning are each written once. Types: str, int, float, bool. `doc`, the script's docstring,
+    heads `--help`. An unknown flag, a wrong value (a float is finite and at least 0), and a ValueError from the
+    settings' own `check()`, if there is one, end the program with the usage and one sentence.
     """
     comments: dict[str, str] = {}
     for base in reversed(cls.__mro__):
@@ -422,17 +422,19 @@ def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=doc, formatter_class=raw, allow_abbrev=False)
     for field in dataclasses.fields(cls):
-        kind = next((kind for kind in (str, int, float, bool) if field.type in (kind, kind | None)), None)
-        assert kind, f"no flag can be made for {field.name}: {field.type}"
+        assert field.type in (str, int, float, bool), f"no flag can be made for {field.name}: {field.type}"
         meaning = f"{comments.get(field.name, '')} (default: {field.default})".strip().replace("%", "%%")
-        form = {"metavar": kind.__name__.upper(), "type": kind if field.type is kind else _or_none(kind)}
-        if kind is bool:
+        form = {"metavar": field.type.__name__.upper(), "type": field.type}
+        if field.type is bool:
             form = {"action": argparse.BooleanOptionalAction}
         # A flag that is not given stays out of the result (SUPPRESS), and the dataclass fills in its default.
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, default=argparse.SUPPRESS, help=meaning, **form)
     try:
         settings = cls(**vars(parser.parse_args(argv)))
+        for name, value in vars(settings).items():
+            if isinstance(value, float) and not 0 <= value < float("inf"):
+                raise ValueError(f"--{name.replace('_', '-')} is {value} (expected a number of at least 0)")
         if hasattr(settings, "check"):
             settings.check()
     except ValueError as error:
@@ -445,14 +447,6 @@ def at_least_one(settings: Any, *names: str) -> None:
     for name in names:
         if getattr(settings, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-
-
-def _or_none(kind: type) -> Callable[[str], Any]:
-    def convert(text: str) -> Any:
-        return None if text.lower() == "none" else kind(text)
-
-    convert.__name__ = kind.__name__  # argparse says "invalid int value"
-    return convert
 
 
 def atomic_write(path: str | Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
@@ -565,6 +559,10 @@ class Run(contextlib.AbstractContextManager):
         except Exception as error:  # of many kinds, whose texts explain how to run a pickle's code
             damaged = f"{self.path(name)} is damaged ({type(error).__name__}): start again with --overwrite"
             raise RunError(damaged) from None
+
+    def rewrite(self, name: str, records: Iterable[dict]) -> None:
+        """Replaces a JSONL file in one step."""
+        self.write(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
     def append(self, name: str, *records: dict) -> None:
         """Adds lines to a JSONL file; a last line that a crash left without its end is removed first."""

@@ -379,7 +379,7 @@ class T5(nn.Module):
         encoded = self.encode(input_ids, attention_mask) if encoded is None else encoded
         cross_bias = mask_bias(attention_mask[:, None, None, :], encoded.dtype)
         cross = [block.layer[1].EncDecAttention.keys_values(encoded) for block in self.decoder.block]
-        cache = [tuple(encoded.new_empty(2, B, c.num_heads, min(T, 8), c.d_kv)) for _ in self.decoder.block]
+        cache = [tuple(keys.new_empty(2, B, c.num_heads, min(T, 8), c.d_kv)) for keys, _ in cross]
         position = torch.arange(T, device=device)
         bias = self.decoder.position_bias(position, position)  # row t is what the token at position t sees
 

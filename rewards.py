@@ -70,7 +70,8 @@ def _stem(word: str) -> str:
 
 @lru_cache(maxsize=65536)
 def read_sentence(text: str) -> Sentence:
-    """A name is a word with a capital letter or a digit at its start that is not of a closed class."""
+    """A name is a word with a capital letter or a digit at its start that is not of a closed class, nor the first one
+    before a preposition: so "Born in Rome" names Rome alone, and "Isabella of France", which is a mistake, France."""
     found = list(_WORD.finditer(text))
     words = tuple(match.group() for match in found)
     keys = [word.lower().removesuffix("'s").removesuffix("’s") for word in words]
@@ -83,7 +84,7 @@ def read_sentence(text: str) -> Sentence:
         is_number = word[0].isdigit()
         is_name = kinds[i] == "N" and (is_number or len(word) > 1 and not word[0].islower())
         if i == 0 and kinds[1:2] == ["P"]:
-            is_name = False  # "Born in", "Directed by"
+            is_name = False
         if points_back is None and (key in PRONOUNS or key == "the" and _DEFINITE.match(text, found[i].end())):
             points_back = True
         if is_name:
@@ -454,9 +455,12 @@ def parse_weights(text: str) -> dict[str, float]:
     for part in filter(None, text.split(",")):
         name, equals, value = part.rpartition("=")
         try:
-            weights |= {name.strip(): float(value)} if equals else dict.fromkeys(ASPECTS, float(value))
+            weight = float(value)
         except ValueError:
-            raise UserError(f"the weight {part!r} is no number (write for instance factuality=2,fluency=0)") from None
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise UserError(f"the weight {part!r} is no number (write for instance factuality=2,fluency=0)")
+        weights |= {name.strip(): weight} if equals else dict.fromkeys(ASPECTS, weight)
     if unknown := weights.keys() - set(ASPECTS):
         raise UserError(f"there is no aspect {', '.join(sorted(unknown))!r} (expected {', '.join(ASPECTS)})")
     return weights
@@ -488,10 +492,7 @@ class Combination:
     squares: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sums of squared distances from the mean
 
     def __call__(self, aspect: Sequence[float], task: Sequence[float]) -> list[float]:
-        n = len(aspect)
-        if not n:
-            return []
-        scaled = []
+        n, scaled = len(aspect), []
         for k, values in enumerate((aspect, task)):
             mean = math.fsum(values) / n
             gap = mean - self.means[k]

@@ -32,7 +32,8 @@ class ValueHead(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden.detach().float())[..., 0]
+        with torch.autocast(hidden.device.type, enabled=False):  # it would compute this in bfloat16, too
+            return super().forward(hidden.detach().float())[..., 0]
 
 
 @dataclass
@@ -95,7 +96,7 @@ def rollout(
 
 
 def join(parts: Sequence[Rollout]) -> Rollout:
-    """Rollouts of several processes → one, with all rows as long as the longest."""
+    """Rollouts of parts of a batch, or of several processes → one, with all rows as long as the longest."""
 
     def pad(name: str) -> Tensor:
         tensors = [getattr(part, name) for part in parts]

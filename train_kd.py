@@ -16,7 +16,6 @@ Departures from the paper: the filter's details, prompts and hyper-parameters ar
 The same command continues a run that was interrupted and prints the table of one that has ended.
 """
 
-import json
 import math
 import random
 import reprlib
@@ -50,7 +49,7 @@ class Settings(lmcot.Models):
     test_limit: int = 500  # questions of the evaluation at the end
     context: str = "gold"  # gold paragraphs, or all
     max_new_tokens: int = 256  # of a rationale
-    lr: float = 1e-3  # peak, AdamW; 3e-4 for FLAN-T5
+    lr: float = 1e-3  # peak, AdamW without decay; 3e-4 for FLAN-T5
     batch_size: int = 32  # examples per training step, over all processes
     micro_batch: int = 0  # examples that go through M_S at once, gradients add up to the step's (0: all); saves memory
     bf16: bool = False  # M_S learns in bfloat16 autocast, on GPUs that are fast at it; its weights stay float32
@@ -58,7 +57,7 @@ class Settings(lmcot.Models):
     patience: int = 2  # epochs without a better held-out loss before training stops
     samples: int = 10  # N of self-consistency in the evaluation
     temperature: float = 0.7  # of its samples
-    seed: int = 0  # order of batches, dropout, sampling
+    seed: int = 0  # order of batches, dropout
 
     NOT_COMPARED: ClassVar[tuple[str, ...]] = (*lmcot.Models.NOT_COMPARED, "out", "overwrite")
 
@@ -68,7 +67,10 @@ class Settings(lmcot.Models):
             raise ValueError("--target is rationale or answer")
         if self.data not in ("tiny", *data.OFFICIAL) and not self.test_data:
             raise ValueError("--data FILE needs --test-data FILE: the official dev file, whose answers are known")
-        data.at_least_one(self, "train_limit", "dev_limit", "test_limit", "batch_size", "epochs", "samples")
+        data.at_least_one(self, "train_limit", "dev_limit", "test_limit", "batch_size", "epochs", "samples",
+                          "max_new_tokens")  # fmt: skip
+        if self.temperature <= 0:
+            raise ValueError("--temperature must be above 0: it is for sampling")
         if self.micro_batch < 0:
             raise ValueError("--micro-batch is at least 1, or 0 for the whole batch")
 
@@ -114,17 +116,21 @@ def ask_teacher(
     """M_L's chain of thought for each example, appended to rationales.jsonl in chunks; a chunk that is there is not
     asked. Its length is counted in tokens of M_S, which is to write it."""
     done = {row["id"]: row for row in run.read("rationales.jsonl")}
+    size = 4 * large.batch_size * data.rank_and_size()[1]
     with tqdm(total=len(examples), desc=f"M_L writes rationales, {split}") as bar:  # closed also after an error
-        for start in range(0, len(examples), 4 * large.batch_size):
-            chunk = examples[start : start + 4 * large.batch_size]
+        for start in range(0, len(examples), size):
+            chunk = examples[start : start + size]
             # A chunk of which a crash left a part is asked whole: M_L rounds differently in other batches.
             if missing := [example.id for example in chunk if example.id not in done]:
-                for example, thought in zip(chunk, lmcot.chain_of_thought(large, chunk, limit), strict=True):
-                    row = {"id": example.id, "question": example.question, "rationale": thought.rationale,
-                           "prediction": thought.prediction, "parsed": thought.parsed,
-                           "right": data.exact_match(thought.prediction, example.answers) == 1,
-                           "tokens": small.count_tokens(thought.rationale)}  # fmt: skip
-                    done.setdefault(example.id, row)
+                mine = data.share(chunk)  # of this process
+                thoughts = lmcot.chain_of_thought(large, mine, limit)
+                rows = [{"id": example.id, "question": example.question, "rationale": thought.rationale,
+                         "prediction": thought.prediction, "parsed": thought.parsed,
+                         "right": data.exact_match(thought.prediction, example.answers) == 1,
+                         "tokens": small.count_tokens(thought.rationale)}
+                        for example, thought in zip(mine, thoughts, strict=True)]  # fmt: skip
+                for row in data.gather(rows):
+                    done.setdefault(row["id"], row)
                 run.append("rationales.jsonl", *(done[each] for each in missing))
             bar.update(len(chunk))
     return [done[example.id] for example in examples]
@@ -134,7 +140,7 @@ def ask_teacher(
 
 
 def make_batches(pairs: list[tuple[list[int], list[int]]], size: int, rng: random.Random | None = None):
-    """(source ids, target ids) → batches of similar length, so that little is padding, shuffled by `rng`."""
+    """(source ids, target ids) → batches of similar length, so that little is padding; rng shuffles their order."""
     order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), len(pairs[i][1]), rng.random() if rng else 0))
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     if rng:
@@ -186,8 +192,8 @@ def main() -> None:
         if s.target == "answer":
             targets = {example.id: example.answer for example in train + dev}
         else:
-            if teachers and not run.path("rationales.jsonl").exists():
-                run.write("rationales.jsonl", "".join(json.dumps(row) + "\n" for row in teachers))
+            if teachers and not data.gather([run.path("rationales.jsonl").exists()])[0]:  # what the first process sees
+                run.rewrite("rationales.jsonl", teachers)
             counts = []
             for split, examples in (("train", train), ("dev", dev)):
                 rows = ask_teacher(run, large, small, examples, split, s.max_new_tokens)
@@ -225,12 +231,10 @@ def main() -> None:
             optimizer.load_state_dict(saved.pop("optimizer"))
             schedule.load_state_dict(saved.pop("schedule"))
             state = saved
-            rows = [row for row in run.read("metrics.jsonl") if row["epoch"] <= state["epoch"]]
-            run.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            run.rewrite("metrics.jsonl", [row for row in run.read("metrics.jsonl") if row["epoch"] <= state["epoch"]])
         else:
             state = {"epoch": 0, "best": held_out_loss(model, pairs["dev"], s.batch_size, s.bf16), "best_epoch": 0}
-            run.write("metrics.jsonl", "")
-            run.append("metrics.jsonl", {"epoch": 0, "held_out_loss": state["best"]})
+            run.rewrite("metrics.jsonl", [{"epoch": 0, "held_out_loss": state["best"]}])
             print(f"held-out loss before training: {state['best']:.3f} nats per token")
         while state["epoch"] < s.epochs and state["epoch"] - state["best_epoch"] < s.patience:
             epoch = state["epoch"] + 1

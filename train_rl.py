@@ -3,7 +3,7 @@
     python train_rl.py                                         # continues runs/kd → runs/rl, minutes on a CPU
     python train_rl.py --kd runs/kd1 --seed 1 --out runs/rl1   # another seed
     python train_rl.py --task-weight 0 --out runs/rl-aspects   # for quality alone; --weights 0 for answers alone
-    python train_rl.py --kd runs/kd-flan --lr 1e-5 --minibatch 2            # after train_kd.py with FLAN-T5
+    python train_rl.py --kd runs/kd-flan --lr 1e-5 --micro-batch 2          # after train_kd.py with FLAN-T5
 
 Each step, of which a run has `--steps`:
 1 Rollout: M_S samples N rationales for each of B training questions.
@@ -17,7 +17,6 @@ Departures from the paper: the aspects' measures, the weights and hyper-paramete
 The same command continues a run that was interrupted and prints the table of one that has ended.
 """
 
-import json
 import math
 import random
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ class Settings:
     prompts: int = 64  # B, questions of a rollout
     samples_per_prompt: int = 4  # N, rationales of each
     minibatch: int = 16  # questions (with their N rationales) of one optimiser step, over all processes
-    micro_batch: int = 0  # questions that go through M_S at once, gradients add up to the step's (0: all); saves memory
+    micro_batch: int = 0  # questions that go through M_S at once (0: all); gradients add up, it only saves memory
     ppo_epochs: int = 2  # times that a rollout is learned from
     lr: float = 3e-4  # peak, Adam, falls linearly to 0; 1e-5 for FLAN-T5
     bf16: bool = False  # M_S computes in bfloat16 autocast, on GPUs that are fast at it; its weights stay float32
@@ -65,7 +64,7 @@ class Settings:
     eval_every: int = 10  # steps between looks at held-out questions
     dev_limit: int = 300  # held-out questions
     test_limit: int = 500  # questions of the evaluation at the end
-    samples: int = 10  # N of self-consistency and of selection in the evaluation
+    samples: int = 10  # N of self-consistency and of selection in the evaluation, not of rollouts
     temperature: float = 0.7  # of its samples
     seed: int = 0  # choice of questions, sampling, order of minibatches
 
@@ -79,6 +78,8 @@ class Settings:
                           "train_limit", "eval_every", "dev_limit", "test_limit", "samples")  # fmt: skip
         if self.prompts < data.rank_and_size()[1]:
             raise ValueError("--prompts must be at least the number of processes")
+        if self.temperature <= 0:
+            raise ValueError("--temperature must be above 0: it is for sampling")
         if self.micro_batch < 0:
             raise ValueError("--micro-batch is at least 1, or 0 for the whole minibatch")
 
@@ -122,8 +123,7 @@ def main() -> None:
             combination = rewards.Combination(**saved.pop("combination"))
             state = saved
         for name, first in (("metrics.jsonl", 1), ("dev.jsonl", 0)):  # what came after the last saved state comes again
-            rows = [row for row in run.read(name) if row["step"] < state["step"] + first]
-            run.write(name, "".join(json.dumps(row) + "\n" for row in rows))
+            run.rewrite(name, [row for row in run.read(name) if row["step"] < state["step"] + first])
         log = run.read("metrics.jsonl")
 
         bar = tqdm(total=s.steps, initial=state["step"], desc="PPO")
@@ -152,9 +152,11 @@ def main() -> None:
             # ---- 1 rollout
             prompts = small.tokenizer.encode_batch(lmcot.fill(lmcot.RATIONALE, small, mine))
             source, source_mask = pad_batch([prompt.ids for prompt in prompts], device=small.device)
+            size = s.micro_batch or len(source)
             with autocast:
-                r = rl.rollout(policy, reference, head, source, source_mask, s.samples_per_prompt, s.max_new_tokens,
-                               small.forbid, generator)  # fmt: skip
+                r = rl.join([rl.rollout(policy, reference, head, *part, s.samples_per_prompt, s.max_new_tokens,
+                                        small.forbid, generator)
+                             for part in zip(source.split(size), source_mask.split(size), strict=True)])  # fmt: skip
             rationales = small.decode(r.ids, r.mask)
 
             # ---- 2 M_L answers, every rationale gets its reward
@@ -196,8 +198,8 @@ def main() -> None:
                         loss = policy_loss + value_loss  # of separate parameters: no coefficient weighs them
                         (loss * (mask.sum() / tokens)).backward()  # a mean over all tokens of the minibatch
                         found = rl.update_metrics(logp, logp_old, entropy, mask, s.clip)
-                        is_first = not updates and not s.bf16
-                        assert not (is_first and abs(found["ratio_max"] - 1) > 1e-4), "before any update the ratio is 1"
+                        moved = updates or s.bf16  # before any update every ratio is 1, or scoring has a fault
+                        assert moved or float((logp.detach() - logp_old).abs().max()) < 1e-4, "ratios before any update"
                         parts.append(found | {"policy_loss": policy_loss.item(), "value_loss": value_loss.item()})
                     data.sum_gradients([*policy.parameters(), *head.parameters()])
                     norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0))

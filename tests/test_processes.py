@@ -22,9 +22,15 @@ import os, sys
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
-import data, rl, {script}
+import data, lmcot, rl, {script}
 from tiny import world
 world.SIZES |= {sizes!r}
+think = lmcot.chain_of_thought
+def count(large, examples, *rest, **named):
+    with open({kept!r} + "/asked-{script}-{processes}-" + os.environ.get("RANK", "0"), "a") as file:
+        file.write("x" * len(examples))
+    return think(large, examples, *rest, **named)
+lmcot.chain_of_thought = count
 original, steps = rl.rollout, iter(range(100))
 def rollout(policy, reference, head, source, mask, samples, *rest):
     path = {kept!r} + "/" + str(next(steps)) + ".pt"
@@ -45,7 +51,8 @@ def run(script, out, kept, processes, arguments):
     """Run a script in one or several processes → its output."""
     arguments = [*map(str, arguments), "--out", str(out)]
     driver = kept / f"{script}-{processes}.py"
-    driver.write_text(DRIVER.format(root=str(ROOT), script=script, sizes=SIZES, kept=str(kept), arguments=arguments))
+    driver.write_text(DRIVER.format(root=str(ROOT), script=script, sizes=SIZES, kept=str(kept), arguments=arguments,
+                                    processes=processes))  # fmt: skip
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(torchrun if processes > 1 else []), str(driver)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -86,6 +93,8 @@ def test_distillation_by_two_processes_ends_with_the_weights_of_one(both):
     assert [r["id"] for r in lines(place / "kd1" / "rationales.jsonl")] == [
         r["id"] for r in lines(place / "kd2" / "rationales.jsonl")
     ]
+    asked = [len((place / f"asked-train_kd-{name}").read_text()) for name in ("1-0", "2-0", "2-1")]
+    assert asked[0] == asked[1] + asked[2] > 0 and abs(asked[1] - asked[2]) <= 5  # shares, not everything twice
 
 
 def test_ppo_by_two_processes_makes_the_update_of_one_from_the_same_rollouts(both):

@@ -231,6 +231,20 @@ def test_sampled_and_teacher_forced_log_probabilities_agree_and_belong_to_the_ro
         torch.testing.assert_close(entropy[0], torch.distributions.Categorical(p).entropy(), rtol=1e-4, atol=1e-4)
 
 
+def test_in_bfloat16_the_critic_and_all_that_is_made_of_it_stay_in_fp32():
+    policy, head = tiny_policy(), rl.ValueHead(32)
+    torch.nn.init.normal_(head.weight)
+    source, mask = sources(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        r = rl.rollout(policy, tiny_policy(1), head, source, mask, 2, 5, FORBID, torch.Generator().manual_seed(0))
+        hidden = policy.decode(r.ids, policy.encode(source, mask), mask)
+        values = head(hidden)
+    torch.testing.assert_close(values, (hidden.float() * head.weight).sum(-1) + head.bias)
+    assert {x.dtype for x in (r.values, r.logp_old, values)} == {torch.float32}
+    advantages, returns = rl.gae(torch.ones_like(r.values), r.values, r.mask, 1.0, 0.95)
+    assert advantages.dtype == returns.dtype == torch.float32
+
+
 def test_the_mask_ends_with_the_first_eos_and_ended_says_whether_there_is_one(rolled):
     r = rolled[3]
     for ids, mask, ended in zip(r.ids.tolist(), r.mask.tolist(), r.ended.tolist(), strict=True):
