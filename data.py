@@ -20,6 +20,7 @@ import errno
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -286,6 +287,7 @@ def _example(place: str, record: Any, context: str) -> Example:
         kept = sorted({p for p, _ in facts})
         paragraphs = [paragraphs[p] for p in kept]
         facts = [(kept.index(p), s) for p, s in facts]
+    facts = [(p, s) for p, s in facts if s < len(paragraphs[p].sentences)]  # official training files have others, too
     return Example(record_id, question, tuple(paragraphs), answer, tuple(aliases), tuple(facts), kind)
 
 
@@ -309,8 +311,8 @@ def _paragraphs(place: str, record: dict) -> list[Paragraph]:
 def _supporting_facts(place: str, record: dict, paragraphs: list[Paragraph]) -> list[tuple[int, int]]:
     """
     [[title, sentence index], ...] → [(paragraph, sentence), ...]. Two paragraphs of a context may share their title
-    (2WikiMultihopQA has such records): the fact then belongs to the first of them that has a sentence of that index.
-    A fact beyond its paragraph's end, which the official training files have, is left out. For MuSiQue see `load`.
+    (2WikiMultihopQA has such records): the fact then belongs to the first of them that has a sentence of that index,
+    or to the first, if it is beyond the end of all. For MuSiQue see `load`.
     """
     if _is_musique(record):
         steps = _field(place, {"question_decomposition": [], **record}, "question_decomposition",
@@ -328,7 +330,7 @@ def _supporting_facts(place: str, record: dict, paragraphs: list[Paragraph]) -> 
                 problem = "expected [title, index]"
         if problem:
             raise DataError(f"{place}: field 'supporting_facts' holds {_shown(fact)} ({problem})")
-        facts += [(p, index) for p in titled if index < len(paragraphs[p].sentences)][:1]
+        facts.append((next((p for p in titled if index < len(paragraphs[p].sentences)), titled[0]), index))
     return facts
 
 
@@ -347,10 +349,14 @@ def fit_context(
     """
     if count_tokens(prompt_of(example.context)) <= max_tokens:
         return example.context, False
-    starts = [" ".join(example.sentences[:n]) for n in range(len(example.sentences))]
+    sentences = example.sentences
+
+    def first(n: int) -> str:
+        return " ".join(sentences[:n])
+
     # Binary search over the shorter contexts: a tokenizer call per halving, not per sentence.
-    fitting = bisect.bisect_right(starts, max_tokens, key=lambda start: count_tokens(prompt_of(start)))
-    return starts[fitting - 1] if fitting else "", True
+    fitting = bisect.bisect_right(range(len(sentences)), max_tokens, key=lambda n: count_tokens(prompt_of(first(n))))
+    return first(max(0, fitting - 1)), True
 
 
 # ---- 4. Metrics ------------------------------------------------------------------------------------------------------
@@ -411,7 +417,7 @@ def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None
 
     A field becomes `--name`, with - for _ (a bool: `--name` and `--no-name`), and the comment behind it the help text,
     so that default and meaning are each written once. Types: str, int, float, bool. `doc`, the script's docstring,
-    heads `--help`. An unknown flag, a wrong value (a float is finite and at least 0), and a ValueError from the
+    heads `--help`. An unknown flag, a wrong value (numbers are finite and at least 0), and a ValueError from the
     settings' own `check()`, if there is one, end the program with the usage and one sentence.
     """
     comments: dict[str, str] = {}
@@ -433,7 +439,7 @@ def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None
     try:
         settings = cls(**vars(parser.parse_args(argv)))
         for name, value in vars(settings).items():
-            if isinstance(value, float) and not 0 <= value < float("inf"):
+            if isinstance(value, int | float) and not 0 <= value < (2**53 if isinstance(value, int) else float("inf")):
                 raise ValueError(f"--{name.replace('_', '-')} is {value} (expected a number of at least 0)")
         if hasattr(settings, "check"):
             settings.check()
@@ -479,16 +485,16 @@ def as_json(content: Any) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def read_jsonl(path: Path) -> list[dict]:
+def read_jsonl(path: Path, *keys: str) -> list[dict]:
     """
     The records of a JSONL file, [] where there is none. A line counts once its line end is written, so what a crash
-    left after the last one is ignored. Raises RunError for any other line that is no JSON object.
+    left after the last one is ignored. Raises RunError for any other line that is no JSON object with these keys.
     """
     records: list[dict] = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
         with contextlib.suppress(ValueError, RecursionError):
             records.append(json.loads(line))
-        if len(records) < number or not isinstance(records[-1], dict):
+        if len(records) < number or not (isinstance(records[-1], dict) and records[-1].keys() >= set(keys)):
             raise RunError(f"{path}: line {number} is damaged (delete that line, or start again with --overwrite)")
     return records
 
@@ -520,7 +526,9 @@ class Run(contextlib.AbstractContextManager):
         try:
             for left in [*self.folder.glob(".*.new"), *self.folder.glob("*/.saving-*")]:  # by a save that was killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-            if saved and overwrite:
+            if saved and overwrite and saved.keys() - wanted.keys():
+                raise RunError(f"{self.folder} is a run of another script or version: delete it, or use another --out")
+            elif saved and overwrite:
                 self._clear()
             elif saved:
                 self._compare(saved, wanted, getattr(settings, "NOT_COMPARED", ()))
@@ -579,23 +587,29 @@ class Run(contextlib.AbstractContextManager):
             file.flush()
             os.fsync(file.fileno())  # before a state is saved that counts on them
 
-    def read(self, name: str) -> list[dict]:
-        """The records of a JSONL file of this run, [] where there is none."""
-        return read_jsonl(self.path(name))
+    def read(self, name: str, *keys: str) -> list[dict]:
+        """The records of a JSONL file of this run, [] where there is none; RunError for one without these keys."""
+        return read_jsonl(self.path(name), *keys)
 
     def has_ended(self) -> bool:
         """Whether the run wrote its table, results.md; prints it, so that a finished command given again shows it."""
         table = self.path("results.md")
         if table.exists():
-            print(f"{self.folder} has ended already (--overwrite starts anew):\n\n{table.read_text()}")
+            print(f"{self.folder} has ended already (--overwrite starts anew):\n\n{table.read_text('utf-8')}")
         return table.exists()
 
-    def uses(self, folders: Iterable[str] = ()) -> None:
-        """Keeps the SHA-256 of the M_S in these run folders, of which this run is made, in trained.json; RunError where
-        it is another than it was in a folder that is kept there already."""
+    def uses(self, *seeds: Sequence[str]) -> None:
+        """Keeps the SHA-256 of the M_S in these run folders, of which this run is made, in trained.json. Each argument
+        is a role, with a folder for each seed. RunError where a folder that is kept there holds another M_S now, or
+        where a new one has taken the place of such a folder's seed."""
         kept = read_json(self.path("trained.json")) if self.path("trained.json").exists() else {}
         now = {}
-        for folder in {**kept, **dict.fromkeys(folders)}:
+        for folders in seeds:
+            known = [folder in kept for folder in folders]
+            if known != sorted(known, reverse=True):
+                raise RunError(f"{self.folder} was made before {folders[known.index(False)]} came between its seeds: "
+                               "use --overwrite or another --out")  # fmt: skip
+        for folder in dict.fromkeys([*kept, *itertools.chain(*seeds)]):
             weights = Path(folder) / "model" / "model.safetensors"
             now[folder] = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
             if folder in kept and kept[folder] != now[folder]:
@@ -743,6 +757,9 @@ def run_main(main: Callable[[], Any]) -> None:
     Runs a script's `main`. A user's mistake or a failing disk or network (OSError) ends in one sentence and status 2,
     Ctrl-C in status 130. Any other exception is a bug of ours and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows ? in its place
     try:
         join_processes()
         main()

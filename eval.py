@@ -11,6 +11,7 @@ Other files import from here with `from eval import …`: `eval` is also the nam
 """
 
 import glob
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import lmcot
 import rewards
 from data import Example
 from lmcot import LM
-from model import UserError
+from model import UserError, read_json
 
 METRICS = {"EM": data.exact_match, "F1": data.token_f1, "AI": data.answer_inclusion}
 BASELINES = ("standard", "CoT", "LM-guided, KD")  # the methods that differences are taken to
@@ -77,8 +78,11 @@ def run_method(
         thoughts = lmcot.chain_of_thought(large, examples, max_new_tokens, temperature, progress=name)
         return [Outcome(t.prediction, t.rationale, "" if t.parsed else "two-stage") for t in thoughts]
 
+    def write(examples: Sequence[Example], temperature: float) -> list[str]:
+        return lmcot.write_rationales(small, examples, max_new_tokens, temperature, progress=f"{name}: rationales")
+
     def guide(examples: Sequence[Example], rationales: Sequence[str]) -> list[Outcome]:
-        predictions = lmcot.answer(large, examples, rationales, progress=name)
+        predictions = lmcot.answer(large, examples, rationales, progress=f"{name}: answers")
         return [Outcome(*pair) for pair in zip(predictions, rationales, strict=True)]
 
     match name:
@@ -89,11 +93,11 @@ def run_method(
         case "CoT + SC":
             return vote(think(many, temperature))
         case "LM-guided, untrained" | "LM-guided, KD" | "LM-guided, RL":
-            return guide(examples, lmcot.write_rationales(small, examples, max_new_tokens, progress=name))
+            return guide(examples, write(examples, 0.0))
         case "LM-guided, KD + SC" | "LM-guided, RL + SC":
-            return vote(guide(many, lmcot.write_rationales(small, many, max_new_tokens, temperature, progress=name)))
+            return vote(guide(many, write(many, temperature)))
         case "LM-guided, KD, best of N" | "LM-guided, RL, best of N":
-            texts = lmcot.write_rationales(small, many, max_new_tokens, temperature, progress=name)
+            texts = write(many, temperature)
             # Judged before M_L answers: selection is to save its calls.
             return guide(examples, [group[lmcot.select(group, lambda text, e=example: quality(text, e)["R_aspect"])]
                                     for group, example in zip(grouped(texts), examples, strict=True)])  # fmt: skip
@@ -230,7 +234,8 @@ def as_markdown(table: dict) -> str:
     notes = [f"{size}; intervals: bootstrap over questions and seeds."]
     for name, row in methods.items():
         if row["two-stage"]:
-            notes.append(f"{name}: {100 * row['two-stage']:.1f} % of the chains named no answer and were asked again.")
+            notes.append(f"{name}: {100 * row['two-stage']:.1f} % of the chains behind its answers named none and were "
+                         "asked again.")  # fmt: skip
     notes += table.get("notes", [])
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)]) + "\n"
 
@@ -257,14 +262,17 @@ def evaluate(
     results.json and results.md into the run folder and returns the Markdown.
     """
     seeds = max(map(len, smalls.values()), default=1)
-    done = {(row["method"], row["seed"]): row for row in run.read("answers.jsonl")}
+    rows = run.read("answers.jsonl", "method", "seed", "answers", "seconds", "tokens", "cut", "unfinished")
+    if any([answer["id"] for answer in row["answers"]] != [e.id for e in examples] for row in rows):
+        raise data.RunError(f"{run.path('answers.jsonl')} answers other questions: use --overwrite or another --out")
+    done = {(row["method"], row["seed"]): row for row in rows}
     outcomes: dict[str, list[list[Outcome]]] = {}
     costs: dict[str, dict] = {}
     for name, (role, varies, _) in METHODS.items():
         if (role and role not in smalls) or (name in NEED_FACTS and not all(e.supporting_facts for e in examples)):
             continue
         rows = []
-        for seed in range(min(seeds, len(smalls[role])) if role else seeds if varies else 1):
+        for seed in range(len(smalls[role]) if role else seeds if varies else 1):
             if (name, seed) not in done:
                 small = smalls[role][seed] if role else None
                 lms = [lm for lm in (large, small) if lm]
@@ -292,7 +300,7 @@ def evaluate(
                        for unit in ("seconds", "tokens")}  # fmt: skip
     table = summarise(examples, outcomes, costs)
     cut, unfinished = (sum(row[key] for row in done.values()) for key in ("cut", "unfinished"))
-    table["notes"] = [f"{cut} prompts had their context cut to whole sentences that fit.",
+    table["notes"] = [f"{cut} prompts were too long: their context was cut to the whole sentences that fit, if any.",
                       f"{unfinished} texts reached the length limit."]  # fmt: skip
     run.write("results.json", table)
     markdown = as_markdown(table)
@@ -324,18 +332,29 @@ class Settings(lmcot.Models):
             raise ValueError("--temperature must be above 0: it is for sampling")
 
 
+def role_of(folder: str) -> str:
+    """Which flag a run folder belongs to, by its settings; "" where there are none."""
+    path = Path(folder) / "settings.json"
+    settings = read_json(path) if path.is_file() else {}
+    return "rl" if "kd" in settings else {"rationale": "kd", "answer": "direct"}.get(settings.get("target"), "")
+
+
 def main() -> None:
     settings = data.parse_settings(Settings, __doc__)
     examples = data.load(settings.data, settings.split, settings.limit, settings.context)
     smalls = {"untrained": [lmcot.load_small(settings, settings.small)]}
-    trained: list[str] = []  # their folders
+    trained: list[list[str]] = []  # their folders
     for role in ("kd", "rl", "direct"):
         pattern = getattr(settings, role)
         if folders := sorted(f for f in glob.glob(pattern) if (Path(f) / "model").is_dir()):
             smalls[role] = [lmcot.load_small(settings, Path(folder) / "model") for folder in folders]
-            trained += folders
+            trained.append(folders)
+            if wrong := [folder for folder in folders if role_of(folder) not in (role, "")]:
+                raise UserError(f"{wrong[0]} is a folder for --{role_of(wrong[0])}, not for --{role}")
         elif role == "kd":
             raise UserError(f"no trained M_S in {pattern}: run train_kd.py first, or name its folder with --kd")
+        elif pattern not in (getattr(Settings, role), "none"):
+            print(f"no trained M_S in {pattern}: --{role} is left out\n")
     for role in ("rl", "direct"):
         if len(smalls.get(role, smalls["kd"])) not in (1, len(smalls["kd"])):
             raise UserError(f"--{role} names another number of folders than --kd: give one, or one for each seed")
@@ -343,8 +362,11 @@ def main() -> None:
     if outside := lmcot.unknown_words(examples[0], *smalls["untrained"], large):
         raise UserError(f"{settings.data} is {outside}: give other models with --small and --large")
     with data.Run(settings.out, settings, settings.overwrite) as run:
-        run.uses(trained)
+        print(f"M_L {settings.large} · {len(examples)} questions · M_S of {', '.join(itertools.chain(*trained))} · "
+              f"folder {settings.out}\n")  # fmt: skip
+        run.uses(*trained)
         print(evaluate(run, examples, large, smalls, settings.samples, settings.temperature, settings.max_new_tokens))
+        print(f"This is also in {run.path('results.md')}.")
 
 
 if __name__ == "__main__":

@@ -111,6 +111,11 @@ class LM:
     reached their length limit, `tokens_written` all tokens generated, for the cost columns of `eval.py`.
     """
 
+    complete: Callable[..., list[str]]  # (prompts, max_new_tokens, temperature=0.0, progress="") → a text for each
+    count_tokens: Callable[[str], int]
+    max_input_tokens: int
+    batch_size: int
+
     def restart(self, seed: int) -> None:
         """Sets the counters to 0; `seed` decides what is sampled from here on."""
         self.seed, self.sampled = seed, Counter()  # prompt → its samples since then, for HTTPLM to tell them apart
@@ -122,15 +127,14 @@ def fill(template: str, lm: LM, examples: Sequence[Example], rationales: Sequenc
     prompts = []
     for i, example in enumerate(examples):
         parts = {"question": example.question, "rationale": rationales[i] if rationales else ""}
-        prompt = template.format(context=example.context, **parts)
+
+        def prompt_of(context: str, parts: dict = parts) -> str:
+            return template.format(context=context, **parts)
+
+        prompt = prompt_of(example.context)
         if len(prompt.encode()) >= lm.max_input_tokens:  # a token has at least one byte: most prompts need no counting
-
-            def prompt_of(context: str, parts: dict = parts) -> str:
-                return template.format(context=context, **parts)
-
             context, cut = data.fit_context(example, prompt_of, lm.count_tokens, lm.max_input_tokens)
-            prompt = prompt_of(context)
-            lm.cut += cut
+            prompt, lm.cut = prompt_of(context), lm.cut + cut
         prompts.append(prompt)
     return prompts
 
@@ -181,8 +185,9 @@ ANSWER_TOKENS = 32  # room for an answer, in tokens
 
 def majority(predictions: Sequence[str]) -> int:
     """Self-consistency (Wang et al. 2023): the index of the prediction that wins the vote over normalised answers.
-    Among tied answers the one sampled first wins."""
+    Among tied answers the one sampled first wins; what names no answer has no vote."""
     votes = Counter(map(data.normalize_answer, predictions))
+    votes[""] = 0
     return max(range(len(predictions)), key=lambda i: (votes[data.normalize_answer(predictions[i])], -i))
 
 
@@ -194,7 +199,8 @@ def select(rationales: Sequence[str], score: Callable[[str], float]) -> int:
 def side_by_side(examples: Sequence[Example], before: Sequence[str], after: Sequence[str]) -> str:
     """What training did to the rationales of some questions, to be read."""
     rows = zip(examples, before, after, strict=True)
-    return "\n\n".join(f"Question  {example.question}\n  before  {old}\n  after   {new}\n  gold    {example.answer}"
+    return "\n\n".join(f"Question  {example.question}\n  rationale before  {old}\n  rationale after   {new}\n"
+                       f"  gold answer       {example.answer}"
                        for example, old, new in rows)  # fmt: skip
 
 
@@ -238,13 +244,13 @@ class LocalLM(LM):
         copies = Counter(prompts)
         written: dict[str, list[str]] = {}
         ids = {p: e.ids for p, e in zip(copies, self.tokenizer.encode_batch(list(copies)), strict=True)}
-        longest_first = sorted(copies, key=lambda p: (copies[p], len(ids[p])), reverse=True)
+        todo = sorted(copies, key=lambda p: (copies[p], len(ids[p])), reverse=True)  # batches of like lengths
         bar = tqdm(total=len(copies), desc=progress, disable=not progress, mininterval=0.5)
-        while longest_first:
-            samples = copies[longest_first[0]] if temperature else 1
-            size = max(1, self.batch_size // samples) if samples > 1 else self.batch_size
-            batch = [p for p in longest_first[:size] if not temperature or copies[p] == samples]
-            longest_first = longest_first[len(batch) :]
+        while todo:
+            samples = copies[todo[0]] if temperature else 1
+            size = max(1, self.batch_size // samples)
+            batch = [p for p in todo[:size] if not temperature or copies[p] == samples]
+            todo = todo[len(batch) :]
             source, mask = pad_batch([ids[p] for p in batch], device=self.device)
             out = self.model.generate(source, mask, max_new_tokens, samples, temperature,
                                       forbid=self.forbid, generator=self.generator)  # fmt: skip
@@ -289,7 +295,8 @@ class HTTPLM(LM):
         self.url, self.name, self.cache = base_url.rstrip("/") + "/chat/completions", model, cache
         self.max_input_tokens, self.batch_size = max_input_tokens, concurrency
         self._key = os.environ.get("LMCOT_API_KEY", "").strip()
-        if not re.fullmatch(r"https?://[\w.:\[\]-]+(/[\w./%~-]*)?", base_url, re.A) or re.search("[^!-~]", self._key):
+        address = r"https?://(\[[\da-fA-F:.]+\]|[\w-]{1,63}(\.[\w-]{1,63})*\.?)(:\d+)?(/[\w./%~-]*)?"
+        if not re.fullmatch(address, base_url, re.A) or re.search("[^!-~]", self._key):
             raise UserError("a server's address is like http://host:8000/v1, and its key one word in LMCOT_API_KEY")
         self.answers: dict[str, dict] = {}  # hash of a request → its key, text, tokens, finish
         self.opener = urllib.request.OpenerDirector()  # bare: it would follow redirects, to wherever, with the key
@@ -327,6 +334,7 @@ class HTTPLM(LM):
             except BaseException:
                 self.stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
+                bar.write(f"stopping: answers under way are still kept, for at most {self.LONGEST} seconds", sys.stderr)
                 raise
         self.tokens_written += sum(self.answers[key]["tokens"] for key in bodies)
         self.unfinished += sum(self.answers[key]["finish"] == "length" for key in bodies)
@@ -477,7 +485,7 @@ def find_device(name: str) -> str:
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        torch.empty(1, device=name)
+        torch.Generator(name)
     except (RuntimeError, AssertionError):
         raise UserError(f"there is no device {name!r} on this machine (auto takes the best there is)") from None
     return name
@@ -507,6 +515,8 @@ class Settings(Models):
         super().check()
         if bool(self.question) != bool(self.context):
             raise ValueError("--question and --context go together")
+        if self.question and self.example:
+            raise ValueError("give --question or --example, not both")
         if re.search("[\ud800-\udfff]", self.question + self.context):  # how Python keeps bytes that are no text
             raise ValueError("--question and --context must be UTF-8 text")
 
@@ -557,33 +567,27 @@ def main() -> None:
             examples = examples[:1]
         if not examples:
             raise UserError(f"{settings.data} has no example with the id {settings.example!r}")
-    folders = {"KD": settings.kd, "RL": settings.rl}
+    trained = {"KD": Path(settings.kd) / "model", "RL": Path(settings.rl) / "model"}
     places = {"untrained": settings.small or "tiny/small"}
-    places |= {name: Path(folder) / "model" for name, folder in folders.items() if (Path(folder) / "model").exists()}
-    if not settings.demo:  # the M_S that has learned most
-        places = {"": settings.small or list(places.values())[-1]}
+    places |= {name: place for name, place in trained.items() if place.exists()}
+    best = settings.small or list(places.values())[-1]  # the M_S that has learned most
+    places = {f"LM-guided, {name}": place for name, place in places.items()} if settings.demo else {"LM-guided": best}
     smalls, large = {name: load_small(settings, place) for name, place in places.items()}, load_large(settings)
-
-    if not settings.demo:
-        print(f"Question   {examples[0].question}\nContext    {examples[0].context}")
     if outside := unknown_words(examples[0], *smalls.values(), large):
-        print(f"\nThis is {outside}, so it does not answer. Give other models with --small and --large.")
-        return
-    guided = {}
+        raise UserError(f"this is {outside}: give other models with --small and --large")
+
+    methods = {}  # name → (rationale, prediction) of each example
+    if settings.demo:
+        methods["standard"] = [("", prediction) for prediction in standard(large, examples)]
+        methods["CoT"] = [(thought.rationale, thought.prediction) for thought in chain_of_thought(large, examples)]
     for name, small in smalls.items():
         rationales = write_rationales(small, examples)
-        guided[f"LM-guided, {name}"] = list(zip(rationales, answer(large, examples, rationales), strict=True))
-    if settings.demo:
-        thoughts = [(thought.rationale, thought.prediction) for thought in chain_of_thought(large, examples)]
-        show(examples, {"standard": [("", text) for text in standard(large, examples)], "CoT": thoughts, **guided})
-        for name in [name for name in folders if name not in places]:
-            print(f"LM-guided, {name}: no M_S in {folders[name]}; python train_{name.lower()}.py trains one")
-        return
-    ((rationale, prediction),) = guided["LM-guided, "]
-    print(f"Rationale  {rationale}\nAnswer     {prediction}")
-    if examples[0].answer:
-        verdict = "right" if data.exact_match(prediction, examples[0].answers) else "wrong"
-        print(f"Gold       {examples[0].answer} ({verdict})")
+        methods[name] = list(zip(rationales, answer(large, examples, rationales), strict=True))
+    show(examples, methods)
+    if cut := sum(lm.cut for lm in (large, *smalls.values())):
+        print(f"{cut} prompts had their context cut to whole sentences: --max-input-tokens {settings.max_input_tokens}")
+    for name in [name for name, place in trained.items() if settings.demo and not place.exists()]:
+        print(f"LM-guided, {name}: no M_S in {trained[name].parent}; python train_{name.lower()}.py trains one")
 
 
 if __name__ == "__main__":

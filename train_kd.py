@@ -68,14 +68,15 @@ class Settings(lmcot.Models):
         if self.data not in ("tiny", *data.OFFICIAL) and not self.test_data:
             raise ValueError("--data FILE needs --test-data FILE: the official dev file, whose answers are known")
         data.at_least_one(self, "train_limit", "dev_limit", "test_limit", "batch_size", "epochs", "samples",
-                          "max_new_tokens")  # fmt: skip
+                          "patience", "max_new_tokens")  # fmt: skip
         if self.temperature <= 0:
             raise ValueError("--temperature must be above 0: it is for sampling")
-        if self.micro_batch < 0:
-            raise ValueError("--micro-batch is at least 1, or 0 for the whole batch")
 
 
 # ------------------------------------------------------------------------------------------------ teacher and filter
+
+
+TEACHER = ("id", "rationale", "parsed", "right", "tokens")  # of rationales.jsonl, what is read from it again
 
 
 def is_looping(text: str) -> bool:
@@ -107,7 +108,7 @@ def taken_over(s: Settings) -> list[dict]:
         if theirs.get(name) != getattr(s, name):
             raise data.RunError(f"the rationales of {folder} were made with {name} {reprlib.repr(theirs.get(name))}, "
                                 f"and this run has {getattr(s, name)!r}")  # fmt: skip
-    return data.read_jsonl(folder / "rationales.jsonl")
+    return data.read_jsonl(folder / "rationales.jsonl", *TEACHER)
 
 
 def ask_teacher(
@@ -115,7 +116,7 @@ def ask_teacher(
 ) -> list[dict]:
     """M_L's chain of thought for each example, appended to rationales.jsonl in chunks; a chunk that is there is not
     asked. Its length is counted in tokens of M_S, which is to write it."""
-    done = {row["id"]: row for row in run.read("rationales.jsonl")}
+    done = {row["id"]: row for row in run.read("rationales.jsonl", *TEACHER)}
     size = 4 * large.batch_size * data.rank_and_size()[1]
     with tqdm(total=len(examples), desc=f"M_L writes rationales, {split}") as bar:  # closed also after an error
         for start in range(0, len(examples), size):
@@ -231,7 +232,8 @@ def main() -> None:
             optimizer.load_state_dict(saved.pop("optimizer"))
             schedule.load_state_dict(saved.pop("schedule"))
             state = saved
-            run.rewrite("metrics.jsonl", [row for row in run.read("metrics.jsonl") if row["epoch"] <= state["epoch"]])
+            rows = run.read("metrics.jsonl", "epoch")
+            run.rewrite("metrics.jsonl", [row for row in rows if row["epoch"] <= state["epoch"]])
         else:
             state = {"epoch": 0, "best": held_out_loss(model, pairs["dev"], s.batch_size, s.bf16), "best_epoch": 0}
             run.rewrite("metrics.jsonl", [{"epoch": 0, "held_out_loss": state["best"]}])
@@ -276,7 +278,8 @@ def main() -> None:
             parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
             run.save("state.pt", state | {name: part.state_dict() for name, part in parts.items()})
         if not run.path("model").exists():
-            raise data.RunError("training never lowered the held-out loss: lower --lr, or give more examples")
+            raise data.RunError("training never lowered the held-out loss: another --lr, or more examples, "
+                                "with --overwrite or another --out")  # fmt: skip
         trained = lmcot.load_small(s, run.path("model"))
 
         # ---- 4: what it did to rationales and answers

@@ -80,8 +80,6 @@ class Settings:
             raise ValueError("--prompts must be at least the number of processes")
         if self.temperature <= 0:
             raise ValueError("--temperature must be above 0: it is for sampling")
-        if self.micro_batch < 0:
-            raise ValueError("--micro-batch is at least 1, or 0 for the whole minibatch")
 
 
 def main() -> None:
@@ -123,7 +121,7 @@ def main() -> None:
             combination = rewards.Combination(**saved.pop("combination"))
             state = saved
         for name, first in (("metrics.jsonl", 1), ("dev.jsonl", 0)):  # what came after the last saved state comes again
-            run.rewrite(name, [row for row in run.read(name) if row["step"] < state["step"] + first])
+            run.rewrite(name, [row for row in run.read(name, "step") if row["step"] < state["step"] + first])
         log = run.read("metrics.jsonl")
 
         bar = tqdm(total=s.steps, initial=state["step"], desc="PPO")
@@ -227,12 +225,13 @@ def main() -> None:
                 state["beta"] = rl.adapt_beta(state["beta"], row["kl"], s.target_kl, len(many))
             state["step"] += 1
         bar.close()
-        print(f"kept: M_S after step {state['best_step']}, mean R {state['best']:.3f} on {len(dev)} held-out questions")
+        print(f"kept: M_S after step {state['best_step']}, mean R {state['best']:.3f} on {len(dev)} held-out questions"
+              f"{'' if state['best_step'] else ': PPO did not raise it, this is the M_S of distillation'}")  # fmt: skip
 
         # ---- what it did to rationales and answers
         refined = lmcot.load_small(models, run.path("model"))
         before, after = (lmcot.write_rationales(lm, dev[:3], s.max_new_tokens) for lm in (distilled_small, refined))
-        print(f"\n{lmcot.side_by_side(dev[:3], before, after)}")
+        print(f"\n{lmcot.side_by_side(dev[:3], before, after)}\n")
         smalls = {"kd": [distilled_small], "rl": [refined]}
         print("\n" + evaluate(run, test, large, smalls, s.samples, s.temperature, s.max_new_tokens))
         print(f"The refined M_S is in {run.path('model')}; this table is in {run.path('results.md')}.")
@@ -244,7 +243,9 @@ def distilled(folder: str) -> dict:
     if not (path.is_file() and (Path(folder) / "model").is_dir()):
         raise data.RunError(f"no distilled M_S in {folder}: run train_kd.py first, or name its folder with --kd")
     settings = vars(lmcot.Models()) | read_json(path)  # an older run lacks some
-    if settings.get("target") != "rationale":
+    if not {"target", "data", "test_data", "context"} <= settings.keys():
+        raise data.RunError(f"{folder} is no run of train_kd.py: name the folder of one with --kd")
+    if settings["target"] != "rationale":
         raise data.RunError(f"the M_S of {folder} learned to answer, not to write rationales: choose another --kd")
     return settings
 

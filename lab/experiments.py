@@ -45,7 +45,7 @@ import train_kd  # noqa: E402
 import train_rl  # noqa: E402
 from eval import Settings as EvalSettings  # noqa: E402
 from eval import align, interval, quality  # noqa: E402
-from model import UserError  # noqa: E402
+from model import UserError, read_json  # noqa: E402
 
 SCRIPTS = {"train_kd.py": train_kd.Settings, "train_rl.py": train_rl.Settings, "eval.py": EvalSettings}
 QUICK = ("--test-limit", 20, "--samples", 2)  # of the table at the end of a training: the experiments make their own
@@ -162,7 +162,7 @@ class Lab:
             pairs = zip(row["answers"], examples, strict=True)
             runs.setdefault(row["method"], []).append([data.exact_match(a["prediction"], e.answers) for a, e in pairs])
         em = {method: 100 * np.broadcast_to(rows, (self.s.seeds, len(examples))) for method, rows in runs.items()}
-        return em, json.loads((folder / "results.json").read_text())["methods"], examples
+        return em, read_json(folder / "results.json")["methods"], examples
 
     def answers(self, folders: Sequence[str | Path], split: str, samples: int = 0) -> list[list[list[dict]]]:
         """M_L's answers from the rationales of an M_S, one folder for each seed → (seeds, questions, 1 + samples)
@@ -185,7 +185,7 @@ class Lab:
                     small.restart(seed)
                     (self.out / name).parent.mkdir(exist_ok=True)
                     data.atomic_write(self.out / name, json.dumps(ask(small, self.large, examples, samples)))
-            runs.append(json.loads((self.out / name).read_text()))
+            runs.append(json.loads((self.out / name).read_text("utf-8")))
         return runs
 
 
@@ -554,7 +554,7 @@ def filter_(lab: Lab) -> list[dict]:
     """What is the filter of M_L's rationales worth?"""
     arms = {"KD": lab.kd(), "KD, wrong answers too": lab.kd("kd-unfiltered", "--no-filter"),
             "untrained": [lab.s.small] * lab.s.seeds}  # fmt: skip
-    kept = {label: json.loads((Path(arms[label][0]) / "filter.json").read_text())[0] for label in list(arms)[:2]}
+    kept = {label: json.loads((Path(arms[label][0]) / "filter.json").read_text("utf-8"))[0] for label in list(arms)[:2]}
     title = " ".join(f"{label}: {count['kept']} of {count['asked']} rationales kept." for label, count in kept.items())
     return [arm_table(lab, title, arms, "test")]
 

@@ -154,9 +154,9 @@ def as_page(items: list[dict], sheet: str) -> str:
 
 def export(settings: Settings) -> None:
     out = Path(settings.out)
+    items = blind(collect(Path(settings.run), settings.questions, settings.seed))
     if (out / "key.json").exists():
         raise UserError(f"{out / 'key.json'} is there already, and ratings of its sheet need it: choose another --out")
-    items = blind(collect(Path(settings.run), settings.questions, settings.seed))
     sheet = secrets.token_hex(4)
     (out / "for_raters").mkdir(parents=True, exist_ok=True)
     key = {"sheet": sheet, "settings": vars(settings), "items": items}

@@ -4,6 +4,7 @@ any right implementation has, counts from a data set's own description, and file
 """
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -608,6 +609,18 @@ def test_overwrite_empties_a_run_folder_and_saves_the_new_settings(folder):
     assert json.loads((folder / "settings.json").read_text())["steps"] == 3
 
 
+def test_overwrite_spares_the_run_of_another_script(folder):
+    @dataclass
+    class Other(Settings):
+        beta: float = 0.1
+
+    with Run(folder, Other()) as run:
+        run.write("rationales.jsonl", "hours of work")
+    with pytest.raises(RunError, match="is a run of another script or version: delete it, or use another --out"):
+        Run(folder, Settings(), overwrite=True)
+    assert run.path("rationales.jsonl").read_text() == "hours of work"
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("foreign", [None, '{"editor.fontSize": 12}', "[1]", "no JSON"])
 def test_a_folder_that_is_no_run_is_never_touched(folder, overwrite, foreign):
@@ -904,8 +917,19 @@ def test_a_bug_keeps_its_traceback_and_success_returns():
     assert data.run_main(lambda: None) is None
 
 
+def test_a_terminal_that_lacks_a_character_shows_another_in_its_place(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    data.run_main(lambda: print("M_S · M_L", flush=True))
+    assert raw.getvalue() == b"M_S ? M_L\n"
+
+
 def test_a_supporting_fact_beyond_its_paragraph_is_left_out_as_official_training_files_need(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps([record(supporting_facts=[["Vega", 1], ["Vega", 0]])]))
     (example,) = load(path)
     assert example.supporting_facts == ((0, 0),)
+    path.write_text(json.dumps([record(supporting_facts=[["Vega", 0], ["Ann Lie", 7]])]))
+    (example,) = load(path)
+    assert [paragraph.title for paragraph in example.paragraphs] == ["Ann Lie", "Vega"]  # it is named, so it stays
+    assert example.supporting_facts == ((1, 0),)

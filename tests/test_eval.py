@@ -139,7 +139,7 @@ def test_markdown_tables_are_rectangles_with_the_figures_in_per_cent():
     assert cells(aspects[2]) == ["CoT", *["0.00"] * 8] and cells(aspects[3])[1:] == ["0.38"] * 8
     assert cells(types[0])[1:] == ["bridge", "compare"] and cells(types[3])[1:] == ["75.0", "50.0"]
     assert [cells(line) for line in seeds[2:]] == [["LM-guided, KD", "50.0", "75.0"]]
-    assert "4 questions" in text and "CoT: 25.0 % of the chains named no answer" in text
+    assert "4 questions" in text and "CoT: 25.0 % of the chains behind its answers named none" in text
 
 
 def test_refined_rationales_are_compared_with_distilled_ones_in_answers_and_every_aspect(tmp_path):
@@ -175,6 +175,7 @@ class Scripted:
         self.tokens_written = self.cut = self.unfinished = 0
 
     def complete(self, prompts, max_new_tokens, temperature=0.0, progress=""):
+        progress = progress.partition(":")[0]  # the method
         if progress and progress == self.stop_at:
             raise KeyboardInterrupt
         self.seen.clear()  # each call samples anew
@@ -350,3 +351,38 @@ def test_answers_of_an_m_s_that_was_trained_anew_are_refused_and_another_method_
     T5.from_pretrained("runs/kd/model").init_weights(1).save_pretrained("runs/kd/model")
     assert run() == 2 and "no longer the one in runs/kd" in capsys.readouterr().err
     assert run("--overwrite") == 0
+    capsys.readouterr()
+
+
+def test_folders_keep_their_roles_and_seeds_and_answers_their_questions(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = Path(data.__file__).parent / "tiny" / "small"
+    shutil.copytree(small, Path("runs/kd1/model"))
+    rows = [json.dumps({"question": f"Where was {name} born?", "context": f"{name} was born in 1924.", "answer": "x"})
+            for name in ("Dumina", "Walick")]  # fmt: skip
+    Path("q.jsonl").write_text("".join(row + "\n" for row in rows))
+
+    def run(*flags):
+        return call(monkeypatch, main, "--kd", "runs/kd*", "--rl", "none", "--data", "q.jsonl", "--samples", 1,
+                    "--max-new-tokens", 8, *flags), capsys.readouterr().err  # fmt: skip
+
+    for target, kd, flag in (("answer", "", "direct"), ("rationale", "runs/kd", "rl")):
+        Path("runs/kd1/settings.json").write_text(json.dumps({"target": target} | ({"kd": kd} if kd else {})))
+        assert f"runs/kd1 is a folder for --{flag}, not for --kd" in run()[1] and not Path("runs/eval").exists()
+    Path("runs/kd1/settings.json").unlink()
+    assert run()[0] == 0
+    Path("q.jsonl").write_text("".join(row + "\n" for row in reversed(rows)))
+    code, said = run()
+    assert code == 2 and "answers.jsonl answers other questions" in said
+    Path("q.jsonl").write_text("".join(row + "\n" for row in rows))
+    shutil.copytree(small, Path("runs/kd2/model"))  # a further seed is only added
+    assert run()[0] == 0 and json.loads(Path("runs/eval/results.json").read_text())["seeds"] == 2
+    shutil.copytree(small, Path("runs/kd0/model"))
+    code, said = run()
+    assert code == 2 and "was made before runs/kd0 came between its seeds" in said
+    shutil.rmtree("runs/kd0")
+    with open("runs/eval/answers.jsonl", "a") as file:
+        file.write('{"method": "CoT"}\n')
+    code, said = run()
+    assert code == 2 and "is damaged (delete that line" in said and said.count("\n") == 1
+

@@ -324,6 +324,10 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_no_folder(arguments, words, k
 def test_an_m_s_that_learned_to_answer_is_refused(kd, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "direct"
     (folder / "model").mkdir(parents=True)
-    (folder / "settings.json").write_text(json.dumps({"target": "answer"}))
+    settings = json.loads((kd / "settings.json").read_text()) | {"target": "answer"}
+    (folder / "settings.json").write_text(json.dumps(settings))
     assert start(monkeypatch, tmp_path / "rl", folder)[0] == 2
     assert "learned to answer, not to write rationales" in capsys.readouterr().err
+    (folder / "settings.json").write_text(json.dumps({"kd": "runs/kd"}))
+    assert start(monkeypatch, tmp_path / "rl", folder)[0] == 2
+    assert "is no run of train_kd.py" in capsys.readouterr().err

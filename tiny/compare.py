@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import run_main  # noqa: E402
 from eval import align  # noqa: E402
-from model import UserError  # noqa: E402
+from model import UserError, read_json  # noqa: E402
 
 GUIDED = ("LM-guided, untrained", "LM-guided, KD", "LM-guided, KD + SC")
 METHODS = ("standard", "CoT", "CoT + SC", *GUIDED, "gold rationale")
@@ -25,10 +25,12 @@ def main() -> None:
     for folder in map(Path, folders):
         if not (folder / "results.json").is_file():
             raise UserError(f"{folder}: no results.json there (has that run ended?)")
-        methods = json.loads((folder / "results.json").read_text())["methods"]
+        methods = read_json(folder / "results.json").get("methods", {})
+        if not set(METHODS) <= methods.keys():
+            raise UserError(f"{folder}: no table of train_kd.py in its results.json")
         kept = ""
         if (folder / "filter.json").is_file():
-            train = json.loads((folder / "filter.json").read_text())[0]
+            train = json.loads((folder / "filter.json").read_text("utf-8"))[0]
             kept = f"{100 * train['kept'] / train['asked']:.0f} %"
         gain = methods["LM-guided, KD"]["EM"]
         mean, (low, high) = gain["minus CoT"]["mean"], gain["minus CoT"]["interval"]
