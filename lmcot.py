@@ -302,7 +302,7 @@ class HTTPLM(LM):
         self.opener = urllib.request.OpenerDirector()  # bare: it would follow redirects, to wherever, with the key
         for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
             self.opener.add_handler(handler())
-        self.heard, self.lock, self.stopped = False, threading.Lock(), threading.Event()
+        self.heard, self.told, self.lock, self.stopped = False, False, threading.Lock(), threading.Event()
         self.pause = self.stopped.wait  # for so many seconds → whether to stop
         self.restart(0)
 
@@ -365,6 +365,9 @@ class HTTPLM(LM):
             if not may_pass or tried == (self.TRIES if self.heard else 4):  # never heard of: it is probably not there
                 self.stopped.set()
                 raise UserError(f"{self.url}, model {self.name}: {fault}{f' (tried {tried} times)' * (tried > 1)}")
+            if tried > 1 and not self.told:
+                self.told = True
+                tqdm.write(f"{self.url} failed twice for one text, and is asked again: {fault}", sys.stderr)
         else:
             return
         with self.lock, open(self.cache or os.devnull, "a", encoding="utf-8") as file:

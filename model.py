@@ -252,8 +252,10 @@ def relative_position_bucket(relative: Tensor, two_sided: bool, buckets: int = 3
 
 
 def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """(…) bool or 0/1, 1 = visible → 0 where visible, the lowest number elsewhere (−inf would make empty rows NaN)."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask == 0, torch.finfo(dtype).min)
+    """(…) bool or 0/1, 1 = visible → 0 where visible, elsewhere the lowest number of bfloat16, which autocast may turn
+    it into (−inf would make empty rows NaN)."""
+    lowest = torch.finfo(torch.bfloat16).min
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask == 0, lowest)
 
 
 @dataclass

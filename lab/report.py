@@ -243,12 +243,14 @@ def typeset(numbers: str) -> str:
     return numbers.replace("-", "−").replace(", ", ",\N{NO-BREAK SPACE}")
 
 
-def whiskers(title: str, cells: dict[str, dict], measure: str, sign: str = "", colour: str = "") -> Panel:
+def whiskers(title: str, cells: dict[str, dict | None], measure: str, sign: str = "", colour: str = "") -> Panel:
     """A dot and its interval for each label, and the numbers beside it; with a sign, a line at 0."""
     scale = 100 if measure in METRICS else 1
 
     def panel(ax, c):
         for i, (label, cell) in enumerate(cells.items()):
+            if not cell:
+                continue
             shade = c[colour or colour_of(label)]
             ax.plot([scale * bound for bound in cell["interval"]], [i, i], color=shade, linewidth=2)
             ax.plot(scale * cell["mean"], i, "o", color=shade, markersize=5)
@@ -294,8 +296,8 @@ def curves(title: str, groups: Sequence[tuple[str, list[list[tuple[float, float]
 def results_picture(name: str, run: Found) -> Picture:
     methods, panels = run.results["methods"], []
     for measure, title in (("EM", "Right answers (EM), per cent"), ("R_aspect", "Quality (R_aspect), 0 to 8")):
-        cells = {method: row[measure] for method, row in methods.items() if measure in row}
-        panels += [whiskers(title, cells, measure)] * bool(cells)
+        cells = {method: row.get(measure) for method, row in methods.items()}
+        panels += [whiskers(title, cells, measure)] * any(map(bool, cells.values()))
     caption = (f"{run.about} Dots are means, lines 95 % intervals over questions and seeds. Orange: M_L by itself; "
                "blue: M_S after KD writes the rationale; green: after RL; grey: untrained, controls.")  # fmt: skip
     return Picture(name, caption, panels, 2, (4.7, 0.75 + 0.22 * len(methods)))
@@ -393,10 +395,11 @@ def rl_pictures(groups: dict[str, list[Found]]) -> list[Picture]:
     panels = [lines(title, value) for title, value in PPO.items()]
     panels.insert(1, lines("R on held-out questions, greedy", lambda row: row["reward"], "dev"))
     aspects = [lines(aspect.capitalize(), lambda row, aspect=aspect: row[aspect]) for aspect in ASPECTS]
+    shown = key if len(groups) > 1 else {}
     about = ("By step of PPO; means over its rationales, sampled at temperature 1. Thin: a run; thick: the mean of "
              f"runs that differ only in their seed ({runs_of(groups)}).")  # fmt: skip
-    return [Picture("rl", about, panels, 3, (3.7, 1.9), key),
-            Picture("rl-aspects", about, aspects, 4, (2.9, 1.7), key)]  # fmt: skip
+    return [Picture("rl", about, panels, 3, (3.7, 1.9), shown),
+            Picture("rl-aspects", about, aspects, 4, (2.9, 1.7), shown)]  # fmt: skip
 
 
 # ---- 4. The page -----------------------------------------------------------------------------------------------------
