@@ -1,7 +1,7 @@
 """Methods × questions → one table that says whether it worked.
 
     python eval.py                              # runs/kd (runs/rl, runs/direct if there), 1,000 TinyWiki questions
-    python eval.py --kd "runs/kd*" --rl "runs/rl*" --out runs/eval-seeds          # several seeds, one folder each
+    python eval.py --kd "runs/kd*" --rl "runs/rl[0-4]" --out runs/eval-seeds      # several seeds, one folder each
     python eval.py --small google/flan-t5-small --large google/flan-t5-xxl --large-dtype bfloat16 --data hotpotqa
 
 Every method sees the same questions, so differences are paired. Intervals are 95 % percentile bootstrap over questions

@@ -1,6 +1,6 @@
 """Make the embedded pair of LMs from nothing: the tokenizer, tiny/small and tiny/large.
 
-    python tiny/pretrain.py                       # both, about an hour and a half on two cores; run again to continue
+    python tiny/pretrain.py                       # both, about an hour on two cores; run again to continue
     python tiny/pretrain.py --practice 600 --out runs/strong        # a large LM that writes better rationales, or worse
 
 Both models read TinyWiki paragraphs and copy the sentences that single questions ask for. The large one also learns to
