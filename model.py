@@ -229,7 +229,7 @@ class Stack(nn.Module):
             relative, not self.decoder, c.relative_attention_num_buckets, c.relative_attention_max_distance
         )
         table = self.block[0].layer[0].SelfAttention.relative_attention_bias
-        return table(bucket).permute(2, 0, 1)[None]
+        return table(bucket).permute(2, 0, 1)[None].contiguous()  # else every layer's attention makes its own copy
 
 
 def relative_position_bucket(relative: Tensor, two_sided: bool, buckets: int = 32, max_distance: int = 128) -> Tensor:
