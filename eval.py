@@ -336,7 +336,7 @@ def role_of(folder: str) -> str:
     """Which flag a run folder belongs to, by its settings; "" where there are none."""
     path = Path(folder) / "settings.json"
     settings = read_json(path) if path.is_file() else {}
-    return "rl" if "kd" in settings else {"rationale": "kd", "answer": "direct"}.get(settings.get("target"), "")
+    return "rl" if "kd" in settings else {"rationale": "kd", "answer": "direct"}.get(str(settings.get("target")), "")
 
 
 def main() -> None:
