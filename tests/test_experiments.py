@@ -386,7 +386,7 @@ def test_an_experiment_killed_again_and_again_ends_with_the_table_of_an_undistur
         process = subprocess.Popen([*command, str(cut)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                    start_new_session=True, cwd=tmp_path)  # fmt: skip
         try:
-            status = process.wait(chance.uniform(5, 35) if kills < 20 else None)  # seconds
+            status = process.wait(chance.uniform(4, 16) if kills < 20 else None)  # seconds
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # the experiment, and the script that it runs
             process.wait()
