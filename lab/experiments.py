@@ -384,6 +384,8 @@ def arm_table(lab: Lab, title: str, arms: dict[str, list], split: str, samples: 
                 [max(look, key=lambda at: at["reward"])["step"] for look in looks],
                 [each[-1]["kl"] for each in metrics], [unsteadiness(each) for each in metrics])]  # fmt: skip
         rows.append(row + [None] * (len(columns) - len(row)))
+    told = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]  # PPO's only where there is any
+    columns, rows = [columns[i] for i in told], [[row[i] for i in told] for row in rows]
     return table(f"{title} {len(runs[first][0])} {split} questions.", columns, rows)
 
 
