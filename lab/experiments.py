@@ -318,7 +318,8 @@ def table(title: str, columns: Sequence[str], rows: list[list]) -> dict:
 
 def cell_text(cell: Any, column: str) -> str:
     """A cell of a result file as text; the column's name says with how many digits and whether with a sign."""
-    digits, sign = 1 if "%" in column else 2, "+" if "minus" in column else ""
+    digits = next((n for word, n in (("%", 1), ("seconds", 3), ("step kept", 0), ("tokens", 1)) if word in column), 2)
+    sign = "+" if "minus" in column else ""
     match cell:
         case None:
             return ""
