@@ -644,20 +644,20 @@ def with_distractors(gold: data.Example, full: data.Example, k: int) -> dict:
     }
 
 
-# name → (what makes its tables, CPU minutes of the embedded default from an empty folder, without what is shared: the
-# KD of three seeds takes 12, PPO with the default reward 23); in the order in which `all` runs them
+# name → (what makes its tables, CPU minutes of the embedded default, measured, without what is shared: the KD of three
+# seeds takes 15, PPO with the default reward 26); in the order in which `all` runs them
 EXPERIMENTS = {
-    "methods": (methods, 5),
-    "reward": (reward, 70),
-    "reliability": (reliability, 10),
+    "methods": (methods, 3),
+    "reward": (reward, 80),
+    "reliability": (reliability, 5),
     "selection": (selection, 1),
     "samples": (samples, 1),
-    "filter": (filter_, 12),
-    "aspects": (aspects, 110),
+    "filter": (filter_, 25),
+    "aspects": (aspects, 105),
     "ood": (ood, 20),
-    "context": (context, 20),
-    "reader": (reader, 20),
-    "sizes": (sizes, 35),
+    "context": (context, 17),
+    "reader": (reader, 12),
+    "sizes": (sizes, 27),
     "sensitivity": (sensitivity, 60),
 }
 
