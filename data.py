@@ -526,9 +526,10 @@ class Run(contextlib.AbstractContextManager):
         try:
             for left in [*self.folder.glob(".*.new"), *self.folder.glob("*/.saving-*")]:  # by a save that was killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-            if saved and overwrite and saved.keys() - wanted.keys():
-                raise RunError(f"{self.folder} is a run of another script or version: delete it, or use another --out")
-            elif saved and overwrite:
+            if saved and overwrite:
+                if saved.keys() - wanted.keys():
+                    what = "is a run of another script or version"
+                    raise RunError(f"{self.folder} {what}: delete it, or use another --out")
                 self._clear()
             elif saved:
                 self._compare(saved, wanted, getattr(settings, "NOT_COMPARED", ()))

@@ -262,10 +262,10 @@ def evaluate(
     results.json and results.md into the run folder and returns the Markdown.
     """
     seeds = max(map(len, smalls.values()), default=1)
-    rows = run.read("answers.jsonl", "method", "seed", "answers", "seconds", "tokens", "cut", "unfinished")
-    if any([answer["id"] for answer in row["answers"]] != [e.id for e in examples] for row in rows):
+    kept = run.read("answers.jsonl", "method", "seed", "answers", "seconds", "tokens", "cut", "unfinished")
+    if any([answer["id"] for answer in row["answers"]] != [e.id for e in examples] for row in kept):
         raise data.RunError(f"{run.path('answers.jsonl')} answers other questions: use --overwrite or another --out")
-    done = {(row["method"], row["seed"]): row for row in rows}
+    done = {(row["method"], row["seed"]): row for row in kept}
     outcomes: dict[str, list[list[Outcome]]] = {}
     costs: dict[str, dict] = {}
     for name, (role, varies, _) in METHODS.items():
@@ -347,10 +347,10 @@ def main() -> None:
     for role in ("kd", "rl", "direct"):
         pattern = getattr(settings, role)
         if folders := sorted(f for f in glob.glob(pattern) if (Path(f) / "model").is_dir()):
-            smalls[role] = [lmcot.load_small(settings, Path(folder) / "model") for folder in folders]
-            trained.append(folders)
             if wrong := [folder for folder in folders if role_of(folder) not in (role, "")]:
                 raise UserError(f"{wrong[0]} is a folder for --{role_of(wrong[0])}, not for --{role}")
+            smalls[role] = [lmcot.load_small(settings, Path(folder) / "model") for folder in folders]
+            trained.append(folders)
         elif role == "kd":
             raise UserError(f"no trained M_S in {pattern}: run train_kd.py first, or name its folder with --kd")
         elif pattern not in (getattr(Settings, role), "none"):

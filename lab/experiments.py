@@ -644,8 +644,8 @@ def with_distractors(gold: data.Example, full: data.Example, k: int) -> dict:
     }
 
 
-# name → (what makes its tables, CPU minutes of the embedded default, measured, without what is shared: the KD of three
-# seeds takes 15, PPO with the default reward 26); in the order in which `all` runs them
+# name → (what makes its tables, CPU minutes of the embedded default, measured, those of aspects estimated, without what
+# is shared: the KD of three seeds takes 15, PPO with the default reward 26); in the order in which `all` runs them
 EXPERIMENTS = {
     "methods": (methods, 3),
     "reward": (reward, 80),
