@@ -44,15 +44,6 @@ from tqdm import tqdm
 
 from model import UserError, read_json
 
-
-class DataError(UserError):
-    """A fault in the data: names the file, the record (counted from 0; a JSONL line from 1), its id and the field."""
-
-
-class RunError(UserError):
-    """A run folder that cannot be used as asked: other settings, in use, damaged, or not a run folder at all."""
-
-
 # ---- 1. Example ------------------------------------------------------------------------------------------------------
 
 
@@ -120,17 +111,18 @@ def load(
     `limit` takes the first so many. `context`: "gold" keeps the paragraphs that hold a supporting fact (all of them
     where a record names none), "all" keeps every paragraph.
 
-    Raises DataError for an unknown name, split or context, a failed download, and anything wrong in the records read;
-    but a faulty record of a downloaded file, which nobody can mend, is left out, and a line on stderr says so.
+    Raises UserError for an unknown name, split or context, a failed download, and anything wrong in the records read:
+    it names the file, the record (counted from 0; a line from 1), its id and the field. But a faulty record of a
+    downloaded file, which nobody can mend, is left out, and a line on stderr says so.
     """
     name = str(name_or_path)
     splits = ("train", "dev", "test", "ood") if name == "tiny" else ("train", "dev", "test")
     if split not in splits:
-        raise DataError(f"{name}: there is no split '{split}' (expected one of {', '.join(splits)})")
+        raise UserError(f"{name}: there is no split '{split}' (expected one of {', '.join(splits)})")
     if context not in ("gold", "all"):
-        raise DataError(f"{name}: there is no context '{context}' (expected gold or all)")
+        raise UserError(f"{name}: there is no context '{context}' (expected gold or all)")
     if limit is not None and limit < 1:
-        raise DataError(f"{name}: limit is {limit} (expected at least 1, or none for all examples)")
+        raise UserError(f"{name}: limit is {limit} (expected at least 1, or none for all examples)")
 
     if name == "tiny":
         from tiny import world  # here, because a reader of files needs no TinyWiki
@@ -141,13 +133,13 @@ def load(
         places = _official(name, "dev" if split == "test" else "train") if name in OFFICIAL else _read_file(Path(name))
     examples: list[Example] = []
     place_of_id: dict[str, str] = {}
-    faults: list[DataError] = []
+    faults: list[UserError] = []
     for place, record in places:
         try:
             example = _example(place, record, context)
             if example.id in place_of_id:
-                raise DataError(f"{place} (id {example.id}): the id is taken already, by {place_of_id[example.id]}")
-        except DataError as fault:
+                raise UserError(f"{place} (id {example.id}): the id is taken already, by {place_of_id[example.id]}")
+        except UserError as fault:
             faults.append(fault)
             if name not in OFFICIAL or len(faults) == len(places):
                 raise faults[0] from None
@@ -182,7 +174,7 @@ def _read_file(path: Path) -> list[tuple[str, Any]]:
     """The records of a user's file, each with its place."""
     if not path.is_file() or path.suffix not in (".json", ".jsonl"):
         problem = "its name ends in neither .json nor .jsonl" if path.is_file() else "there is no such file"
-        raise DataError(f"{path}: {'this is a folder' if path.is_dir() else problem} (expected {DATA_FORMS})")
+        raise UserError(f"{path}: {'this is a folder' if path.is_dir() else problem} (expected {DATA_FORMS})")
     return _records(path, path.read_bytes())
 
 
@@ -191,9 +183,9 @@ def _records(path: Path, raw: bytes) -> list[tuple[str, Any]]:
         text = raw.decode("utf-8-sig")  # a byte order mark, which Windows' editors write, is read over
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}: line {line} is not UTF-8 text (save the file as UTF-8)") from None
+        raise UserError(f"{path}: line {line} is not UTF-8 text (save the file as UTF-8)") from None
     if not text or text.isspace():
-        raise DataError(f"{path}: the file is empty (expected at least one record)")
+        raise UserError(f"{path}: the file is empty (expected at least one record)")
 
     if path.suffix == ".jsonl":
         # Not str.splitlines: it also cuts at characters such as U+2028, which may stand inside a JSON string.
@@ -201,7 +193,7 @@ def _records(path: Path, raw: bytes) -> list[tuple[str, Any]]:
         return [(f"{path}: line {n}", _parse(path, line, n)) for n, line in lines]
     records = _parse(path, text)
     if not isinstance(records, list) or not records:
-        raise DataError(f"{path}: the top level is {_shown(records)} (expected a list of at least one record)")
+        raise UserError(f"{path}: the top level is {_shown(records)} (expected a list of at least one record)")
     return [(f"{path}: record {i}", record) for i, record in enumerate(records)]
 
 
@@ -210,10 +202,10 @@ def _parse(path: Path, text: str, first_line: int = 1) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
-        raise DataError(f"{path}: line {line} is not JSON ({error.msg}, column {error.colno})") from None
+        raise UserError(f"{path}: line {line} is not JSON ({error.msg}, column {error.colno})") from None
     except (ValueError, RecursionError):
         problem = "a number has thousands of digits, or lists are nested too deeply"
-        raise DataError(f"{path}: from line {first_line} on, {problem}") from None
+        raise UserError(f"{path}: from line {first_line} on, {problem}") from None
 
 
 def _shown(value: Any) -> str:
@@ -236,9 +228,9 @@ def _is_texts(value: Any) -> bool:
 def _field(place: str, record: dict, name: str, is_good: Callable[[Any], bool], expected: str) -> Any:
     """The value of a required field after its check."""
     if name not in record:
-        raise DataError(f"{place}: field '{name}' is missing (expected {expected})")
+        raise UserError(f"{place}: field '{name}' is missing (expected {expected})")
     if not is_good(record[name]):
-        raise DataError(f"{place}: field '{name}' is {_shown(record[name])} (expected {expected})")
+        raise UserError(f"{place}: field '{name}' is {_shown(record[name])} (expected {expected})")
     return record[name]
 
 
@@ -247,15 +239,15 @@ def _is_musique(record: dict) -> bool:
 
 
 def _example(place: str, record: Any, context: str) -> Example:
-    """One record of any form → Example, or DataError."""
+    """One record of any form → Example, or UserError."""
     if not isinstance(record, dict):
-        raise DataError(f"{place}: this is {_shown(record)} (expected an object with question, context and answer)")
+        raise UserError(f"{place}: this is {_shown(record)} (expected an object with question, context and answer)")
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except RecursionError:
-        raise DataError(f"{place}: lists or objects are nested too deeply") from None
+        raise UserError(f"{place}: lists or objects are nested too deeply") from None
     except UnicodeEncodeError:
-        raise DataError(f"{place}: a text holds half a character, \\ud800 to \\udfff (mend or delete it)") from None
+        raise UserError(f"{place}: a text holds half a character, \\ud800 to \\udfff (mend or delete it)") from None
     if "facts" in record and "context" not in record:  # StrategyQA, whose facts often lack their full stop
         facts = _field(place, record, "facts", _is_texts, "a list of non-empty strings")
         facts = [fact.strip() + "." * (fact.strip()[-1] not in ".!?") for fact in facts]
@@ -264,7 +256,7 @@ def _example(place: str, record: Any, context: str) -> Example:
         if isinstance(record.get("answer"), bool):
             record["answer"] = "yes" if record["answer"] else "no"
     if record.get("answerable") is False:
-        raise DataError(f"{place}: the question has no answer in its paragraphs (take MuSiQue-Ans, not MuSiQue-Full)")
+        raise UserError(f"{place}: the question has no answer in its paragraphs (take MuSiQue-Ans, not MuSiQue-Full)")
     id_name = "_id" if "_id" in record else "id"
     if id_name in record:
         record_id = str(_field(place, record, id_name, lambda v: _is_text(v) or type(v) is int, "a non-empty string"))
@@ -304,7 +296,7 @@ def _paragraphs(place: str, record: dict) -> list[Paragraph]:
             case {"title": str(title), "paragraph_text": str(text), "is_supporting": bool()}:
                 paragraphs.append(Paragraph(title, split_sentences(text)))
             case _:
-                raise DataError(f"{place}: field '{name}' holds {_shown(item)} (expected {CONTEXT_FORMS})")
+                raise UserError(f"{place}: field '{name}' holds {_shown(item)} (expected {CONTEXT_FORMS})")
     return paragraphs
 
 
@@ -329,7 +321,7 @@ def _supporting_facts(place: str, record: dict, paragraphs: list[Paragraph]) -> 
             case _:
                 problem = "expected [title, index]"
         if problem:
-            raise DataError(f"{place}: field 'supporting_facts' holds {_shown(fact)} ({problem})")
+            raise UserError(f"{place}: field 'supporting_facts' holds {_shown(fact)} ({problem})")
         facts.append((next((p for p in titled if index < len(paragraphs[p].sentences)), titled[0]), index))
     return facts
 
@@ -488,14 +480,14 @@ def as_json(content: Any) -> str:
 def read_jsonl(path: Path, *keys: str) -> list[dict]:
     """
     The records of a JSONL file, [] where there is none. A line counts once its line end is written, so what a crash
-    left after the last one is ignored. Raises RunError for any other line that is no JSON object with these keys.
+    left after the last one is ignored. Raises UserError for any other line that is no JSON object with these keys.
     """
     records: list[dict] = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
         with contextlib.suppress(ValueError, RecursionError):
             records.append(json.loads(line))
         if len(records) < number or not (isinstance(records[-1], dict) and records[-1].keys() >= set(keys)):
-            raise RunError(f"{path}: line {number} is damaged (delete that line, or start again with --overwrite)")
+            raise UserError(f"{path}: line {number} is damaged (delete that line, or start again with --overwrite)")
     return records
 
 
@@ -507,7 +499,7 @@ class Run(contextlib.AbstractContextManager):
     `settings` is a dataclass instance and is saved as settings.json. A folder that has one already is continued if the
     settings agree, apart from those that the class attribute NOT_COMPARED names (where to compute, for example).
     `overwrite` empties the folder first, but only a folder that is evidently a run of this kind.
-    Raises RunError when the folder belongs to another run, to something else, or to a process that is still running.
+    Raises UserError when the folder belongs to another run, to something else, or to a process that is still running.
     """
 
     _lock_file = None
@@ -529,7 +521,7 @@ class Run(contextlib.AbstractContextManager):
             if saved and overwrite:
                 if saved.keys() - wanted.keys():
                     what = "is a run of another script or version"
-                    raise RunError(f"{self.folder} {what}: delete it, or use another --out")
+                    raise UserError(f"{self.folder} {what}: delete it, or use another --out")
                 self._clear()
             elif saved:
                 self._compare(saved, wanted, getattr(settings, "NOT_COMPARED", ()))
@@ -562,12 +554,12 @@ class Run(contextlib.AbstractContextManager):
         gather([])
 
     def load(self, name: str, device: str | torch.device) -> dict:
-        """What `save` wrote, or RunError."""
+        """What `save` wrote, or UserError."""
         try:
             return torch.load(self.path(name), map_location=device, weights_only=True)
         except Exception as error:  # of many kinds, whose texts explain how to run a pickle's code
             damaged = f"{self.path(name)} is damaged ({type(error).__name__}): start again with --overwrite"
-            raise RunError(damaged) from None
+            raise UserError(damaged) from None
 
     def rewrite(self, name: str, records: Iterable[dict]) -> None:
         """Replaces a JSONL file in one step."""
@@ -589,7 +581,7 @@ class Run(contextlib.AbstractContextManager):
             os.fsync(file.fileno())  # before a state is saved that counts on them
 
     def read(self, name: str, *keys: str) -> list[dict]:
-        """The records of a JSONL file of this run, [] where there is none; RunError for one without these keys."""
+        """The records of a JSONL file of this run, [] where there is none; UserError for one without these keys."""
         return read_jsonl(self.path(name), *keys)
 
     def has_ended(self) -> bool:
@@ -601,28 +593,28 @@ class Run(contextlib.AbstractContextManager):
 
     def uses(self, *seeds: Sequence[str]) -> None:
         """Keeps the SHA-256 of the M_S in these run folders, of which this run is made, in trained.json. Each argument
-        is a role, with a folder for each seed. RunError where a folder that is kept there holds another M_S now, or
+        is a role, with a folder for each seed. UserError where a folder that is kept there holds another M_S now, or
         where a new one has taken the place of such a folder's seed."""
         kept = read_json(self.path("trained.json")) if self.path("trained.json").exists() else {}
         now = {}
         for folders in seeds:
             known = [folder in kept for folder in folders]
             if known != sorted(known, reverse=True):
-                raise RunError(f"{self.folder} was made before {folders[known.index(False)]} came between its seeds: "
+                raise UserError(f"{self.folder} was made before {folders[known.index(False)]} came between its seeds: "
                                "use --overwrite or another --out")  # fmt: skip
         for folder in dict.fromkeys([*kept, *itertools.chain(*seeds)]):
             weights = Path(folder) / "model" / "model.safetensors"
             now[folder] = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
             if folder in kept and kept[folder] != now[folder]:
-                raise RunError(f"{self.folder} was made from an M_S that is no longer the one in {folder}: "
+                raise UserError(f"{self.folder} was made from an M_S that is no longer the one in {folder}: "
                                "use --overwrite or another --out")  # fmt: skip
         self.write("trained.json", now)
 
     def stop(self, what: str, batch: dict) -> NoReturn:
         """Ends a run whose numbers went wrong, before they reach its weights. All processes come here together."""
         self.save("bad_batch.pt", batch)
-        raise RunError(f"{what} is not a finite number: its batch is in {self.path('bad_batch.pt')}, the weights saved "
-                       "before stay; lower --lr, with --overwrite or another --out")  # fmt: skip
+        raise UserError(f"{what} is not a finite number: its batch is in {self.path('bad_batch.pt')}, the weights "
+                        "saved before stay; lower --lr, with --overwrite or another --out")  # fmt: skip
 
     def close(self) -> None:
         """Gives the folder free for other processes."""
@@ -636,7 +628,7 @@ class Run(contextlib.AbstractContextManager):
         self.close()
 
     def _saved_settings(self, wanted: dict) -> dict | None:
-        """The settings found in the folder; None if it is new or empty; RunError if it is somebody else's."""
+        """The settings found in the folder; None if it is new or empty; UserError if it is somebody else's."""
         beginning = {"lock", ".settings.json.new"}  # all that a run killed in its first moments leaves
         if not self.folder.exists() or {entry.name for entry in self.folder.iterdir()} <= beginning:
             return None
@@ -644,7 +636,7 @@ class Run(contextlib.AbstractContextManager):
             saved = read_json(self.path("settings.json"))
             if saved.keys() & wanted.keys():  # code editors have a settings.json, too
                 return saved
-        raise RunError(f"{self.folder} is not empty and has no settings.json of such a run: choose another --out")
+        raise UserError(f"{self.folder} is not empty and has no settings.json of such a run: choose another --out")
 
     def _compare(self, saved: dict, wanted: dict, not_compared: Sequence[str]) -> None:
         different = []
@@ -652,7 +644,7 @@ class Run(contextlib.AbstractContextManager):
             there, here = saved.get(name, "(absent)"), wanted.get(name, "(absent)")
             different += [f"{name} is {_shown(there)} there and {_shown(here)} here"] * (there != here)
         if different:
-            raise RunError(f"{self.folder} holds a run with other settings ({'; '.join(different)}): "
+            raise UserError(f"{self.folder} holds a run with other settings ({'; '.join(different)}): "
                            "use --overwrite or another --out")  # fmt: skip
 
     def _clear(self) -> None:
@@ -661,7 +653,7 @@ class Run(contextlib.AbstractContextManager):
         places += [path.parent.resolve() for path in self.folder.glob("*/**/settings.json")]  # other runs inside
         for place in places:
             if place.is_relative_to(self.folder.resolve()):
-                raise RunError(f"{self.folder} is not overwritten because {place} lies in it: choose another --out")
+                raise UserError(f"{self.folder} is not overwritten because {place} lies in it: choose another --out")
         for entry in self.folder.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -678,7 +670,7 @@ class Run(contextlib.AbstractContextManager):
                 file.seek(0)
                 pid = file.read()
                 file.close()
-                raise RunError(f"{self.folder} is in use by process {pid}: wait for it, or choose another --out")
+                raise UserError(f"{self.folder} is in use by process {pid}: wait for it, or choose another --out")
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), lock.stat()):  # else its last holder has just deleted it
                     self._lock_file = file
@@ -764,6 +756,8 @@ def run_main(main: Callable[[], Any]) -> None:
     try:
         join_processes()
         main()
+        if rank_and_size()[1] > 1:
+            torch.distributed.destroy_process_group()
     except (KeyboardInterrupt, UserError, OSError) as error:
         for bar in list(tqdm._instances):  # the sentence gets a line of its own
             bar.close()
@@ -809,10 +803,10 @@ def _official(name: str, part: str) -> list[tuple[str, Any]]:
         else:
             places = _records(path, path.read_bytes())
         if len(places) != count:
-            raise DataError(f"it has {len(places):,} {part} records, and the official file has {count:,}")
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, DataError) as error:
+            raise UserError(f"it has {len(places):,} {part} records, and the official file has {count:,}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, UserError) as error:
         fault = str(error).removeprefix(f"{path}: ")
-        raise DataError(f"{path} is damaged ({fault}): delete it, and the same command downloads it anew") from None
+        raise UserError(f"{path} is damaged ({fault}): delete it, and the same command downloads it anew") from None
     return places
 
 
@@ -821,7 +815,7 @@ def fetch(url: str, size: int, sha256: str) -> Path:
     The file of `size` bytes at `url`, downloaded into the folder LMCOT_DATA (~/.cache/lmcot) if it is not there.
 
     What has arrived stays in a .part file, and the next call goes on with it; of several processes one downloads.
-    Raises DataError where the download fails; the sentence says where to put the file by hand.
+    Raises UserError where the download fails; the sentence says where to put the file by hand.
     """
     folder = Path(os.environ.get("LMCOT_DATA") or "~/.cache/lmcot").expanduser()
     path = folder / url.split("?")[0].split("/")[-1]
@@ -859,5 +853,5 @@ def fetch(url: str, size: int, sha256: str) -> Path:
             part.replace(path)
     except (OSError, HTTPException) as error:
         by_hand = f"or put {path.name} into {folder} by hand"
-        raise DataError(f"{url}: {error}; run the same command again to go on, {by_hand}") from None
+        raise UserError(f"{url}: {error}; run the same command again to go on, {by_hand}") from None
     return path

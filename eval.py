@@ -65,7 +65,9 @@ def run_method(
     name: str, examples: Sequence[Example], large: LM, small: LM | None, samples: int, temperature: float,
     max_new_tokens: int,
 ) -> list[Outcome]:  # fmt: skip
-    """Answer every example by one method of METHODS."""
+    """Answer this process's share of the examples by one method of METHODS."""
+    gold = [" ".join(example.supporting_sentences) for example in examples]
+    examples, gold, others = map(data.share, (examples, gold, gold[1:] + gold[:1]))
     many = [example for example in examples for _ in range(samples)]  # N in a row for each example
 
     def grouped(rows: list) -> list[list]:
@@ -104,8 +106,7 @@ def run_method(
         case "M_S alone":
             return [Outcome(prediction) for prediction in lmcot.standard(small, examples, progress=name)]
         case "gold rationale" | "other's rationale":
-            gold = [" ".join(example.supporting_sentences) for example in examples]
-            return guide(examples, gold if name == "gold rationale" else gold[1:] + gold[:1])
+            return guide(examples, gold if name == "gold rationale" else others)
     raise ValueError(f"no method {name!r}")
 
 
@@ -264,7 +265,7 @@ def evaluate(
     seeds = max(map(len, smalls.values()), default=1)
     kept = run.read("answers.jsonl", "method", "seed", "answers", "seconds", "tokens", "cut", "unfinished")
     if any([answer["id"] for answer in row["answers"]] != [e.id for e in examples] for row in kept):
-        raise data.RunError(f"{run.path('answers.jsonl')} answers other questions: use --overwrite or another --out")
+        raise UserError(f"{run.path('answers.jsonl')} answers other questions: use --overwrite or another --out")
     done = {(row["method"], row["seed"]): row for row in kept}
     outcomes: dict[str, list[list[Outcome]]] = {}
     costs: dict[str, dict] = {}
@@ -279,8 +280,7 @@ def evaluate(
                 for lm in lms:
                     lm.restart(seed)
                 begun = time.perf_counter()
-                part = data.share(examples)
-                answers = data.gather(run_method(name, part, large, small, samples, temperature, max_new_tokens))
+                answers = data.gather(run_method(name, examples, large, small, samples, temperature, max_new_tokens))
                 counts = data.gather([(lm.tokens_written, lm.cut, lm.unfinished) for lm in lms])
                 tokens, cut, unfinished = map(sum, zip(*counts, strict=True))
                 row = {
@@ -359,8 +359,7 @@ def main() -> None:
         if len(smalls.get(role, smalls["kd"])) not in (1, len(smalls["kd"])):
             raise UserError(f"--{role} names another number of folders than --kd: give one, or one for each seed")
     large = lmcot.load_large(settings, settings.out)
-    if outside := lmcot.unknown_words(examples[0], *smalls["untrained"], large):
-        raise UserError(f"{settings.data} is {outside}: give other models with --small and --large")
+    lmcot.refuse_unknown_words(settings.data, examples[0], *itertools.chain(*smalls.values()), large)
     with data.Run(settings.out, settings, settings.overwrite) as run:
         print(f"M_L {settings.large} · {len(examples)} questions · M_S of {', '.join(itertools.chain(*trained))} · "
               f"folder {settings.out}\n")  # fmt: skip

@@ -63,9 +63,13 @@ _CONCLUSION = re.compile(
     r"|(?=[$\\]\S{0,9}boxed))(?:(?:\$|\\[(\[])*\\boxed\{(?:\\text\w*\{)?)?",  # LaTeX, also alone: $\boxed{Paris}$
     re.I | re.M,
 )
-_ABBREVIATIONS = "".join(rf"(?<!\b{word})" for word in ["[A-Z]", "St", "Ft", "Mt", "Dr", "Mr", "Mrs", "Ms", "Jr", "Sr"])
-# A prediction ends at a full stop, but none of St. Louis or J. R. R. Tolkien, with its line or box, before a reason.
-_END = re.compile(r"(?=\.)" + _ABBREVIATIONS + r"""\.(?=["”]?(?:\s|$))|\n|\}|,? because\b""")
+ABBREVIATIONS = ("[A-Z]", "St", "Ft", "Mt", "Dr", "Mr", "Mrs", "Ms", "Jr", "Sr", "vs", "Inc", "Ltd", "Co", "Corp")
+# A prediction ends at a full stop, but none of St. Louis, J. R. R. Tolkien or No. 10, with its line or box, before a
+# reason.
+_END = re.compile(
+    r"(?=\.)" + "".join(rf"(?<!\b{word})" for word in ABBREVIATIONS) + r"(?!(?:(?<=\bNo)|(?<=\bc))\.\s\d)"
+    r"""\.(?=["”]?(?:\s|$))|\n|\}|,? because\b"""
+)
 _ASIDE = re.compile(r"(?s)\A.*</think>|<think>.*|\*\*")  # thoughts (some servers drop the opening tag) and bold type
 _QUOTED = re.compile(r"""^["“]([^"“”]+)["”]?$""")
 # "Yes, because …" is a yes (the official F1 knows the bare word only); "No. 10" and "Yes, Prime Minister" are names.
@@ -524,16 +528,17 @@ class Settings(Models):
             raise ValueError("--question and --context must be UTF-8 text")
 
 
-def unknown_words(example: Example, *lms: LM) -> str:
-    """Which words the embedded pair has never seen; "" if none, or for any other LM: it has pieces for all English."""
+def refuse_unknown_words(where: str, example: Example, *lms: LM) -> None:
+    """UserError where the embedded pair has never seen a word of the example; any other LM has pieces for all English.
+    """
     words = re.findall(r"[^\s.,?:!]+", f"{example.question} {example.context}")
     for tokenizer in (lm.tokenizer for lm in lms if isinstance(lm, LocalLM)):
         if tokenizer.token_to_id("▁Stormgate") is not None:  # a film of TinyWiki
             unknown = [word for word in dict.fromkeys(words) if tokenizer.token_to_id("▁" + word) is None]
             if unknown:
-                return (f"outside TinyWiki: the tiny pair has never read {', '.join(map(repr, unknown[:8]))}"
-                        f"{' …' * (len(unknown) > 8)} and could only guess")
-    return ""
+                words = ", ".join(map(repr, unknown[:8])) + " …" * (len(unknown) > 8)
+                raise UserError(f"{where} is outside TinyWiki: the tiny pair has never read {words} and could only "
+                                "guess: give other models with --small and --large")  # fmt: skip
 
 
 def show(examples: Sequence[Example], methods: dict[str, Sequence[tuple[str, str]]]) -> None:
@@ -576,8 +581,7 @@ def main() -> None:
     best = settings.small or list(places.values())[-1]  # the M_S that has learned most
     places = {f"LM-guided, {name}": place for name, place in places.items()} if settings.demo else {"LM-guided": best}
     smalls, large = {name: load_small(settings, place) for name, place in places.items()}, load_large(settings)
-    if outside := unknown_words(examples[0], *smalls.values(), large):
-        raise UserError(f"this is {outside}: give other models with --small and --large")
+    refuse_unknown_words("this", examples[0], *smalls.values(), large)
 
     methods = {}  # name → (rationale, prediction) of each example
     if settings.demo:

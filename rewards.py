@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import data
-from data import UserError
-from lmcot import parse_cot
+from lmcot import ABBREVIATIONS, parse_cot
+from model import UserError
 
 ASPECTS = (
     "factuality", "relevance", "logicality", "consistency", "coherence", "fluency", "naturalness", "readability"
@@ -44,7 +44,7 @@ PRONOUNS, NEGATIONS = (
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)*\w*|[^\W_]+(?:['’][^\W_]+)*")
 _STOP = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n\s*")
-_ABBREVIATION = re.compile(r"(?:^|[\s.(\"])(?:[A-Z]|St|Ft|Mt|Dr|Mr|Mrs|Ms|Jr|Sr|c|No|vs|Inc|Ltd|Co|Corp)\.$")
+_ABBREVIATION = re.compile(rf"(?:^|[\s.(\"])(?:{'|'.join(ABBREVIATIONS)}|c|No)\.$")
 _DEFINITE = re.compile(r"(?! [a-z]+(?: [a-z]+)? of\b) [a-z]")  # "the album peaked at", but not "the birth year of"
 _VERB = re.compile(
     r"[a-z]{2,}(?:ed|[^us]s)$"

@@ -32,7 +32,7 @@ import data
 import lmcot
 from eval import align, evaluate
 from lmcot import HTTPLM, LM, LocalLM
-from model import pad_batch, read_json
+from model import UserError, pad_batch, read_json
 
 
 @dataclass
@@ -102,11 +102,11 @@ def taken_over(s: Settings) -> list[dict]:
     """The rationales of another run with the same M_L, data and limits; UserError if it had others."""
     folder = Path(s.rationales)
     if not (folder / "settings.json").is_file():
-        raise data.RunError(f"{folder} is no run folder of train_kd.py (no settings.json there)")
+        raise UserError(f"{folder} is no run folder of train_kd.py (no settings.json there)")
     theirs = vars(lmcot.Models()) | read_json(folder / "settings.json")
     for name in ("large", "large_model", "large_dtype", "data", "context", "max_input_tokens", "max_new_tokens"):
         if theirs.get(name) != getattr(s, name):
-            raise data.RunError(f"the rationales of {folder} were made with {name} {reprlib.repr(theirs.get(name))}, "
+            raise UserError(f"the rationales of {folder} were made with {name} {reprlib.repr(theirs.get(name))}, "
                                 f"and this run has {getattr(s, name)!r}")  # fmt: skip
     return data.read_jsonl(folder / "rationales.jsonl", *TEACHER)
 
@@ -168,7 +168,7 @@ def held_out_loss(model, pairs: list, batch_size: int, bf16: bool = False) -> fl
     batches = data.share(list(make_batches(pairs, batch_size)))
     losses = data.gather([float(token_loss(model, *batch, bf16)) for batch in batches])
     if not math.isfinite(sum(losses)):
-        raise data.RunError("M_S's held-out loss is not a finite number, so that nothing of it is saved: lower --lr")
+        raise UserError("M_S's held-out loss is not a finite number, so that nothing of it is saved: lower --lr")
     return sum(losses) / sum(len(target) for _, target in pairs)
 
 
@@ -179,8 +179,7 @@ def main() -> None:
     test = data.load(s.test_data or s.data, "test", s.test_limit, s.context)
     large = lmcot.load_large(s, s.out)
     small = lmcot.load_small(s, s.small)
-    if outside := lmcot.unknown_words(train[0], small, large):
-        raise data.DataError(f"{s.data} is {outside}: give other models with --small and --large")
+    lmcot.refuse_unknown_words(s.data, train[0], small, large)
     teachers = taken_over(s) if s.rationales else []
     with data.Run(s.out, s, s.overwrite) as run:  # only now: a mistyped path must not leave a folder with its settings
         if run.has_ended():
@@ -214,7 +213,7 @@ def main() -> None:
             answers = small.tokenizer.encode_batch([targets[example.id] for example in kept])
             pairs[split] = [(p.ids, a.ids) for p, a in zip(prompts, answers, strict=True)]
             if not pairs[split]:
-                raise data.RunError(f"nothing to learn from: the filter dropped all {len(examples)} {split} rationales "
+                raise UserError(f"nothing to learn from: the filter dropped all {len(examples)} {split} rationales "
                                     f"of {s.large} (see the table); ask more questions or another M_L")  # fmt: skip
 
         # ---- 3: M_S learns to write them
@@ -278,7 +277,7 @@ def main() -> None:
             parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
             run.save("state.pt", state | {name: part.state_dict() for name, part in parts.items()})
         if not run.path("model").exists():
-            raise data.RunError("training never lowered the held-out loss: another --lr, or more examples, "
+            raise UserError("training never lowered the held-out loss: another --lr, or more examples, "
                                 "with --overwrite or another --out")  # fmt: skip
         trained = lmcot.load_small(s, run.path("model"))
 

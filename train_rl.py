@@ -31,7 +31,7 @@ import lmcot
 import rewards
 import rl
 from eval import evaluate
-from model import pad_batch, read_json
+from model import UserError, pad_batch, read_json
 
 
 @dataclass
@@ -222,7 +222,7 @@ def main() -> None:
                 for warning in rl.warnings(log, s.max_new_tokens):
                     bar.write(f"warning, step {step + 1}: {warning}")
             if s.target_kl:
-                state["beta"] = rl.adapt_beta(state["beta"], row["kl"], s.target_kl, len(many))
+                state["beta"] = rl.adapt_beta(state["beta"], row["kl"], s.target_kl, len(scores))
             state["step"] += 1
         bar.close()
         print(f"kept: M_S after step {state['best_step']}, mean R {state['best']:.3f} on {len(dev)} held-out questions"
@@ -238,15 +238,15 @@ def main() -> None:
 
 
 def distilled(folder: str) -> dict:
-    """The settings of the run that made M_S; RunError where there is none."""
+    """The settings of the run that made M_S; UserError where there is none."""
     path = Path(folder) / "settings.json"
     if not (path.is_file() and (Path(folder) / "model").is_dir()):
-        raise data.RunError(f"no distilled M_S in {folder}: run train_kd.py first, or name its folder with --kd")
+        raise UserError(f"no distilled M_S in {folder}: run train_kd.py first, or name its folder with --kd")
     settings = vars(lmcot.Models()) | read_json(path)  # an older run lacks some
     if not {"target", "data", "test_data", "context"} <= settings.keys():
-        raise data.RunError(f"{folder} is no run of train_kd.py: name the folder of one with --kd")
+        raise UserError(f"{folder} is no run of train_kd.py: name the folder of one with --kd")
     if settings["target"] != "rationale":
-        raise data.RunError(f"the M_S of {folder} learned to answer, not to write rationales: choose another --kd")
+        raise UserError(f"the M_S of {folder} learned to answer, not to write rationales: choose another --kd")
     return settings
 
 

@@ -104,7 +104,7 @@ class Lab:
                 file.write(json.dumps({"name": name, "cpu_minutes": (sum(os.times()[:4]) - begun) / 60}) + "\n")
 
     def run(self, script: str, name: str, *flags: Any) -> Path:
-        """The folder of a run that has ended; if it has not, its own command makes it or goes on. RunError where the
+        """The folder of a run that has ended; if it has not, its own command makes it or goes on. UserError where the
         folder's settings are others, or where the command fails."""
         folder = self.out / name
         arguments = [*map(str, flags), f"--out={folder}"]
@@ -114,12 +114,12 @@ class Lab:
                 with data.Run(folder, data.parse_settings(SCRIPTS[script], None, arguments)) as run:
                     run.uses()
                     return folder
-            except data.RunError as error:
-                raise data.RunError(str(error).replace("use --overwrite", f"delete {folder}")) from None
+            except UserError as error:
+                raise UserError(str(error).replace("use --overwrite", f"delete {folder}")) from None
         print(f"\n---- python {script} {shlex.join(arguments)}", flush=True)
         with self.timed(name):
             if subprocess.run([sys.executable, str(ROOT / script), *arguments]).returncode:
-                raise data.RunError(f"{script} stopped, see above; with that mended, the same command goes on")
+                raise UserError(f"{script} stopped, see above; with that mended, the same command goes on")
         return folder
 
     def kd(self, name: str = "kd", *flags: Any) -> list[Path]:

@@ -36,8 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import data  # noqa: E402
 import rewards  # noqa: E402
-from data import Example, UserError  # noqa: E402
+from data import Example  # noqa: E402
 from lmcot import CONCLUSION  # noqa: E402
+from model import UserError  # noqa: E402
 from rewards import ASPECTS  # noqa: E402
 
 IDS = Path(__file__).resolve().parent / "validity_ids.json"

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 import data
-from data import DataError, Example, Paragraph, Run, RunError, UserError, load
+from data import Example, Paragraph, Run, UserError, load
 from model import T5, T5Config
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -354,7 +354,7 @@ NOT_UTF8 = '["é"]'.encode("latin-1")
 def test_a_faulty_file_gets_one_sentence_with_file_record_and_field(tmp_path, name, content, said):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         load(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and said in message and "\n" not in message
@@ -373,7 +373,7 @@ def test_a_faulty_file_gets_one_sentence_with_file_record_and_field(tmp_path, na
     ],
 )
 def test_a_wrong_argument_gets_one_sentence(arguments, said):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         load(**arguments)
     assert said in str(caught.value)
 
@@ -571,7 +571,7 @@ def test_the_same_settings_continue_a_run(folder):
 
 def test_other_settings_are_refused_by_name_and_value_and_the_lock_is_given_back(folder):
     Run(folder, Settings()).close()
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(UserError) as caught:
         Run(folder, Settings(steps=11, limit=4))
     message = str(caught.value)
     assert "steps is 10 there and 11 here; limit is 9 there and 4 here" in message
@@ -585,7 +585,7 @@ def test_long_settings_that_differ_only_at_their_end_are_told_apart(folder):
         prompt: str = "p" * 100
 
     Run(folder, Prompted()).close()
-    with pytest.raises(RunError, match="prompt"):
+    with pytest.raises(UserError, match="prompt"):
         Run(folder, Prompted("p" * 99 + "q"))
 
 
@@ -594,7 +594,7 @@ def test_a_setting_that_the_saved_run_does_not_know_is_a_difference(folder):
     saved = json.loads((folder / "settings.json").read_text())
     del saved["steps"]
     (folder / "settings.json").write_text(json.dumps(saved))
-    with pytest.raises(RunError, match="steps is .*absent.* there and 10 here"):
+    with pytest.raises(UserError, match="steps is .*absent.* there and 10 here"):
         Run(folder, Settings())
 
 
@@ -616,7 +616,7 @@ def test_overwrite_spares_the_run_of_another_script(folder):
 
     with Run(folder, Other()) as run:
         run.write("rationales.jsonl", "hours of work")
-    with pytest.raises(RunError, match="is a run of another script or version: delete it, or use another --out"):
+    with pytest.raises(UserError, match="is a run of another script or version: delete it, or use another --out"):
         Run(folder, Settings(), overwrite=True)
     assert run.path("rationales.jsonl").read_text() == "hours of work"
 
@@ -629,7 +629,7 @@ def test_a_folder_that_is_no_run_is_never_touched(folder, overwrite, foreign):
     if foreign is not None:
         (folder / "settings.json").write_text(foreign)
     before = {path: path.read_text() for path in folder.iterdir()}
-    with pytest.raises(RunError, match="is not empty and has no settings.json of such a run: choose another --out"):
+    with pytest.raises(UserError, match="is not empty and has no settings.json of such a run: choose another --out"):
         Run(folder, Settings(), overwrite=overwrite)
     assert {path: path.read_text() for path in folder.iterdir()} == before
 
@@ -638,11 +638,11 @@ def test_overwrite_spares_the_working_directory_and_runs_inside(folder, monkeypa
     Run(folder, Settings()).close()
     (folder / "plots").mkdir()
     monkeypatch.chdir(folder / "plots")
-    with pytest.raises(RunError, match="lies in it"):
+    with pytest.raises(UserError, match="lies in it"):
         Run("..", Settings(), overwrite=True)
     monkeypatch.chdir(folder.parent)
     Run(folder / "seed1", Settings()).close()
-    with pytest.raises(RunError, match="seed1 lies in it"):
+    with pytest.raises(UserError, match="seed1 lies in it"):
         Run(folder, Settings(), overwrite=True)
     assert names(folder) == {"settings.json", "plots", "seed1"}
 
@@ -672,14 +672,14 @@ def test_a_torn_last_line_is_ignored_and_removed_before_the_next(folder, tail):
 def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(folder, middle):
     with Run(folder, Settings()) as run:
         run.path("m.jsonl").write_bytes(b'{"a": 1}\n' + middle + b'\n{"a": 2}\n')
-        with pytest.raises(RunError, match="m.jsonl: line 2 is damaged"):
+        with pytest.raises(UserError, match="m.jsonl: line 2 is damaged"):
             run.read("m.jsonl")
 
 
 def test_a_folder_in_use_is_refused_also_with_overwrite(folder):
     with Run(folder, Settings()) as run:
         for overwrite in (False, True):
-            with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+            with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
                 Run(folder, Settings(), overwrite)
         run.append("m.jsonl", {"still": "mine"})
     Run(folder, Settings()).close()
@@ -700,7 +700,7 @@ try:
     with data.Run({folder!r}, Settings()):
         print("held", flush=True)
         sys.stdin.readline()
-except data.RunError as error:
+except data.UserError as error:
     print(error, flush=True)
 """
 
@@ -715,7 +715,7 @@ def test_of_several_processes_one_holds_a_folder_and_a_killed_one_holds_it_no_mo
     holder = rivals[said.index("held")]
     others = {line for line in said if line != "held"}
     assert others == {f"{folder} is in use by process {holder.pid}: wait for it, or choose another --out"}
-    with pytest.raises(RunError, match=f"in use by process {holder.pid}"):
+    with pytest.raises(UserError, match=f"in use by process {holder.pid}"):
         Run(folder, Settings())
     holder.kill()
     for rival in rivals:
@@ -733,7 +733,7 @@ def test_a_lock_file_that_no_process_holds_is_stale_whatever_number_is_in_it(fol
     """Empty: killed between making and filling it. A live number: another process got the dead one's."""
     folder.mkdir(parents=True)
     (folder / "lock").write_text(number)
-    with Run(folder, Settings()), pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+    with Run(folder, Settings()), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
         Run(folder, Settings())
     assert names(folder) == {"settings.json"}
 
@@ -749,7 +749,7 @@ def test_a_lock_file_deleted_by_its_last_holder_in_this_moment_is_made_anew(fold
 
     deleted = []
     monkeypatch.setattr(data, "_take", late)
-    with Run(folder, Settings()), pytest.raises(RunError, match="in use"):
+    with Run(folder, Settings()), pytest.raises(UserError, match="in use"):
         Run(folder, Settings())
 
 
@@ -872,8 +872,8 @@ def test_a_folder_that_becomes_read_only_ends_a_run_in_one_sentence_that_names_t
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (DataError("x.json: the file is empty"), 2, "error: x.json: the file is empty\n"),
-        (RunError("runs/x is in use"), 2, "error: runs/x is in use\n"),
+        (UserError("x.json: the file is empty"), 2, "error: x.json: the file is empty\n"),
+        (UserError("runs/x is in use"), 2, "error: runs/x is in use\n"),
         (UserError("choose one"), 2, "error: choose one\n"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
         (PermissionError(13, "Permission denied", "a/b"), 2, "error: a/b: Permission denied\n"),

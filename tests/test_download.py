@@ -23,7 +23,7 @@ import pytest
 
 import data
 import train_kd
-from data import DataError, load
+from data import UserError, load
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -117,7 +117,7 @@ def names(folder):
 
 
 def refused(*arguments):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         load(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -89,7 +89,10 @@ def test_parse_cot_by_hand(text, reasoning, prediction):
     assert reasoning is None or got[0] == reasoning
 
 
-@pytest.mark.parametrize("answer", ["St. Louis", "J. R. R. Tolkien", "Dr. No", "Washington, D. C."])
+@pytest.mark.parametrize("answer", [
+    "St. Louis", "J. R. R. Tolkien", "Dr. No", "Washington, D. C.", "No. 10 Downing Street",
+    "Brown vs. Board of Education", "Marriott International, Inc. of Maryland",
+])  # fmt: skip
 def test_periods_of_abbreviations_and_initials_do_not_end_the_answer(answer):
     assert data.exact_match(lmcot.parse_cot(f"It says so. So the answer is {answer}. That is all.")[1], answer) == 1
 
@@ -565,7 +568,9 @@ def test_a_tokenizer_with_more_entries_than_the_model_has_rows_is_refused():
 def test_only_the_embedded_pair_is_told_what_it_cannot_read():
     tiny = LocalLM.load("tiny/small")
     world = data.load("tiny", "dev", limit=20)
-    assert not any(lmcot.unknown_words(example, tiny) for example in world)
+    for example in world:
+        lmcot.refuse_unknown_words("this", example, tiny)
     english = Example("1", "Who wrote Hamlet?", (data.Paragraph("", ("Shakespeare wrote Hamlet.",)),), "Shakespeare")
-    assert "never read 'Hamlet', 'Shakespeare' and could only guess" in lmcot.unknown_words(english, tiny)
-    assert lmcot.unknown_words(english, lmcot.HTTPLM("http://localhost:1/v1", "m")) == ""
+    with pytest.raises(UserError, match="this is outside .* never read 'Hamlet', 'Shakespeare' and could only guess"):
+        lmcot.refuse_unknown_words("this", english, lmcot.HTTPLM("http://localhost:1/v1", "m"), tiny)
+    lmcot.refuse_unknown_words("this", english, lmcot.HTTPLM("http://localhost:1/v1", "m"))

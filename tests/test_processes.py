@@ -78,7 +78,7 @@ def both(tmp_path_factory):
         said["train_kd", n] = run("train_kd", place / f"kd{n}", place, n, [*kd, "--no-filter", "--max-new-tokens", 40])
     for n in (1, 2):
         rl = ["--kd", place / "kd1", "--steps", 2, "--prompts", 5, "--samples-per-prompt", 3, "--minibatch", 2,
-              "--eval-every", 1, "--samples", 2, "--max-new-tokens", 12, "--lr", 3e-3]  # fmt: skip
+              "--eval-every", 1, "--samples", 2, "--max-new-tokens", 12, "--lr", 3e-3, "--target-kl", 1]  # fmt: skip
         said["train_rl", n] = run("train_rl", place / f"rl{n}", place, n, rl)
     return said, place
 
@@ -114,7 +114,7 @@ def test_ppo_by_two_processes_makes_the_update_of_one_from_the_same_rollouts(bot
 
 def test_the_evaluation_of_two_processes_gives_the_answers_of_one_and_is_printed_once(both):
     said, place = both
-    greedy = ("standard", "CoT", "LM-guided, KD", "gold rationale")
+    greedy = ("standard", "CoT", "LM-guided, KD", "gold rationale", "other's rationale")
     answers = [{row["method"]: row for row in lines(place / f"rl{n}" / "answers.jsonl")} for n in (1, 2)]
     for name in greedy:
         assert answers[0][name]["answers"] == answers[1][name]["answers"], name
