@@ -91,6 +91,7 @@ class Example:
 CONTEXT_FORMS = "a string, a list of strings, or a list of [title, [sentence, ...]] or of MuSiQue's paragraphs"
 DATA_FORMS = "'tiny', 'hotpotqa', '2wiki', a .json file in the form of HotpotQA, or a .jsonl file of your own"
 
+
 def load(
     name_or_path: str | Path, split: str = "test", limit: int | None = None, context: str = "gold"
 ) -> list[Example]:
@@ -601,13 +602,13 @@ class Run(contextlib.AbstractContextManager):
             known = [folder in kept for folder in folders]
             if known != sorted(known, reverse=True):
                 raise UserError(f"{self.folder} was made before {folders[known.index(False)]} came between its seeds: "
-                               "use --overwrite or another --out")  # fmt: skip
+                                "use --overwrite or another --out")  # fmt: skip
         for folder in dict.fromkeys([*kept, *itertools.chain(*seeds)]):
             weights = Path(folder) / "model" / "model.safetensors"
             now[folder] = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
             if folder in kept and kept[folder] != now[folder]:
                 raise UserError(f"{self.folder} was made from an M_S that is no longer the one in {folder}: "
-                               "use --overwrite or another --out")  # fmt: skip
+                                "use --overwrite or another --out")  # fmt: skip
         self.write("trained.json", now)
 
     def stop(self, what: str, batch: dict) -> NoReturn:
@@ -645,7 +646,7 @@ class Run(contextlib.AbstractContextManager):
             different += [f"{name} is {_shown(there)} there and {_shown(here)} here"] * (there != here)
         if different:
             raise UserError(f"{self.folder} holds a run with other settings ({'; '.join(different)}): "
-                           "use --overwrite or another --out")  # fmt: skip
+                            "use --overwrite or another --out")  # fmt: skip
 
     def _clear(self) -> None:
         """Deletes all but the lock and settings.json. That marks a run, and is replaced in one step afterwards."""
@@ -792,9 +793,9 @@ def _official(name: str, part: str) -> list[tuple[str, Any]]:
     """The records of an official file, part "train" or "dev", each with its place for error messages."""
     url, size, sha256, count = OFFICIAL[name][part]
     if rank_and_size()[0] == 0:
-        fetch(url, size, sha256)
+        download(url, size, sha256)
     gather([])  # the other processes wait for the first one's download
-    path = fetch(url, size, sha256)
+    path = download(url, size, sha256)
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
@@ -810,7 +811,7 @@ def _official(name: str, part: str) -> list[tuple[str, Any]]:
     return places
 
 
-def fetch(url: str, size: int, sha256: str) -> Path:
+def download(url: str, size: int, sha256: str) -> Path:
     """
     The file of `size` bytes at `url`, downloaded into the folder LMCOT_DATA (~/.cache/lmcot) if it is not there.
 

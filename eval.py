@@ -2,7 +2,8 @@
 
     python eval.py                              # runs/kd (runs/rl, runs/direct if there), 1,000 TinyWiki questions
     python eval.py --kd "runs/kd*" --rl "runs/rl[0-4]" --out runs/eval-seeds      # several seeds, one folder each
-    python eval.py --small google/flan-t5-small --large google/flan-t5-xxl --large-dtype bfloat16 --data hotpotqa
+    python eval.py --small google/flan-t5-small --large google/flan-t5-xxl --large-dtype bfloat16 --data hotpotqa \\
+        --kd runs/kd-hotpotqa --rl runs/rl-hotpotqa --direct none --out runs/eval-hotpotqa
 
 Every method sees the same questions, so differences are paired. Intervals are 95 % percentile bootstrap over questions
 and seeds together (both are resampled, 2,000 times). The pair of LMs is fixed: seeds vary what is random given the pair
@@ -32,21 +33,21 @@ BASELINES = ("standard", "CoT", "LM-guided, KD")  # the methods that differences
 QUALITY = ("R_aspect", *rewards.ASPECTS)  # of rationales, R_aspect with all weights 1
 BOOTSTRAPS = 2000
 
-# name → (the M_S it needs, whether it differs from seed to seed, what it is)
+# name → (the M_S it needs, whether it differs from seed to seed)
 METHODS = {
-    "standard": ("", False, "M_L answers from question and context"),
-    "CoT": ("", False, "M_L thinks step by step, then answers"),
-    "CoT + SC": ("", True, "majority of N sampled chains of M_L"),
-    "LM-guided, untrained": ("untrained", False, "M_S as it was pretrained writes the rationale"),
-    "LM-guided, KD": ("kd", True, "M_S after rationale distillation writes it"),
-    "LM-guided, KD + SC": ("kd", True, "majority over N rationales sampled from M_S"),
-    "LM-guided, KD, best of N": ("kd", True, "of N rationales sampled from it, the one with the highest R_aspect"),
-    "LM-guided, RL": ("rl", True, "M_S after rationale refinement writes it"),
-    "LM-guided, RL + SC": ("rl", True, "majority over N rationales sampled from it"),
-    "LM-guided, RL, best of N": ("rl", True, "of N rationales sampled from it, the one with the highest R_aspect"),
-    "M_S alone": ("direct", True, "control: M_S fine-tuned to answer directly, no M_L"),
-    "gold rationale": ("", False, "ceiling: the supporting sentences as the rationale"),
-    "other's rationale": ("", False, "floor: another question's supporting sentences"),
+    "standard": ("", False),  # M_L answers from question and context
+    "CoT": ("", False),  # M_L thinks step by step, then answers
+    "CoT + SC": ("", True),  # majority of N sampled chains of M_L
+    "LM-guided, untrained": ("untrained", False),  # M_S as it was pretrained writes the rationale
+    "LM-guided, KD": ("kd", True),  # M_S after rationale distillation writes it
+    "LM-guided, KD + SC": ("kd", True),  # majority over N rationales sampled from M_S
+    "LM-guided, KD, best of N": ("kd", True),  # of N rationales sampled from it, the one with the highest R_aspect
+    "LM-guided, RL": ("rl", True),  # M_S after rationale refinement writes it
+    "LM-guided, RL + SC": ("rl", True),  # as for KD
+    "LM-guided, RL, best of N": ("rl", True),  # as for KD
+    "M_S alone": ("direct", True),  # control: M_S fine-tuned to answer directly, no M_L
+    "gold rationale": ("", False),  # ceiling: the supporting sentences as the rationale
+    "other's rationale": ("", False),  # floor: another question's supporting sentences
 }
 WITHOUT_RATIONALE = ("standard", "M_S alone")
 NEED_FACTS = ("gold rationale", "other's rationale")  # left out where the data names no supporting sentences
@@ -99,21 +100,17 @@ def run_method(
         case "LM-guided, KD + SC" | "LM-guided, RL + SC":
             return vote(guide(many, write(many, temperature)))
         case "LM-guided, KD, best of N" | "LM-guided, RL, best of N":
-            texts = write(many, temperature)
-            # Judged before M_L answers: selection is to save its calls.
-            return guide(examples, [group[lmcot.select(group, lambda text, e=example: quality(text, e)["R_aspect"])]
-                                    for group, example in zip(grouped(texts), examples, strict=True)])  # fmt: skip
+            best = []
+            for example, group in zip(examples, grouped(write(many, temperature)), strict=True):
+                # Judged before M_L answers: selection is to save its calls.
+                scores = [rewards.quality(text, example)["R_aspect"] for text in group]
+                best.append(group[lmcot.select(scores)])
+            return guide(examples, best)
         case "M_S alone":
             return [Outcome(prediction) for prediction in lmcot.standard(small, examples, progress=name)]
         case "gold rationale" | "other's rationale":
             return guide(examples, gold if name == "gold rationale" else others)
     raise ValueError(f"no method {name!r}")
-
-
-def quality(rationale: str, example: Example, prediction: str | None = None) -> dict[str, float]:
-    """The eight aspects, and R_aspect with all weights 1."""
-    aspects = rewards.aspects(rationale, example.question, example.context, prediction)
-    return {"R_aspect": rewards.r_aspect(aspects), **aspects}
 
 
 # ------------------------------------------------------------------------------------------------ statistics
@@ -168,8 +165,8 @@ def summarise(examples: Sequence[Example], outcomes: dict[str, list[list[Outcome
                 row = table["methods"][name]
                 row["EM of each seed"] = rows.mean(1).tolist()
                 row["EM by type"] = {t: float(rows[:, types == t].mean()) for t in sorted(set(types)) if t}
-    rated = {name: [[quality(o.rationale, e, o.prediction) for o, e in zip(run, examples, strict=True)] for run in runs]
-             for name, runs in outcomes.items() if name not in WITHOUT_RATIONALE}  # fmt: skip
+    rated = {name: [[rewards.quality(o.rationale, e, o.prediction) for o, e in zip(run, examples, strict=True)]
+                    for run in runs] for name, runs in outcomes.items() if name not in WITHOUT_RATIONALE}  # fmt: skip
     for aspect in QUALITY:
         if rated:
             tabulate(aspect, {name: np.array([[each[aspect] for each in run] for run in runs])
@@ -269,7 +266,7 @@ def evaluate(
     done = {(row["method"], row["seed"]): row for row in kept}
     outcomes: dict[str, list[list[Outcome]]] = {}
     costs: dict[str, dict] = {}
-    for name, (role, varies, _) in METHODS.items():
+    for name, (role, varies) in METHODS.items():
         if (role and role not in smalls) or (name in NEED_FACTS and not all(e.supporting_facts for e in examples)):
             continue
         rows = []
@@ -311,14 +308,14 @@ def evaluate(
 @dataclass
 class Settings(lmcot.Models):
     kd: str = "runs/kd"  # run folder of train_kd.py; a pattern such as "runs/kd*" takes one seed from each
-    rl: str = "runs/rl"  # run folders of train_rl.py, as many as of KD (left out if there is none)
-    direct: str = "runs/direct"  # run folders of train_kd.py --target answer (a control; left out if there is none)
+    rl: str = "runs/rl"  # of train_rl.py: one folder, or one for each seed of KD; none leaves it out
+    direct: str = "runs/direct"  # the same of train_kd.py --target answer, a control
     data: str = "tiny"  # tiny, hotpotqa, 2wiki (downloaded once), or a file (forms: data.py, load)
     split: str = "test"  # test reports, dev chooses; tiny also has ood
     limit: int = 1000  # questions
     context: str = "gold"  # gold paragraphs, or all
-    samples: int = 10  # N of self-consistency
-    temperature: float = 0.7  # of self-consistency's samples
+    samples: int = 10  # N of self-consistency and of best of N
+    temperature: float = 0.7  # of these samples
     max_new_tokens: int = 256  # of a rationale
     out: str = "runs/eval"  # folder of this comparison
     overwrite: bool = False  # start anew in a folder that holds other settings
@@ -332,11 +329,33 @@ class Settings(lmcot.Models):
             raise ValueError("--temperature must be above 0: it is for sampling")
 
 
-def role_of(folder: str) -> str:
-    """Which flag a run folder belongs to, by its settings; "" where there are none."""
+# kind of run → the settings by which it is known, all that others read of them
+KINDS = {
+    "kd": {"target", "data", "test_data", "test_limit", "context"},
+    "rl": {"kd", "ppo_epochs", "test_limit"},
+    "eval": {"data", "split", "limit", "context"},
+}
+
+
+def read_run(folder: str | Path) -> tuple[str, dict]:
+    """What a run folder holds, "kd", "direct" (the control of KD), "rl" or "eval", and its settings; else "" and {}."""
     path = Path(folder) / "settings.json"
     settings = read_json(path) if path.is_file() else {}
-    return "rl" if "kd" in settings else {"rationale": "kd", "answer": "direct"}.get(str(settings.get("target")), "")
+    for kind, names in KINDS.items():
+        if names <= settings.keys():
+            return "direct" if settings.get("target") == "answer" else kind, settings
+    return "", {}
+
+
+def questions_of(folder: str | Path) -> list[Example]:
+    """The questions that the table of a run is about; UserError where it is none, or its KD run is gone."""
+    kind, s = read_run(folder)
+    if kind == "eval":
+        return data.load(s["data"], s["split"], s["limit"], s["context"])
+    taught, kd = read_run(s["kd"]) if kind == "rl" else (kind, s)
+    if taught not in ("kd", "direct"):
+        raise UserError(f"{s['kd'] if kind == 'rl' else folder} is no run of train_kd.py, which had the questions")
+    return data.load(kd["test_data"] or kd["data"], "test", s["test_limit"], kd["context"])
 
 
 def main() -> None:
@@ -347,8 +366,9 @@ def main() -> None:
     for role in ("kd", "rl", "direct"):
         pattern = getattr(settings, role)
         if folders := sorted(f for f in glob.glob(pattern) if (Path(f) / "model").is_dir()):
-            if wrong := [folder for folder in folders if role_of(folder) not in (role, "")]:
-                raise UserError(f"{wrong[0]} is a folder for --{role_of(wrong[0])}, not for --{role}")
+            for folder in folders:
+                if (kind := read_run(folder)[0]) not in (role, ""):
+                    raise UserError(f"{folder} is a folder for --{kind}, not for --{role}")
             smalls[role] = [lmcot.load_small(settings, Path(folder) / "model") for folder in folders]
             trained.append(folders)
         elif role == "kd":

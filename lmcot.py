@@ -122,7 +122,6 @@ class LM:
 
     def restart(self, seed: int) -> None:
         """Sets the counters to 0; `seed` decides what is sampled from here on."""
-        self.seed, self.sampled = seed, Counter()  # prompt → its samples since then, for HTTPLM to tell them apart
         self.tokens_written = self.cut = self.unfinished = 0
 
 
@@ -195,14 +194,14 @@ def majority(predictions: Sequence[str]) -> int:
     return max(range(len(predictions)), key=lambda i: (votes[data.normalize_answer(predictions[i])], -i))
 
 
-def select(rationales: Sequence[str], score: Callable[[str], float]) -> int:
-    """Rationale selection: the index of the best of N rationales by a score; the first among equals."""
-    return max(range(len(rationales)), key=lambda i: (score(rationales[i]), -i))
+def select(scores: Sequence[float]) -> int:
+    """Rationale selection: the index of the best of N rationales by their scores; the first among equals."""
+    return max(range(len(scores)), key=lambda i: (scores[i], -i))
 
 
-def side_by_side(examples: Sequence[Example], before: Sequence[str], after: Sequence[str]) -> str:
+def side_by_side(examples: Sequence[Example], before: LM, after: LM, max_new_tokens: int) -> str:
     """What training did to the rationales of some questions, to be read."""
-    rows = zip(examples, before, after, strict=True)
+    rows = zip(examples, *(write_rationales(lm, examples, max_new_tokens) for lm in (before, after)), strict=True)
     return "\n\n".join(f"Question  {example.question}\n  rationale before  {old}\n  rationale after   {new}\n"
                        f"  gold answer       {example.answer}"
                        for example, old, new in rows)  # fmt: skip
@@ -309,6 +308,10 @@ class HTTPLM(LM):
         self.heard, self.told, self.lock, self.stopped = False, False, threading.Lock(), threading.Event()
         self.pause = self.stopped.wait  # for so many seconds → whether to stop
         self.restart(0)
+
+    def restart(self, seed: int) -> None:
+        super().restart(seed)
+        self.seed, self.sampled = seed, Counter()  # prompt → its samples since then: each has a place in the cache
 
     def count_tokens(self, text: str) -> int:
         """An estimate on the safe side (its tokenizer is not here): English has about 4 bytes a token."""
@@ -529,8 +532,7 @@ class Settings(Models):
 
 
 def refuse_unknown_words(where: str, example: Example, *lms: LM) -> None:
-    """UserError where the embedded pair has never seen a word of the example; any other LM has pieces for all English.
-    """
+    """UserError where the embedded pair has never read a word of the example; other LMs have pieces for all English."""
     words = re.findall(r"[^\s.,?:!]+", f"{example.question} {example.context}")
     for tokenizer in (lm.tokenizer for lm in lms if isinstance(lm, LocalLM)):
         if tokenizer.token_to_id("▁Stormgate") is not None:  # a film of TinyWiki

@@ -5,7 +5,7 @@ Raffel et al. 2020 (arXiv 1910.10683) describe the model; module names equal the
 loading one is an assignment and not a translation.
 
 Letters for shapes, in every file: B batch (sources), N samples of one source, S source length, T target length,
-D d_model, H heads, K d_kv (width of one head), V vocabulary.
+D d_model, H heads, K d_kv (width of one head), V vocabulary; in attention, L queries and M keys.
 """
 
 import json
@@ -160,14 +160,14 @@ class DenseReluDense(nn.Module):
 
     def __init__(self, c: T5Config):
         super().__init__()
-        self.gated, self.dropout = c.feed_forward_proj == "gated-gelu", c.dropout_rate
+        self.gated, self.drop = c.feed_forward_proj == "gated-gelu", nn.Dropout(c.dropout_rate)
         for name in ("wi_0", "wi_1") if self.gated else ("wi",):
             setattr(self, name, nn.Linear(c.d_model, c.d_ff, bias=False))
         self.wo = nn.Linear(c.d_ff, c.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x) if self.gated else F.relu(self.wi(x))
-        return self.wo(F.dropout(h, self.dropout, self.training))
+        return self.wo(self.drop(h))
 
 
 class Sublayer(nn.Module):
@@ -184,14 +184,11 @@ class Block(nn.Module):
 
     def __init__(self, c: T5Config, decoder: bool, first: bool):
         super().__init__()
-        self.dropout = c.dropout_rate
+        self.drop = nn.Dropout(c.dropout_rate)
         self.layer = nn.ModuleList([Sublayer(c, "SelfAttention", Attention(c, relative_bias=first))])
         if decoder:
             self.layer.append(Sublayer(c, "EncDecAttention", Attention(c)))
         self.layer.append(Sublayer(c, "DenseReluDense", DenseReluDense(c)))
-
-    def drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
 
     def forward(self, x: Tensor, bias: Tensor, cross: tuple | None = None, cache: tuple | None = None, t: int = 0):
         """x (rows, L, D). cross: keys, values (B, H, S, K), bias of the sources, and in decoding grid and place. cache:
@@ -276,6 +273,7 @@ class T5(nn.Module):
         super().__init__()
         self.config = config
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.drop = nn.Dropout(config.dropout_rate)
         self.encoder = Stack(config, decoder=False)
         self.decoder = Stack(config, decoder=True)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -302,9 +300,6 @@ class T5(nn.Module):
 
     def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
         save_checkpoint(self, folder, tokenizer)
-
-    def drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.config.dropout_rate, self.training)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, S), (B, S) → (B, S, D). Padding may stand on either side."""
@@ -480,10 +475,10 @@ def load_tokenizer(folder_or_hub_id: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def pad_batch(sequences: list[list[int]], pad: int = 0, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
-    """Lists of ids → ids (B, L) padded on the right, and mask (B, L) of 0 and 1."""
+def pad_batch(sequences: list[list[int]], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+    """Lists of ids → ids (B, L) padded with 0 on the right, and mask (B, L) of 0 and 1."""
     length = max(map(len, sequences))
-    ids = torch.tensor([s + [pad] * (length - len(s)) for s in sequences], device=device)
+    ids = torch.tensor([s + [0] * (length - len(s)) for s in sequences], device=device)
     mask = torch.tensor([[1] * len(s) + [0] * (length - len(s)) for s in sequences], device=device)
     return ids, mask
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import data
+from data import Example
 from lmcot import ABBREVIATIONS, parse_cot
 from model import UserError
 
@@ -469,6 +470,14 @@ def parse_weights(text: str) -> dict[str, float]:
 def r_aspect(scores: dict[str, float], weights: dict[str, float] | None = None) -> float:
     """R_aspect = Σ w_i s_i; all w_i = 1 by default, so between 0 and 8."""
     return sum(score * (weights[name] if weights else 1.0) for name, score in scores.items())
+
+
+def quality(
+    rationale: str, example: Example, prediction: str | None = None, weights: dict[str, float] | None = None
+) -> dict[str, float]:
+    """R_aspect and the eight aspects of a rationale for this question, before or after M_L's answer from it."""
+    scores = aspects(rationale, example.question, example.context, prediction)
+    return {"R_aspect": r_aspect(scores, weights), **scores}
 
 
 def r_task(prediction: str, answers: str | Sequence[str], metric: str = "em") -> float:

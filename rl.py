@@ -119,7 +119,7 @@ def last_token(mask: Tensor) -> Tensor:
     return mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
 
 
-def others_mean(scores: Tensor, samples: int) -> Tensor:
+def leave_one_out_baseline(scores: Tensor, samples: int) -> Tensor:
     """Scores (R,) → (R,): the mean score of the same prompt's other N − 1 rationales (N = 1: of the batch's others).
 
     As a baseline it says how hard the question is, and no token of the rationale can change it: subtracting it leaves

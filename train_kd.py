@@ -5,7 +5,7 @@
     python train_kd.py --target answer --out runs/direct       # control: M_S learns to answer, without rationales
     python train_kd.py --large http://localhost:8000/v1 --large-model NAME --out runs/served   # M_L behind a server
     python train_kd.py --small google/flan-t5-small --large google/flan-t5-xxl --large-dtype bfloat16 --data hotpotqa \\
-        --lr 3e-4 --train-limit 90000                          # the paper's setting; see the README
+        --lr 3e-4 --train-limit 90000 --out runs/kd-hotpotqa   # the paper's setting; see the README
 
 1 M_L writes reasoning and answer for every training question (zero-shot chain of thought).
 2 A rationale is kept only if its answer is right, and if it is not empty, cut or looping.
@@ -55,8 +55,8 @@ class Settings(lmcot.Models):
     bf16: bool = False  # M_S learns in bfloat16 autocast, on GPUs that are fast at it; its weights stay float32
     epochs: int = 10  # at most
     patience: int = 2  # epochs without a better held-out loss before training stops
-    samples: int = 10  # N of self-consistency in the evaluation
-    temperature: float = 0.7  # of its samples
+    samples: int = 10  # N of self-consistency and of best of N in the evaluation
+    temperature: float = 0.7  # of these samples
     seed: int = 0  # order of batches, dropout
 
     NOT_COMPARED: ClassVar[tuple[str, ...]] = (*lmcot.Models.NOT_COMPARED, "out", "overwrite")
@@ -107,7 +107,7 @@ def taken_over(s: Settings) -> list[dict]:
     for name in ("large", "large_model", "large_dtype", "data", "context", "max_input_tokens", "max_new_tokens"):
         if theirs.get(name) != getattr(s, name):
             raise UserError(f"the rationales of {folder} were made with {name} {reprlib.repr(theirs.get(name))}, "
-                                f"and this run has {getattr(s, name)!r}")  # fmt: skip
+                            f"and this run has {getattr(s, name)!r}")  # fmt: skip
     return data.read_jsonl(folder / "rationales.jsonl", *TEACHER)
 
 
@@ -184,7 +184,7 @@ def main() -> None:
     with data.Run(s.out, s, s.overwrite) as run:  # only now: a mistyped path must not leave a folder with its settings
         if run.has_ended():
             return
-        print(f"M_S {s.small}, {size(small)} · M_L {s.large}, {size(large)} · "
+        print(f"M_S {s.small}, {described(small)} · M_L {s.large}, {described(large)} · "
               f"{len(train)} training, {len(dev)} held-out, {len(test)} test questions · folder {s.out}\n")  # fmt: skip
 
         # ---- 1, 2: M_L writes rationales; the filter keeps those that are worth learning
@@ -203,8 +203,9 @@ def main() -> None:
                 count |= Counter(f"dropped: {why}" if why else "kept" for why in faults.values())
                 counts.append(count)
             run.write("filter.json", counts)
-            rows = [[name, *(str(count.get(name, 0)) for count in counts)] for name in sorted(counts[0] | counts[1])]
-            print(f"\n{align([['rationales of M_L', 'train', 'held out'], *rows])}\n")
+            table = [["rationales of M_L", "train", "held out"]]
+            table += [[name, *(str(count.get(name, 0)) for count in counts)] for name in sorted(counts[0] | counts[1])]
+            print(f"\n{align(table)}\n")
         template = lmcot.RATIONALE if s.target == "rationale" else lmcot.STANDARD
         pairs = {}
         for split, examples in (("train", train), ("dev", dev)):
@@ -214,10 +215,9 @@ def main() -> None:
             pairs[split] = [(p.ids, a.ids) for p, a in zip(prompts, answers, strict=True)]
             if not pairs[split]:
                 raise UserError(f"nothing to learn from: the filter dropped all {len(examples)} {split} rationales "
-                                    f"of {s.large} (see the table); ask more questions or another M_L")  # fmt: skip
+                                f"of {s.large} (see the table); ask more questions or another M_L")  # fmt: skip
 
         # ---- 3: M_S learns to write them
-        before = lmcot.write_rationales(small, dev[:3], s.max_new_tokens)
         model = small.model
         optimizer = torch.optim.AdamW(model.parameters(), s.lr, weight_decay=0.0, fused=True)
         steps_per_epoch = math.ceil(len(pairs["train"]) / s.batch_size)
@@ -263,35 +263,33 @@ def main() -> None:
                 losses.append(loss)
                 norms.append(norm)
                 bar.set_postfix_str(f"loss {sum(losses[-20:]) / len(losses[-20:]):.3f}")
-            loss = held_out_loss(model, pairs["dev"], s.batch_size, s.bf16)
+            held_out = held_out_loss(model, pairs["dev"], s.batch_size, s.bf16)
             state["epoch"] = epoch
-            if loss < state["best"]:
-                state |= {"best": loss, "best_epoch": epoch}
+            if held_out < state["best"]:
+                state |= {"best": held_out, "best_epoch": epoch}
                 if run.writes:
                     model.save_pretrained(run.path("model"), small.tokenizer)
-            record = {"epoch": epoch, "train_loss": sum(losses) / len(losses), "held_out_loss": loss,
+            record = {"epoch": epoch, "train_loss": sum(losses) / len(losses), "held_out_loss": held_out,
                       "grad_norm": sum(norms) / len(norms)}  # fmt: skip
             run.append("metrics.jsonl", record)
-            print(f"epoch {epoch}: training loss {record['train_loss']:.3f}, held-out loss {loss:.3f}"
+            print(f"epoch {epoch}: training loss {record['train_loss']:.3f}, held-out loss {held_out:.3f}"
                   f"{' (best so far, saved)' if state['best_epoch'] == epoch else ''}")  # fmt: skip
             parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
             run.save("state.pt", state | {name: part.state_dict() for name, part in parts.items()})
         if not run.path("model").exists():
             raise UserError("training never lowered the held-out loss: another --lr, or more examples, "
-                                "with --overwrite or another --out")  # fmt: skip
-        trained = lmcot.load_small(s, run.path("model"))
+                            "with --overwrite or another --out")  # fmt: skip
 
         # ---- 4: what it did to rationales and answers
+        untrained, trained = (lmcot.load_small(s, place) for place in (s.small, run.path("model")))
         if s.target == "rationale":
-            after = lmcot.write_rationales(trained, dev[:3], s.max_new_tokens)
-            print(f"\n{lmcot.side_by_side(dev[:3], before, after)}\n")
-        smalls = {"untrained": [lmcot.load_small(s, s.small)]}
-        smalls["kd" if s.target == "rationale" else "direct"] = [trained]
+            print(f"\n{lmcot.side_by_side(dev[:3], untrained, trained, s.max_new_tokens)}\n")
+        smalls = {"untrained": [untrained], "kd" if s.target == "rationale" else "direct": [trained]}
         print("\n" + evaluate(run, test, large, smalls, s.samples, s.temperature, s.max_new_tokens))
         print(f"The trained M_S is in {run.path('model')}; this table is in {run.path('results.md')}.")
 
 
-def size(lm: LM) -> str:
+def described(lm: LM) -> str:
     if isinstance(lm, HTTPLM):
         return lm.name
     return f"{sum(p.numel() for p in lm.model.parameters()) / 1e6:.1f} M parameters"

@@ -3,7 +3,7 @@
     python train_rl.py                                         # continues runs/kd → runs/rl, minutes on a CPU
     python train_rl.py --kd runs/kd1 --seed 1 --out runs/rl1   # another seed
     python train_rl.py --task-weight 0 --out runs/rl-aspects   # for quality alone; --weights 0 for answers alone
-    python train_rl.py --kd runs/kd-flan --lr 1e-5 --micro-batch 2          # after train_kd.py with FLAN-T5
+    python train_rl.py --kd runs/kd-hotpotqa --lr 1e-5 --micro-batch 2 --out runs/rl-hotpotqa   # after FLAN-T5's KD
 
 Each step, of which a run has `--steps`:
 1 Rollout: M_S samples N rationales for each of B training questions.
@@ -30,8 +30,8 @@ import data
 import lmcot
 import rewards
 import rl
-from eval import evaluate
-from model import UserError, pad_batch, read_json
+from eval import evaluate, read_run
+from model import UserError, pad_batch
 
 
 @dataclass
@@ -64,8 +64,8 @@ class Settings:
     eval_every: int = 10  # steps between looks at held-out questions
     dev_limit: int = 300  # held-out questions
     test_limit: int = 500  # questions of the evaluation at the end
-    samples: int = 10  # N of self-consistency and of selection in the evaluation, not of rollouts
-    temperature: float = 0.7  # of its samples
+    samples: int = 10  # N of self-consistency and of best of N in the evaluation, not of rollouts
+    temperature: float = 0.7  # of these samples
     seed: int = 0  # choice of questions, sampling, order of minibatches
 
     NOT_COMPARED: ClassVar[tuple[str, ...]] = ("out", "overwrite")
@@ -99,13 +99,10 @@ def main() -> None:
     autocast = torch.autocast(small.device.type, torch.bfloat16, enabled=s.bf16)
 
     def judge(examples: list[data.Example], rationales: list[str], predictions: list[str]) -> list[dict[str, float]]:
-        """R_aspect, R_task and the eight aspects of each rationale."""
-        rows = []
-        for example, rationale, prediction in zip(examples, rationales, predictions, strict=True):
-            scores = rewards.aspects(rationale, example.question, example.context, prediction)
-            rows.append({"R_aspect": rewards.r_aspect(scores, weights),
-                         "R_task": rewards.r_task(prediction, example.answers, s.task_metric), **scores})  # fmt: skip
-        return rows
+        """R_aspect, the eight aspects and R_task of each rationale."""
+        return [{**rewards.quality(rationale, example, prediction, weights),
+                 "R_task": rewards.r_task(prediction, example.answers, s.task_metric)}
+                for example, rationale, prediction in zip(examples, rationales, predictions, strict=True)]  # fmt: skip
 
     with data.Run(s.out, s, s.overwrite) as run:
         run.uses([s.kd])
@@ -169,8 +166,8 @@ def main() -> None:
                 run.stop("a reward, log-probability or value", batch)
 
             # ---- 3 rewards per token, advantages
-            better = scores - rl.others_mean(scores, s.samples_per_prompt)  # than what else the question got
-            token_rewards = rl.token_rewards(r.logp_old, r.logp_ref, better, r.mask, state["beta"])
+            above = scores - rl.leave_one_out_baseline(scores, s.samples_per_prompt)  # what else the question got
+            token_rewards = rl.token_rewards(r.logp_old, r.logp_ref, above, r.mask, state["beta"])
             advantages, returns = rl.gae(token_rewards, r.values, r.mask, s.gamma, s.lam)
             whitened = rl.whiten(advantages, r.mask)
 
@@ -230,8 +227,7 @@ def main() -> None:
 
         # ---- what it did to rationales and answers
         refined = lmcot.load_small(models, run.path("model"))
-        before, after = (lmcot.write_rationales(lm, dev[:3], s.max_new_tokens) for lm in (distilled_small, refined))
-        print(f"\n{lmcot.side_by_side(dev[:3], before, after)}\n")
+        print(f"\n{lmcot.side_by_side(dev[:3], distilled_small, refined, s.max_new_tokens)}\n")
         smalls = {"kd": [distilled_small], "rl": [refined]}
         print("\n" + evaluate(run, test, large, smalls, s.samples, s.temperature, s.max_new_tokens))
         print(f"The refined M_S is in {run.path('model')}; this table is in {run.path('results.md')}.")
@@ -239,15 +235,14 @@ def main() -> None:
 
 def distilled(folder: str) -> dict:
     """The settings of the run that made M_S; UserError where there is none."""
-    path = Path(folder) / "settings.json"
-    if not (path.is_file() and (Path(folder) / "model").is_dir()):
+    kind, settings = read_run(folder)
+    if not (Path(folder) / "model").is_dir() or not (Path(folder) / "settings.json").is_file():
         raise UserError(f"no distilled M_S in {folder}: run train_kd.py first, or name its folder with --kd")
-    settings = vars(lmcot.Models()) | read_json(path)  # an older run lacks some
-    if not {"target", "data", "test_data", "context"} <= settings.keys():
-        raise UserError(f"{folder} is no run of train_kd.py: name the folder of one with --kd")
-    if settings["target"] != "rationale":
+    if kind == "direct":
         raise UserError(f"the M_S of {folder} learned to answer, not to write rationales: choose another --kd")
-    return settings
+    if kind != "kd":
+        raise UserError(f"{folder} is no run of train_kd.py: name the folder of one with --kd")
+    return vars(lmcot.Models()) | settings  # an older run lacks some
 
 
 def rows_of(prompts: torch.Tensor, samples: int) -> torch.Tensor:

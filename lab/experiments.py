@@ -43,15 +43,15 @@ import rewards  # noqa: E402
 import rl  # noqa: E402
 import train_kd  # noqa: E402
 import train_rl  # noqa: E402
+from eval import BASELINES, align, interval  # noqa: E402
 from eval import Settings as EvalSettings  # noqa: E402
-from eval import align, interval, quality  # noqa: E402
 from model import UserError, read_json  # noqa: E402
 
 SCRIPTS = {"train_kd.py": train_kd.Settings, "train_rl.py": train_rl.Settings, "eval.py": EvalSettings}
 QUICK = ("--test-limit", 20, "--samples", 2)  # of the table at the end of a training: the experiments make their own
 COMPARED = 5  # N of self-consistency and best of N in the comparisons of eval.py
-MAX_NEW_TOKENS, TEMPERATURE = 256, 0.7  # of rationales, as in eval.py
-DRAWS = 1000  # of the bootstrap
+MAX_NEW_TOKENS, TEMPERATURE = EvalSettings.max_new_tokens, EvalSettings.temperature
+BOOTSTRAPS = 1000
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Lab:
                     run.uses()
                     return folder
             except UserError as error:
-                raise UserError(str(error).replace("use --overwrite", f"delete {folder}")) from None
+                raise UserError(f"{error} (here: delete {folder})") from None
         print(f"\n---- python {script} {shlex.join(arguments)}", flush=True)
         with self.timed(name):
             if subprocess.run([sys.executable, str(ROOT / script), *arguments]).returncode:
@@ -170,13 +170,13 @@ class Lab:
         place = self.s.test_data if split == "test" and self.s.test_data else self.s.data
         examples = data.load(place, split, self.s.limit)
         runs = []
-        for seed, folder in enumerate(map(Path, folders)):
-            model = folder / "model" if (folder / "model").is_dir() else folder
+        for seed, folder in enumerate(folders):
+            model = Path(folder) / "model" if (Path(folder) / "model").is_dir() else folder
             weights = Path(lmcot.here(model)) / "model.safetensors"
             of = [weights.read_bytes() if weights.is_file() else str(model).encode()]  # a name of the hub
             of += [repr((self.s.large, self.s.large_model, self.s.large_dtype, place)).encode()]
             key = hashlib.sha256(b"".join(of)).hexdigest()[:10]
-            name = f"answers/{folder.name}-{split}-{len(examples)}-{samples}-{key}.json"
+            name = f"answers/{Path(folder).name}-{split}-{len(examples)}-{samples}-{key}.json"
             self.used.add(name)
             if not (self.out / name).exists():
                 print(f"---- {name}", flush=True)
@@ -199,7 +199,7 @@ def ask(small: lmcot.LM, large: lmcot.LM, examples: list[data.Example], samples:
     predictions = lmcot.answer(large, many, texts, progress="answers")
     rows = [{"rationale": text, "prediction": p, "right": data.exact_match(p, e.answers),
              "tokens": small.count_tokens(text), "answer tokens": large.count_tokens(p),
-             "R_aspect before the answer": quality(text, e)["R_aspect"], **quality(text, e, p)}
+             "R_aspect before the answer": rewards.quality(text, e)["R_aspect"], **rewards.quality(text, e, p)}
             for text, p, e in zip(texts, predictions, many, strict=True)]  # fmt: skip
     if hasattr(large, "score"):  # log P(prediction), nats; a server does not say
         pairs = list(zip(lmcot.fill(lmcot.GUIDED, large, many, texts), predictions, strict=True))
@@ -224,7 +224,7 @@ def estimate(statistic: Callable[..., float], *arrays: np.ndarray) -> dict | Non
     rng = np.random.default_rng(0)
     seeds, questions = arrays[0].shape[:2]
     values = []
-    for _ in range(DRAWS):
+    for _ in range(BOOTSTRAPS):
         drawn = np.ix_(rng.integers(seeds, size=seeds), rng.integers(questions, size=questions))
         values.append(statistic(*(a[drawn] for a in arrays)))
     mean, values = float(statistic(*arrays)), np.array(values)
@@ -342,7 +342,7 @@ def as_markdown(result: dict) -> str:
 
 def method_table(title: str, em: dict[str, np.ndarray], results: dict) -> dict:
     """The table of eval.py; the intervals of EM are this file's."""
-    bases = [base for base in ("standard", "CoT", "LM-guided, KD") if base in em]
+    bases = [base for base in BASELINES if base in em]
     rows = []
     for name, right in em.items():
         row = results[name]
@@ -437,19 +437,18 @@ def reliability(lab: Lab) -> list[dict]:
 
 def aspects(lab: Lab) -> list[dict]:
     """Which aspects does the reward need?"""
-    content, form = rewards.ASPECTS[:3] + rewards.ASPECTS[4:5], rewards.ASPECTS[3:4] + rewards.ASPECTS[5:]
-    weights = {"all eight": "1"} | {f"without {name}": f"{name}=0" for name in rewards.ASPECTS}
+    content = ("factuality", "relevance", "logicality", "coherence")
+    form = [name for name in rewards.ASPECTS if name not in content]
+    weights = {f"without {name}": f"{name}=0" for name in rewards.ASPECTS}
     weights |= {
         "factuality only": "0,factuality=1",
         "content only": ",".join(f"{name}=0" for name in form),
         "form only": ",".join(f"{name}=0" for name in content),
         "factuality × 4": "factuality=4",
     }
-    arms = {"KD": lab.kd()}
+    arms = {"all eight": lab.short_rl("all-eight"), "KD": lab.kd()}
     for label, text in weights.items():
-        more = ["--weights", text] if text != "1" else []
-        arms[label] = lab.short_rl(label.replace(" ", "-").replace("×", "x"), *more)
-    arms = {"all eight": arms.pop("all eight")} | arms
+        arms[label] = lab.short_rl(label.replace(" ", "-").replace("×", "x"), "--weights", text)
     names = f"Content: {', '.join(content)}; form: {', '.join(form)}."
     return [arm_table(lab, f"PPO shortened to {lab.s.steps} steps; R_aspect with all weights 1. {names}", arms, "dev")]
 
@@ -567,9 +566,9 @@ def sizes(lab: Lab) -> list[dict]:
     arms = {}
     other = lab.kd("kd-other", f"--small={lab.s.other_small}")
     for place, folders in ((lab.s.small, lab.kd()), (lab.s.other_small, other)):
-        model = lmcot.load_small(lab.s, place).model
-        size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
-        arms |= {f"{place} ({size}), KD": folders, f"{place} ({size}), untrained": [place] * lab.s.seeds}
+        parameters = sum(p.numel() for p in lmcot.load_small(lab.s, place).model.parameters())
+        who = f"{place} ({parameters / 1e6:.1f} M)"
+        arms |= {f"{who}, KD": folders, f"{who}, untrained": [place] * lab.s.seeds}
     return [arm_table(lab, f"M_L: {lab.s.large}, which taught both.", arms, "test")]
 
 
@@ -644,8 +643,8 @@ def with_distractors(gold: data.Example, full: data.Example, k: int) -> dict:
     }
 
 
-# name → (what makes its tables, CPU minutes of the embedded default, measured, those of aspects estimated, without what
-# is shared: the KD of three seeds takes 15, PPO with the default reward 26); in the order in which `all` runs them
+# name → (what makes its tables, CPU minutes on the embedded default beyond the shared runs, which take 15 for KD of
+# three seeds and 26 for PPO with the default reward); in the order in which `all` runs them
 EXPERIMENTS = {
     "methods": (methods, 3),
     "reward": (reward, 80),
@@ -653,7 +652,7 @@ EXPERIMENTS = {
     "selection": (selection, 1),
     "samples": (samples, 1),
     "filter": (filter_, 25),
-    "aspects": (aspects, 105),
+    "aspects": (aspects, 97),
     "ood": (ood, 20),
     "context": (context, 17),
     "reader": (reader, 12),

@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import data  # noqa: E402
 import rewards  # noqa: E402
-from eval import BOOTSTRAPS, align, interval, with_interval  # noqa: E402
+from eval import BOOTSTRAPS, align, interval, questions_of, read_run, with_interval  # noqa: E402
 from model import UserError, read_json  # noqa: E402
 from rewards import ASPECTS  # noqa: E402
 
@@ -77,11 +77,10 @@ class Settings:
 
 def collect(folder: Path, count: int, seed: int) -> list[dict]:
     """Rationales for `count` questions of a run, as the key has them but for "item"; the same texts are one."""
-    made = read_json(folder / "settings.json")
+    if not read_run(folder)[0]:
+        raise UserError(f"{folder} is no run folder of eval.py or train_rl.py")
     if not (folder / "results.json").is_file():
         raise UserError(f"{folder} has not ended: give its command once more")
-    if "kd" in made and "data" not in made:  # train_rl.py: its questions are those of its KD run
-        made = read_json(Path(made["kd"]) / "settings.json")
     rows = data.read_jsonl(folder / "answers.jsonl")
     texts = {source: {row["seed"]: {a["id"]: a["rationale"] for a in row["answers"]} for row in rows
                       if row["method"] == source} for source in SOURCES}  # fmt: skip
@@ -91,15 +90,14 @@ def collect(folder: Path, count: int, seed: int) -> list[dict]:
     ids = list(next(iter(texts["CoT"].values())))
     if count > len(ids):
         raise UserError(f"{folder} has {len(ids)} questions, fewer than the {count} of --questions")
-    place, split = made.get("test_data") or made.get("data", ""), made.get("split", "test")
-    examples = {e.id: e for e in data.load(place, split, None, made.get("context", "gold"))}
+    examples = {e.id: e for e in questions_of(folder)}
     # A source that ran once stands for all seeds, as in eval.py; KD and RL of one seed belong together.
     several = [set(by_seed) for by_seed in texts.values() if len(by_seed) > 1]
     seeds = sorted(set.intersection(*several)) if several else [0]
     rng, items = random.Random(seed), []
     for name in rng.sample(ids, count):
         if name not in examples:
-            raise UserError(f"{folder}: its question {name} is not in the data {place}, {split}")
+            raise UserError(f"{folder}: its question {name} is not in the data of its settings")
         drawn, writers = rng.choice(seeds), {}
         for source, by_seed in texts.items():
             text = by_seed[drawn] if len(by_seed) > 1 else next(iter(by_seed.values()))

@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import data  # noqa: E402
 import rl  # noqa: E402
-from eval import BASELINES, METRICS, NEED_FACTS, bootstrap, interval, quality, with_interval  # noqa: E402
+from eval import BASELINES, METRICS, NEED_FACTS, bootstrap, interval, questions_of, read_run, with_interval  # noqa: E402
 from lab.experiments import cell_text, signatures  # noqa: E402
 from model import UserError, read_json  # noqa: E402
-from rewards import ASPECTS  # noqa: E402
+from rewards import ASPECTS, quality  # noqa: E402
 
 try:
     import matplotlib
@@ -57,15 +57,12 @@ CLAIMS = (
 
 # ---- 1. Reading ------------------------------------------------------------------------------------------------------
 
-KINDS = {"ppo_epochs": "rl", "patience": "kd", "limit": "eval"}  # a setting that only this script has → kind of run
-
-
 @dataclass
 class Found:
     """A run folder as it is now."""
 
     place: Path
-    kind: str  # "kd", "rl", "eval"
+    kind: str  # as in eval.read_run
     settings: dict
     results: dict | None
     metrics: list[dict]
@@ -87,8 +84,7 @@ def count(number: int, what: str) -> str:
 
 def find(place: Path) -> Found:
     """Reads a run folder; UserError where there is none."""
-    settings = read_json(place / "settings.json") if (place / "settings.json").is_file() else {}
-    kind = next((kind for name, kind in KINDS.items() if name in settings), "")
+    kind, settings = read_run(place)
     if not kind:
         raise UserError(f"{place} is neither a run folder of eval.py, train_kd.py or train_rl.py nor a result of "
                         "lab/experiments.py")  # fmt: skip
@@ -113,15 +109,6 @@ def by_setting(runs: Sequence[Found]) -> dict[str, list[Found]]:
     return named
 
 
-def questions(run: Found) -> list[data.Example]:
-    """The questions that a run's table is about."""
-    s = run.settings
-    if run.kind == "eval":
-        return data.load(s["data"], s["split"], s["limit"], s["context"])
-    kd = s if run.kind == "kd" else read_json(Path(s["kd"]) / "settings.json")
-    return data.load(kd["test_data"] or kd["data"], "test", s["test_limit"], kd["context"])
-
-
 # ---- 2. Quality and right answers ------------------------------------------------------------------------------------
 
 
@@ -130,7 +117,7 @@ class Rated:
     """What one method wrote and answered: lists over seeds of lists over questions."""
 
     answers: list[list[dict]] = field(default_factory=list)
-    scores: list[list[dict[str, float]]] = field(default_factory=list)  # of eval.quality
+    scores: list[list[dict[str, float]]] = field(default_factory=list)  # of rewards.quality
     right: list[list[bool]] = field(default_factory=list)
 
 
@@ -569,7 +556,7 @@ def write(places: Sequence[Path], out: Path) -> None:
         if not {"question", "tables", "command", "seeds", "cpu_minutes"} <= result.keys():
             raise UserError(f"{place} is no result of lab/experiments.py")
     runs = [find(place) for place in places if place not in experiments]
-    kd, ppo = ([run for run in runs if run.kind == kind and run.metrics] for kind in ("kd", "rl"))
+    kd, ppo = ([run for run in runs if run.kind in kinds and run.metrics] for kinds in (("kd", "direct"), ("rl",)))
     compared = [run for run in runs if run.kind == "eval" and run.results] or [run for run in runs if run.results][-1:]
     pictures, sections = [], []
 
@@ -591,7 +578,7 @@ def write(places: Sequence[Path], out: Path) -> None:
         if len(known) > 1:
             section("Eight aspects of quality", aspects_picture(first, *known[-2:]))
         try:
-            examples = questions(first)
+            examples = questions_of(first.place)
             rated = rate(first, examples, [name for name in ("CoT", *known) if name in methods])
             if not rated:
                 raise UserError(f"{first.place} has no rationales of M_S or M_L")

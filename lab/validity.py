@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import rewards  # noqa: E402
 from data import Example  # noqa: E402
+from eval import align  # noqa: E402
 from lmcot import CONCLUSION  # noqa: E402
 from model import UserError  # noqa: E402
 from rewards import ASPECTS  # noqa: E402
@@ -307,7 +308,7 @@ HARDER = ("relevance: one step off topic",)
 # ---- Measuring -------------------------------------------------------------------------------------------------------
 
 
-def auroc(clean: np.ndarray, corrupted: np.ndarray, record: np.ndarray, seed: int = 0) -> list[float]:
+def auroc_with_interval(clean: np.ndarray, corrupted: np.ndarray, record: np.ndarray, seed: int = 0) -> list[float]:
     """[AUROC, low, high]: P(clean > corrupted) + P(equal)/2 over all pairs, and a 95 % bootstrap interval over records.
 
     A bootstrap sample only changes how often a record counts: with counts w it is wᵀ B w / (Σ w)² of one matrix B."""
@@ -319,8 +320,8 @@ def auroc(clean: np.ndarray, corrupted: np.ndarray, record: np.ndarray, seed: in
     return [float(better.mean()), *map(float, np.quantile(samples, [0.025, 0.975]))]
 
 
-def scores(text: str, example: Example, prediction: str | None = None) -> np.ndarray:
-    return np.array(list(rewards.aspects(text, example.question, example.context, prediction).values()))
+def scores(text: str, example: Example) -> np.ndarray:
+    return np.array(list(rewards.aspects(text, example.question, example.context).values()))
 
 
 def measure(records: list[Clean], split: str = "dev") -> dict:
@@ -346,7 +347,7 @@ def measure(records: list[Clean], split: str = "dev") -> dict:
             record = np.concatenate(used)
             bad = np.concatenate([rows[i] for rows, i in zip(parts, used, strict=True)])
             if len(record):
-                row = {a: auroc(clean[record, k], bad[:, k], record) for k, a in enumerate(ASPECTS)}
+                row = {a: auroc_with_interval(clean[record, k], bad[:, k], record) for k, a in enumerate(ASPECTS)}
                 cells[name] = {"n": len(record)} | row
         return cells
 
@@ -361,7 +362,6 @@ def measure(records: list[Clean], split: str = "dev") -> dict:
         "variants": table({name: [rows] for name, rows in broken.items()}),
         "correlations": np.corrcoef(texts.T).tolist(),
         "trivial": {kind: [np.mean(t).item(), *np.quantile(t, [0.05, 0.95]).tolist()] for kind, t in trivial.items()},
-        "aspects of clean": clean.mean(0).tolist(),
     }
 
 
@@ -384,21 +384,16 @@ def report(name: str, found: dict) -> str:
         text = f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"
         return f"**{text}**" if bold else text
 
-    lines = [f"## {name}: {found['records']} records", ""]
+    parts = [f"## {name}: {found['records']} records"]
     for title, key in (("Corruption of", "matrix"), ("Variant", "variants")):
-        lines += [f"| {title} (n) | " + " | ".join(ASPECTS) + " |", "|---" * 9 + "|"]
-        for column, cells in found[key].items():
-            own = column.split(":")[0]
-            row = " | ".join(cell(cells[a], a == own) for a in ASPECTS)
-            lines.append(f"| {column} ({cells['n']}) | {row} |")
-        lines.append("")
-    lines += ["Pearson correlations over all clean and corrupted rationales:", ""]
-    lines += ["| | " + " | ".join(ASPECTS) + " |", "|---" * 9 + "|"]
-    lines += [f"| {a} | " + " | ".join(f"{v:+.2f}" for v in row) + " |"
-              for a, row in zip(ASPECTS, found["correlations"], strict=True)]  # fmt: skip
-    lines += ["", "| rationale | total of the eight: mean [5 %, 95 %] |", "|---|---|"]
-    lines += [f"| {kind} | {cell(values, False)} |" for kind, values in found["trivial"].items()]
-    return "\n".join(lines) + "\n"
+        rows = [[f"{column} ({cells['n']})", *(cell(cells[a], a == column.split(":")[0]) for a in ASPECTS)]
+                for column, cells in found[key].items()]  # fmt: skip
+        parts.append(align([[f"{title} (n)", *ASPECTS], *rows]))
+    rows = [[a, *(f"{v:+.2f}" for v in row)] for a, row in zip(ASPECTS, found["correlations"], strict=True)]
+    parts += ["Pearson correlations over all clean and corrupted rationales:", align([["", *ASPECTS], *rows])]
+    rows = [[kind, cell(values, False)] for kind, values in found["trivial"].items()]
+    parts.append(align([["rationale", "total of the eight: mean [5 %, 95 %]"], *rows]))
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
@@ -415,7 +410,7 @@ def main() -> None:
     folder = Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)
     data.atomic_write(folder / "validity.md", text)
-    data.atomic_write(folder / "validity.json", json.dumps(found, indent=1) + "\n")
+    data.atomic_write(folder / "validity.json", data.as_json(found))
     print(text)
 
 

@@ -13,6 +13,8 @@ from harness import call
 
 import data
 import rewards
+import train_kd
+import train_rl
 from data import Example, Paragraph, Run
 from eval import METHODS, Outcome, align, as_markdown, bootstrap, evaluate, interval, main, summarise
 from model import T5
@@ -366,8 +368,8 @@ def test_folders_keep_their_roles_and_seeds_and_answers_their_questions(tmp_path
         return call(monkeypatch, main, "--kd", "runs/kd*", "--rl", "none", "--data", "q.jsonl", "--samples", 1,
                     "--max-new-tokens", 8, *flags), capsys.readouterr().err  # fmt: skip
 
-    for target, kd, flag in (("answer", "", "direct"), ("rationale", "runs/kd", "rl")):
-        Path("runs/kd1/settings.json").write_text(json.dumps({"target": target} | ({"kd": kd} if kd else {})))
+    for settings, flag in ((train_kd.Settings(target="answer"), "direct"), (train_rl.Settings(), "rl")):
+        Path("runs/kd1/settings.json").write_text(json.dumps(vars(settings)))
         assert f"runs/kd1 is a folder for --{flag}, not for --kd" in run()[1] and not Path("runs/eval").exists()
     Path("runs/kd1/settings.json").unlink()
     assert run()[0] == 0

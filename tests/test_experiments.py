@@ -95,7 +95,7 @@ QUESTIONS = [  # greedy, then four samples
 @pytest.fixture(autouse=True)
 def few_draws(request, monkeypatch):
     if "intervals" not in request.node.name:
-        monkeypatch.setattr(lab, "DRAWS", 20)
+        monkeypatch.setattr(lab, "BOOTSTRAPS", 20)
 
 
 @pytest.fixture
@@ -317,8 +317,17 @@ def test_an_m_s_that_was_trained_anew_is_asked_anew_and_comparisons_of_the_old_o
     T5.from_pretrained(folder / "kd-1/model").init_weights(1).save_pretrained(folder / "kd-1/model")
     after = here.answers(here.kd(), "dev")
     assert after[0] == before[0] and after[1] != before[1] and len(asked) == 3
-    with pytest.raises(data.UserError, match=f"no longer the one in {folder}/kd-1: delete"):
+    with pytest.raises(data.UserError, match=rf"no longer the one in {folder}/kd-1: .* \(here: delete {folder}/eval\)"):
         here.run("eval.py", "eval", *eval_flags[:2])
+
+
+def test_an_m_s_may_be_a_name_of_the_hub(ready, monkeypatch):
+    loaded, here = [], lab.Lab(lab.Settings(limit=1, out=str(ready("runs"))))
+    small = lab.lmcot.load_small(lab.lmcot.Models(), "tiny/small")
+    monkeypatch.setattr(lab, "ask", lambda *a: [[{}]])
+    monkeypatch.setattr(lab.lmcot, "load_small", lambda models, place: loaded.append(place) or small)
+    assert here.answers(["google/flan-t5-small"], "dev") == [[[{}]]]
+    assert loaded == ["google/flan-t5-small"]  # a text, which `load_small` takes for a name; a Path would be a folder
 
 
 def test_every_training_finds_the_runs_that_it_takes_over(monkeypatch, tmp_path):

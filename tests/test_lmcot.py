@@ -403,9 +403,9 @@ def test_majority_is_the_first_of_the_most_frequent(predictions):
 
 
 def test_select_takes_the_first_of_the_best():
-    assert lmcot.select(["a", "ccc", "bbb", "d"], len) == 1
-    assert lmcot.select(["a", "b"], lambda r: 0.0) == 0
-    assert lmcot.select(["aaaa", "b"], lambda r: -len(r)) == 1
+    assert lmcot.select([1.0, 3.0, 3.0, 1.0]) == 1
+    assert lmcot.select([0.0, 0.0]) == 0
+    assert lmcot.select([-4.0, -1.0]) == 1
 
 
 # ------------------------------------------------------------------------------------------------ the command line

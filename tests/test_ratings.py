@@ -29,6 +29,8 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
 import ratings
 
+import train_kd
+import train_rl
 from model import UserError
 from rewards import ASPECTS, aspects
 
@@ -144,7 +146,7 @@ def write_run(folder, texts, seeds=1, **settings):
     records = [{"id": f"q{i}", "question": f"Who wrote book {i}?", "context": f"Book {i} was written by Ann {i}.",
                 "answer": f"Ann {i}"} for i in range(len(texts))]  # fmt: skip
     (folder / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    made = {"data": str(folder / "data.jsonl"), "split": "test", "context": "gold"} | settings
+    made = {"data": str(folder / "data.jsonl"), "split": "test", "limit": 1000, "context": "gold"} | settings
     (folder / "settings.json").write_text(json.dumps(made))
     rows = [{"method": source, "seed": seed, "answers": [
                 {"id": f"q{i}", "prediction": "", "note": "", "rationale": of[k] + f" {seed}" * (seed > 0)}
@@ -231,7 +233,9 @@ def test_same_words_are_rated_once_and_count_for_each_source(tmp_path):
 
 def test_questions_of_a_ppo_run_are_those_of_its_kd_run(tmp_path):
     kd, rl = write_run(tmp_path / "kd", plain(4)), write_run(tmp_path / "rl", plain(4))
-    (rl / "settings.json").write_text(json.dumps({"kd": str(kd)}))
+    taught = vars(train_kd.Settings(data=str(kd / "data.jsonl"), test_data=str(kd / "data.jsonl")))
+    (kd / "settings.json").write_text(json.dumps(taught))
+    (rl / "settings.json").write_text(json.dumps(vars(train_rl.Settings(kd=str(kd)))))
     assert {row["question"] for row in ratings.collect(rl, 4, 0)} == {f"Who wrote book {i}?" for i in range(4)}
 
 
@@ -351,11 +355,11 @@ def test_what_spreadsheets_do_to_a_good_file_is_read_over(tmp_path):
 @pytest.mark.parametrize("command, sentence", [
     ([], "say export, or import KEY FILE.csv"),
     (["import", "{key}"], "say export, or import"),
-    (["export", "--run", "{here}/none"], "No such file"),
+    (["export", "--run", "{here}/none"], "none is no run folder of eval.py"),
     (["export", "--run", "{here}/run", "--questions", "9", "--out", "{here}/new"], "has 3 questions, fewer than the 9"),
     (["export", "--run", "{here}/kd only", "--out", "{here}/new"], "no rationales of LM-guided, RL and CoT"),
     (["export", "--run", "{here}/unfinished", "--out", "{here}/new"], "has not ended: give its command once more"),
-    (["export", "--run", "{here}/moved", "--questions", "3", "--out", "{here}/new"], "is not in the data"),
+    (["export", "--run", "{here}/moved", "--questions", "3", "--out", "{here}/new"], "is not in the data of its"),
     (["import", "{here}/none.json", "{here}/a.csv"], "No such file"),
     (["import", "{here}/run/settings.json", "{here}/a.csv"], "no key that `ratings.py export` wrote"),
     (["import", "{here}/run/answers.jsonl", "{here}/a.csv"], "not JSON"),

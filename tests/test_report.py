@@ -45,7 +45,7 @@ def write(folder, settings, results=None, **logs):
 def kd_run(folder, seed=0, lr=1e-3, losses=((None, 2.0), (1.5, 1.0), (1.0, 1.25))):
     rows = [{"epoch": i, "held_out_loss": held} | ({"train_loss": train} if train else {})
             for i, (train, held) in enumerate(losses)]  # fmt: skip
-    settings = {"patience": 2, "lr": lr, "seed": seed, "out": str(folder), "data": "tiny", "test_data": "",
+    settings = {"target": "rationale", "lr": lr, "seed": seed, "out": str(folder), "data": "tiny", "test_data": "",
                 "context": "gold", "test_limit": 6, "max_new_tokens": 64}  # fmt: skip
     return write(folder, settings, metrics=rows)
 
@@ -288,17 +288,20 @@ def test_a_comparison_whose_data_have_changed_keeps_its_table(tmp_path, monkeypa
         assert sentence in "".join(reader.texts) and len(reader.tables["numbers"]) == 3
 
 
+COMPARISON = '{"data": "tiny", "split": "test", "limit": 5, "context": "gold"}'
+
+
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
         ({}, "is neither a run folder"),
         ({"settings.json": '{"editor.fontSize": 12}'}, "is neither a run folder"),
         ({"settings.json": '{"limit": 5'}, "settings.json: not JSON"),
-        ({"settings.json": '{"limit": 5}', "results.json": "[]"}, "results.json: expected a JSON object"),
-        ({"settings.json": '{"limit": 5}', "results.json": "{}"}, "holds no table of methods"),
-        ({"settings.json": '{"patience": 5}', "metrics.jsonl": '{"epoch": 0}\noops\n'}, "line 2 is damaged"),
+        ({"settings.json": COMPARISON, "results.json": "[]"}, "results.json: expected a JSON object"),
+        ({"settings.json": COMPARISON, "results.json": "{}"}, "holds no table of methods"),
+        ({"settings.json": COMPARISON, "metrics.jsonl": '{"epoch": 0}\noops\n'}, "line 2 is damaged"),
         ({"x.json": "{}"}, "x.json is no result of lab/experiments.py"),
-        ({"settings.json": '{"limit": 5}', "results.json": '{"methods": {}}'}, "no run of this version writes"),
+        ({"settings.json": COMPARISON, "results.json": '{"methods": {}}'}, "no run of this version writes"),
     ],
 )
 def test_what_is_no_run_ends_in_one_sentence(tmp_path, monkeypatch, capsys, files, sentence):

@@ -318,7 +318,7 @@ def totals(examples, of):
 def test_a_correct_rationale_ranks_above_its_edits_in_total(tiny, edit):
     gold = totals(tiny, lambda e, rng: " ".join(e.supporting_sentences))
     edited = totals(tiny, EDITS[edit])
-    assert validity.auroc(gold, edited, np.arange(len(tiny)))[0] >= 0.9
+    assert validity.auroc_with_interval(gold, edited, np.arange(len(tiny)))[0] >= 0.9
     assert gold.mean() > edited.mean() + 0.7 and gold.mean() > 7.5
     if edit in ("question", "answer", "nothing"):
         assert edited.max() == 0
@@ -376,7 +376,7 @@ def test_auroc_against_a_count_over_all_pairs():
     rng = np.random.default_rng(1)
     clean, corrupted = rng.integers(3, 9, 40) / 8, rng.integers(0, 7, 40) / 8
     brute = np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a in clean for b in corrupted])
-    value, low, high = validity.auroc(clean, corrupted, np.arange(40))
+    value, low, high = validity.auroc_with_interval(clean, corrupted, np.arange(40))
     assert value == pytest.approx(brute) and low < value < high
     resampled = []
     for _ in range(400):  # the textbook bootstrap: draw records, count again
@@ -389,8 +389,8 @@ def test_a_record_with_two_texts_widens_the_interval():
     rng = np.random.default_rng(2)
     clean, corrupted = rng.random(30) + 0.3, rng.random(30)
     twice = np.tile(clean, 2), np.tile(corrupted, 2)
-    apart = validity.auroc(*twice, np.arange(60))
-    together = validity.auroc(*twice, np.tile(np.arange(30), 2))
+    apart = validity.auroc_with_interval(*twice, np.arange(60))
+    together = validity.auroc_with_interval(*twice, np.tile(np.arange(30), 2))
     assert together[0] == apart[0] and together[2] - together[1] > 1.2 * (apart[2] - apart[1])
 
 

@@ -105,7 +105,7 @@ def test_with_lambda_and_gamma_1_the_return_is_the_sum_of_the_rewards_to_come(te
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 99))
 def test_the_baseline_of_a_rationale_is_the_mean_of_the_others_by_brute_force(prompts, samples, seed):
     scores = torch.randn(prompts * samples, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    for i, baseline in enumerate(rl.others_mean(scores, samples).tolist()):
+    for i, baseline in enumerate(rl.leave_one_out_baseline(scores, samples).tolist()):
         group = range(i // samples * samples, (i // samples + 1) * samples) if samples > 1 else range(len(scores))
         others = [float(scores[j]) for j in group if j != i]
         assert baseline == pytest.approx(sum(others) / len(others) if others else 0.0, abs=1e-12)

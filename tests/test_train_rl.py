@@ -45,7 +45,7 @@ def kd(tmp_path_factory):
     """A run folder as train_kd.py leaves it, with a random M_S in it."""
     folder = tmp_path_factory.mktemp("runs") / "kd"
     save_random_small(folder / "model", pretrain.make_tokenizer())
-    settings = {"target": "rationale", "data": "tiny", "test_data": "", "large": "teacher",
+    settings = {"target": "rationale", "data": "tiny", "test_data": "", "test_limit": 5, "large": "teacher",
                 "context": "gold", "max_input_tokens": 1024, "decode_batch_size": 8}  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(settings))
     return folder

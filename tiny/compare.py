@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import run_main  # noqa: E402
-from eval import align  # noqa: E402
+from eval import align, with_interval  # noqa: E402
 from model import UserError, read_json  # noqa: E402
 
 GUIDED = ("LM-guided, untrained", "LM-guided, KD", "LM-guided, KD + SC")
@@ -32,11 +32,9 @@ def main() -> None:
         if (folder / "filter.json").is_file():
             train = json.loads((folder / "filter.json").read_text("utf-8"))[0]
             kept = f"{100 * train['kept'] / train['asked']:.0f} %"
-        gain = methods["LM-guided, KD"]["EM"]
-        mean, (low, high) = gain["minus CoT"]["mean"], gain["minus CoT"]["interval"]
         figures = [f"{100 * methods[name]['EM']['mean']:.1f}" for name in METHODS]
-        rows.append([folder.name, kept, *figures,
-                     f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"])  # fmt: skip
+        gain = methods["LM-guided, KD"]["EM"]["minus CoT"]
+        rows.append([folder.name, kept, *figures, with_interval(gain, "EM", "+")])
     print(align(rows))
 
 

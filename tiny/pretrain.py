@@ -232,9 +232,10 @@ def train(name: str, phase: str, steps: int, seed: int, start: Path | None, out:
         step, seconds = (state["step"], state["seconds"]) if source == out else (0, 0.0)
     bar = tqdm(total=steps, initial=step, desc=f"{name} {phase}", mininterval=5)
     exact: dict[str, float] = {}
+    batches: list = []
     begun = time.time()
     while step < steps:
-        if step % POOL == 0 or "batches" not in locals():
+        if step % POOL == 0 or not batches:
             batches = make_batches(tokenizer, PHASES[name][phase], f"{seed} {name} {phase} {step // POOL}")
         tasks, ids, mask, labels = batches[step % POOL]
         first, last = RATES[name, phase]
