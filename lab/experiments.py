@@ -24,6 +24,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -115,7 +116,8 @@ class Lab:
                     run.uses()
                     return folder
             except UserError as error:
-                raise UserError(f"{error} (here: delete {folder})") from None
+                advice = r"(use|start again with) --overwrite"  # which is no flag of this script
+                raise UserError(re.sub(advice, f"delete {folder}", str(error))) from None
         print(f"\n---- python {script} {shlex.join(arguments)}", flush=True)
         with self.timed(name):
             if subprocess.run([sys.executable, str(ROOT / script), *arguments]).returncode:
