@@ -545,7 +545,7 @@ def refuse_unknown_words(where: str, example: Example, *lms: LM) -> None:
 
 def show(examples: Sequence[Example], methods: dict[str, Sequence[tuple[str, str]]]) -> None:
     """Prints each question and, side by side, every method's (rationale, prediction), in 80 columns."""
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     for i, example in enumerate(examples):
         for name, text in (("Question", example.question), ("Context", example.context), ("Gold", example.answer)):
             if text:  # your own question has no gold answer

@@ -79,6 +79,8 @@ class Settings(lmcot.Models):
             raise ValueError("--ood goes with other --data than tiny, which has an ood split of its own")
         for flags in (self.kd_flags, self.rl_flags, self.other_large):
             shlex.split(flags)  # ValueError where a quotation mark is left open
+        if "--context" in self.kd_flags:
+            raise ValueError("--kd-flags may not hold --context: the experiments ask with gold paragraphs, or say so")
 
 
 # ------------------------------------------------------------------------------------------------ runs and answers
@@ -565,13 +567,14 @@ def filter_(lab: Lab) -> list[dict]:
 
 def sizes(lab: Lab) -> list[dict]:
     """Is a larger M_S a better guide?"""
-    arms = {}
+    arms = []
     other = lab.kd("kd-other", f"--small={lab.s.other_small}")
     for place, folders in ((lab.s.small, lab.kd()), (lab.s.other_small, other)):
         parameters = sum(p.numel() for p in lmcot.load_small(lab.s, place).model.parameters())
         who = f"{place} ({parameters / 1e6:.1f} M)"
-        arms |= {f"{who}, KD": folders, f"{who}, untrained": [place] * lab.s.seeds}
-    return [arm_table(lab, f"M_L: {lab.s.large}, which taught both.", arms, "test")]
+        arms += [(f"{who}, untrained", [place] * lab.s.seeds), (f"{who}, KD", folders)]
+    title = f"M_L: {lab.s.large}, which taught both."
+    return [arm_table(lab, title, dict(each), "test") for each in (arms, arms[2:])]
 
 
 def sensitivity(lab: Lab) -> list[dict]:

@@ -82,29 +82,32 @@ def collect(folder: Path, count: int, seed: int) -> list[dict]:
     if not (folder / "results.json").is_file():
         raise UserError(f"{folder} has not ended: give its command once more")
     rows = data.read_jsonl(folder / "answers.jsonl")
-    texts = {source: {row["seed"]: {a["id"]: a["rationale"] for a in row["answers"]} for row in rows
-                      if row["method"] == source} for source in SOURCES}  # fmt: skip
-    if missing := [source for source in SOURCES if not texts[source]]:
+    written = {source: {row["seed"]: {a["id"]: a for a in row["answers"]} for row in rows if row["method"] == source}
+               for source in SOURCES}  # fmt: skip
+    if missing := [source for source in SOURCES if not written[source]]:
         raise UserError(f"{folder} has no rationales of {' and '.join(missing)}: give --run a folder of train_rl.py "
                         "or of eval.py with KD and RL")  # fmt: skip
-    ids = list(next(iter(texts["CoT"].values())))
+    ids = list(next(iter(written["CoT"].values())))
     if count > len(ids):
         raise UserError(f"{folder} has {len(ids)} questions, fewer than the {count} of --questions")
     examples = {e.id: e for e in questions_of(folder)}
     # A source that ran once stands for all seeds, as in eval.py; KD and RL of one seed belong together.
-    several = [set(by_seed) for by_seed in texts.values() if len(by_seed) > 1]
+    several = [set(by_seed) for by_seed in written.values() if len(by_seed) > 1]
     seeds = sorted(set.intersection(*several)) if several else [0]
     rng, items = random.Random(seed), []
     for name in rng.sample(ids, count):
         if name not in examples:
             raise UserError(f"{folder}: its question {name} is not in the data of its settings")
-        drawn, writers = rng.choice(seeds), {}
-        for source, by_seed in texts.items():
-            text = by_seed[drawn] if len(by_seed) > 1 else next(iter(by_seed.values()))
-            writers.setdefault(clean(text[name]), []).append(source)
+        drawn, writers = rng.choice(seeds), {}  # text → sources, and whether M_L's answer from each was right
+        for source, by_seed in written.items():
+            answer = (by_seed[drawn] if len(by_seed) > 1 else next(iter(by_seed.values())))[name]
+            sources, right = writers.setdefault(clean(answer["rationale"]), ([], []))
+            sources.append(source)
+            right.append(data.exact_match(answer["prediction"], examples[name].answers))
         question, context = clean(examples[name].question), clean(examples[name].context)
-        items += [{"question_id": name, "seed": drawn, "sources": sources, "question": question, "context": context,
-                   "rationale": text} for text, sources in writers.items()]  # fmt: skip
+        items += [{"question_id": name, "seed": drawn, "sources": sources, "right": sum(right) / len(right),
+                   "question": question, "context": context, "rationale": text}
+                  for text, (sources, right) in writers.items()]  # fmt: skip
     return items
 
 
@@ -175,7 +178,8 @@ def read_key(path: Path) -> list[dict]:
     texts = ("item", "question_id", "question", "context", "rationale")
     good = isinstance(items, list) and items and all(
         isinstance(item, dict) and all(isinstance(item.get(name), str) for name in texts)
-        and isinstance(item.get("sources"), list) for item in items)  # fmt: skip
+        and isinstance(item.get("sources"), list) and type(item.get("right")) is float and 0 <= item["right"] <= 1
+        for item in items)  # fmt: skip
     pairs = [(item["question_id"], str(source)) for item in items for source in item["sources"]] if good else []
     expected = {(item["question_id"], source) for item in items for source in SOURCES} if good else set()
     if not good or sorted(pairs) != sorted(expected) or len({item["item"] for item in items}) < len(items):
@@ -303,7 +307,8 @@ def summarise(items: list[dict], ratings: dict[str, np.ndarray]) -> dict:
     given = (~np.isnan(every)).sum(0)
     rated = np.divide(np.nan_to_num(every).sum(0), given, out=np.full(given.shape, math.nan), where=given > 0)
     scores = [rewards.aspects(item["rationale"], item["question"], item["context"]) for item in items]
-    metrics = np.array([[*score.values(), rewards.r_aspect(score)] for score in scores])  # (items, 9)
+    metrics = np.array([[*score.values(), rewards.r_aspect(score), item["right"]]
+                        for score, item in zip(scores, items, strict=True)])  # fmt: skip
     table: dict = {
         "questions": len(questions),
         "items": len(items),
@@ -317,7 +322,7 @@ def summarise(items: list[dict], ratings: dict[str, np.ndarray]) -> dict:
             **{source: mean(of[source][:, :, i]) for source in SOURCES},
             **{f"{a} minus {b}": mean(of[a][:, :, i] - of[b][:, :, i]) for a, b in DIFFERENCES},
         }
-    for i, name in enumerate((*ASPECTS, "R_aspect")):
+    for i, name in enumerate((*ASPECTS, "R_aspect", "EM")):
         table["Spearman"][name] = {
             column: estimate(lambda at, i=i, j=j: spearman(metrics[at, i], rated[at, j]), groups)
             for j, column in enumerate(COLUMNS) if j in (i, len(ASPECTS))
@@ -338,8 +343,9 @@ def as_markdown(table: dict) -> str:
     rows += [[name, *(text(row[d], "+") for d in differences)] for name, row in columns.items()]
     parts.append(align(rows))
     rows = [["", "agreement: α [95 %]", "metric", "Spearman with its rating [95 %]", "with all eight [95 %]"]]
-    for (name, row), (metric, own) in zip(columns.items(), table["Spearman"].items(), strict=True):
+    for (name, row), (metric, own) in zip(columns.items(), table["Spearman"].items(), strict=False):
         rows.append([name, text(row["alpha, ordinal"]), metric, text(own[name], "+"), text(own[COLUMNS[-1]], "+")])
+    rows.append(["", "", "EM of M_L's answer from it", "", text(table["Spearman"]["EM"][COLUMNS[-1]], "+")])
     parts.append(align(rows))
     full = table["items"] * len(ASPECTS)
     given = ", ".join(f"{name} {count} of {full}" for name, count in table["raters"].items())

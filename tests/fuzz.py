@@ -521,8 +521,8 @@ if (ROOT / "lab" / "ratings.py").exists():
     @loader
     def rating_key(folder: Path) -> Loader:
         file = folder / "key.json"
-        item = {"item": "krwpa", "question_id": "q", "seed": 0, "sources": list(ratings.SOURCES), "question": "Q?",
-                "context": "C.", "rationale": "R."}  # fmt: skip
+        item = {"item": "krwpa", "question_id": "q", "seed": 0, "sources": list(ratings.SOURCES), "right": 0.5,
+                "question": "Q?", "context": "C.", "rationale": "R."}  # fmt: skip
 
         def attempt(raw: bytes) -> None:
             file.write_bytes(raw)

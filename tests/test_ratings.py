@@ -107,6 +107,15 @@ def test_spearman_is_the_correlation_of_ranks_that_are_counted(pairs):
     assert ratings.spearman(x, y) == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
 
+def two_sources(rng, raters, severity):
+    """Ratings (raters, 20 questions) of two sources whose true means are 3.4 and 3; a fifth of them is missing."""
+    shared = rng.normal(3, severity, (raters, 1)) + rng.normal(0, 0.5, 20)  # cancels in the difference
+    rows = [shared + effect + rng.normal(0, 0.6, 20) + rng.normal(0, 0.7, (raters, 20)) for effect in (0.4, 0)]
+    for each in rows:
+        each[rng.random(each.shape) < 0.2] = NAN
+    return rows
+
+
 @pytest.mark.parametrize("severity", [0, 0.5])
 def test_intervals_hold_the_truth_as_often_as_they_say(severity, monkeypatch):
     """Raters who differ in severity and in noise, questions that differ in difficulty, a fifth of the ratings missing:
@@ -115,15 +124,35 @@ def test_intervals_hold_the_truth_as_often_as_they_say(severity, monkeypatch):
     monkeypatch.setattr(ratings, "BOOTSTRAPS", 500)
     rng, held, widths = np.random.default_rng(1), 0, []
     for _ in range(300):
-        shared = rng.normal(3, severity, (8, 1)) + rng.normal(0, 0.5, 20)  # cancels in the difference
-        one, two = (shared + effect + rng.normal(0, 0.6, 20) + rng.normal(0, 0.7, (8, 20)) for effect in (0.4, 0))
-        for rows in (one, two):
-            rows[rng.random(rows.shape) < 0.2] = NAN
+        one, two = two_sources(rng, 8, severity)
         low, high = ratings.mean(one - two)["interval"]
         held += low <= 0.4 <= high
         widths.append(high - low)
     assert held >= 0.90 * 300
     assert np.mean(widths) < 1.25 * 2 * 1.96 * (2 * 0.6**2 / 20 + 2 * 0.7**2 / (0.64 * 160)) ** 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("raters, of_means", [(2, 0.84), (3, 0.88), (5, 0.93), (8, 0.94)])
+def test_intervals_of_few_raters_hold_the_truth_as_often_as_the_readme_says(raters, of_means, monkeypatch):
+    """1,000 intervals of a difference and of a mean, 300 of α; what is printed stands in the README."""
+    monkeypatch.setattr(ratings, "BOOTSTRAPS", 500)
+    rng, held = np.random.default_rng(raters), {"difference": [], "mean": [], "alpha": []}
+    for i in range(1000):
+        one, two = two_sources(rng, raters, 0.5)
+        estimates = {"difference": (ratings.mean(one - two), 0.4), "mean": (ratings.mean(one), 3.4)}
+        if i < 300:  # as in the test of α above: its truth is p²
+            own = rng.choice(5, 20, p=[0.1, 0.2, 0.3, 0.3, 0.1])
+            chance = rng.choice(5, (raters, 20), p=[0.1, 0.2, 0.3, 0.3, 0.1])
+            rows = np.where(rng.random((raters, 20)) < 0.8, own, chance) + 1.0
+            rows[rng.random(rows.shape) < 0.2] = NAN
+            groups = [np.array([question]) for question in range(20)]
+            estimates["alpha"] = ratings.estimate(lambda at, rows=rows: ratings.alpha(rows[:, at]), groups), 0.8**2
+        for name, (cell, truth) in estimates.items():
+            held[name].append(cell["interval"][0] <= truth <= cell["interval"][1])
+    shares = {name: float(np.mean(each)) for name, each in held.items()}
+    print(raters, "raters:", shares)
+    assert shares["difference"] > 0.95 and abs(shares["mean"] - of_means) < 0.03 and shares["alpha"] > 0.85
 
 
 # ---- A run to export from --------------------------------------------------------------------------------------------
@@ -264,7 +293,13 @@ def test_ratings_come_back_as_they_were_given(tmp_path, quick, capsys):
         files[-1].write_text(filled(folder / "sheet.csv", scores, delimiter), encoding="utf-8-sig")
     assert call("import", tmp_path / "sheet" / "key.json", *files) == 0
     table = json.loads((tmp_path / "sheet" / "results.json").read_text())
-    assert (tmp_path / "sheet" / "results.md").read_text() in capsys.readouterr().out
+    markdown = (tmp_path / "sheet" / "results.md").read_text()
+    assert markdown in capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if "|" in line]
+    means, differences, agreement = ([row for row in lines if row[0] == "fluency"][i] for i in range(3))
+    assert [text[:4] for text in means[1:]] == ["2.33", "4.33", "1.33"]  # KD, RL, CoT, as the heading has them
+    assert [row for row in lines if row[0].startswith("mean")][0][1:] == [KD, RL, COT]
+    assert differences[1:] == ["+2.00 [+2.00, +2.00]", "+1.00 [+1.00, +1.00]"]
     assert table["raters"] == {f"ratings-{name}": 18 * 7 for name in ("ann", "bo", "cy")}
     for aspect in ASPECTS[:7]:
         row = table["columns"][aspect]
@@ -273,6 +308,7 @@ def test_ratings_come_back_as_they_were_given(tmp_path, quick, capsys):
         assert row[f"{KD} minus {COT}"]["mean"] == pytest.approx(1)
         rows = [[level[i["sources"][0]] + extra for i in items] for extra in (0, 1, 0)]
         assert row["alpha, ordinal"]["mean"] == pytest.approx(alpha_by_coincidences(rows))
+    assert agreement[1].startswith(f"{alpha_by_coincidences(rows):.2f} [") and agreement[2] == "fluency"
     for name in ("readability", "all eight"):  # nobody rated it, so nobody rated all eight
         assert set(table["columns"][name].values()) == {None}
 
@@ -292,6 +328,26 @@ def test_metrics_correlate_with_ratings_that_follow_them(tmp_path, quick):
         found = json.loads((tmp_path / "sheet" / "results.json").read_text())
         assert found["Spearman"]["factuality"]["factuality"]["mean"] == pytest.approx(sign)
         assert found["columns"]["factuality"]["alpha, ordinal"] is None  # of one rater
+
+
+def test_ratings_that_foretell_right_answers_correlate_with_em(tmp_path, quick):
+    """Two of six questions are answered right, whoever wrote; the rater gives what led there 5 in all and others 2."""
+    write_run(tmp_path / "run", plain(6))
+    file = tmp_path / "run" / "answers.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        for answer in row["answers"]:
+            answer["prediction"] = f"Ann {answer['id'][1:]}" if answer["id"] in ("q1", "q4") else "nobody"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert call("export", "--run", tmp_path / "run", "--questions", 6, "--out", tmp_path / "sheet") == 0
+    key = json.loads((tmp_path / "sheet" / "key.json").read_text())
+    assert {item["question_id"] for item in key["items"] if item["right"]} == {"q1", "q4"}
+    scores = {item["item"]: [5 if item["right"] else 2] * 8 for item in key["items"]}
+    (tmp_path / "ann.csv").write_text(filled(tmp_path / "sheet" / "for_raters" / "sheet.csv", scores))
+    assert "right" not in (tmp_path / "sheet" / "for_raters" / "sheet.csv").read_text().partition("\n")[0]
+    assert call("import", tmp_path / "sheet" / "key.json", tmp_path / "ann.csv") == 0
+    found = json.loads((tmp_path / "sheet" / "results.json").read_text())["Spearman"]["EM"]
+    assert found == {"all eight": {"mean": pytest.approx(1), "interval": pytest.approx([1, 1])}}
 
 
 def test_a_sheet_is_never_replaced(tmp_path, capsys):
