@@ -1,5 +1,6 @@
 """lab/experiments.py: its statistics against brute force and values worked by hand; a killed experiment goes on."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -185,6 +186,125 @@ def test_a_context_with_k_distractors_is_the_gold_one_and_k_more_paragraphs(k, t
         assert texts == [p.sentences for p in f.paragraphs if p.sentences in texts]  # in the original order
         assert k < 4 or e.context == f.context
         assert k > 0 or e.context == g.context
+
+
+def told(right, quality, factuality):
+    """A question's answers, the greedy one first: what `arm_table` reads of them."""
+    return [{"right": r, "R_aspect": q, "R_aspect before the answer": q, "factuality": factuality}
+            for r, q in zip(right, quality, strict=True)]  # fmt: skip
+
+
+def test_arms_are_compared_with_the_first_by_hand(monkeypatch, tmp_path):
+    answers = {
+        "kd": [told([1, 0, 1], [4.0, 5.0, 3.0], 0.5), told([0, 1, 0], [5.0, 7.0, 2.0], 0.25)],
+        "rl": [told([1, 1, 0], [6.0, 2.0, 6.5], 1.0), told([1, 0, 1], [7.0, 1.0, 8.0], 0.5)],
+    }
+    monkeypatch.setattr(lab.Lab, "answers", lambda self, folders, split, samples: [answers[f.name] for f in folders])
+    looks = [{"step": 0, "reward": 5.0}, {"step": 10, "reward": 7.0}, {"step": 20, "reward": 6.0}]
+    logs = {"kd": {"metrics": [{"held_out_loss": 1.0}]}, "rl": {"metrics": [{"reward": 5.0, "kl": 1.0},
+            {"reward": 5.0, "kl": 3.0}], "dev": looks}}  # fmt: skip
+    for name, files in logs.items():
+        (tmp_path / name).mkdir()
+        for file, rows in files.items():
+            (tmp_path / name / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    here = lab.Lab(lab.Settings(seeds=1, out=str(tmp_path)))
+    table = lab.arm_table(here, "Title.", {name: [tmp_path / name] for name in answers}, "dev", samples=2)
+    assert table["title"] == "Title. 2 dev questions."
+    assert means(table, "EM %") == {"kd": 50, "rl": 100} and means(table, "minus kd, EM %") == {"kd": None, "rl": 50}
+    assert means(table, "R_aspect") == {"kd": 4.5, "rl": 6.5}
+    assert means(table, "minus kd, R_aspect") == {"kd": None, "rl": 2}
+    assert means(table, "factuality") == {"kd": 0.375, "rl": 0.75}
+    # By quality: 5.0 wrong, 7.0 right; 6.5 wrong, 8.0 right. The worst of two would be 3.0 right, 2.0 wrong, …
+    assert means(table, "best of N, EM %") == {"kd": 50, "rl": 50}
+    answers["rl"][0][2]["right"] = 1
+    table = lab.arm_table(here, "Title.", {name: [tmp_path / name] for name in answers}, "dev", samples=2)
+    assert means(table, "best of N, EM %") == {"kd": 50, "rl": 100}
+    assert means(table, "step kept") == {"kd": None, "rl": 10}
+    assert means(table, "KL at the last step") == {"kd": None, "rl": 3}
+
+
+EM = {  # (1 seed, 4 questions), per cent
+    "standard": [100, 0, 0, 0], "CoT": [0, 0, 0, 0], "LM-guided, KD": [100, 100, 0, 0],
+    "LM-guided, RL": [100, 100, 100, 0],
+}  # fmt: skip
+
+
+def test_methods_are_compared_with_each_baseline_by_hand():
+    em = {name: np.array([row], dtype=float) for name, row in EM.items()}
+    costs = {"tokens per question": 2.0, "seconds per question": 0.5}
+    table = lab.method_table("", em, {name: costs for name in em})
+    assert means(table, "EM %") == dict(zip(EM, (25, 0, 50, 75), strict=True))
+    assert means(table, "minus standard, %") == dict(zip(EM, (None, -25, 25, 50), strict=True))
+    assert means(table, "minus CoT, %") == dict(zip(EM, (25, None, 50, 75), strict=True))
+    assert means(table, "minus LM-guided, KD, %") == dict(zip(EM, (-25, -50, None, 25), strict=True))
+
+
+def test_other_questions_are_asked_and_compared_by_hand(monkeypatch, tmp_path):
+    asked = []
+
+    def compare(self, name, place="", split="test", context="gold", models=(), with_rl=False):
+        asked.append((place, split, context, with_rl))
+        kinds = ("", "", "", "") if split == "test" else ("3-hop", "new pair", "3-hop", "new pair")
+        examples = [data.Example(str(i), "?", (), "x", type=kind) for i, kind in enumerate(kinds)]
+        return {name: np.array([row], dtype=float) for name, row in EM.items()}, {}, examples
+
+    monkeypatch.setattr(lab.Lab, "compare", compare)
+    (table,) = lab.ood(lab.Lab(lab.Settings(seeds=1, out=str(tmp_path))))
+    assert asked == [("", "test", "gold", True), ("", "test", "all", True), ("tiny", "ood", "gold", True)]
+    gains = {"test, gold paragraphs": 50, "test, all paragraphs": 50, "ood, all questions": 50, "ood, 3-hop": 50,
+             "ood, new pair": 50}  # fmt: skip
+    assert means(table, "KD minus CoT, %") == gains
+    assert means(table, "RL minus KD, %") == {**dict.fromkeys(gains, 25), "ood, 3-hop": 50, "ood, new pair": 0}
+    assert means(table, "number") == {**dict.fromkeys(gains, 4), "ood, 3-hop": 2, "ood, new pair": 2}
+
+
+def test_every_arm_is_trained_with_the_flags_that_its_name_says(monkeypatch, tmp_path):
+    """What the scripts make of the flags, for all trainings of all experiments."""
+    made = {}
+
+    def run(self, script, name, *flags):
+        made[name] = data.parse_settings(lab.SCRIPTS[script], None, [*map(str, flags)])
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "filter.json").write_text('[{"kept": 1, "asked": 2}]')
+        return tmp_path / name
+
+    monkeypatch.setattr(lab.Lab, "run", run)
+    monkeypatch.setattr(lab.Lab, "compare", lambda *a, **k: ({}, {}, []))
+    monkeypatch.setattr(lab.Lab, "answers", lambda *a: [QUESTIONS])
+    for name in ("arm_table", "method_table", "of_sum"):
+        monkeypatch.setattr(lab, name, lambda *a: (0.0, 0.0))
+    here = lab.Lab(lab.Settings(seeds=1, out=str(tmp_path)))
+    for make in (lab.reward, lab.aspects, lab.filter_, lab.sizes, lab.reader, lab.sensitivity):
+        with contextlib.suppress(KeyError):  # sensitivity's second table wants answers with all aspects
+            make(here)
+
+    def weights(name):
+        return {aspect for aspect, weight in rewards.parse_weights(made[name].weights).items() if weight}
+
+    everything, content = set(rewards.ASPECTS), {"factuality", "relevance", "logicality", "coherence"}
+    assert weights("rl20-all-eight-0") == weights("rl-both-0") == weights("rl-aspect-0") == everything
+    for aspect in rewards.ASPECTS:
+        assert weights(f"rl20-without-{aspect}-0") == everything - {aspect}
+    assert weights("rl20-factuality-only-0") == {"factuality"} and weights("rl20-content-only-0") == content
+    assert weights("rl20-form-only-0") == everything - content and weights("rl-task-0") == set()
+    heavier = rewards.parse_weights(made["rl20-factuality-x-4-0"].weights)
+    assert heavier == dict.fromkeys(everything, 1) | {"factuality": 4}
+    changed = {"rl-aspect-0": {"task_weight": 0}, "rl-standardized-0": {"reward": "standardized"},
+               "kd-unfiltered-0": {"filter": False}, "kd-other-0": {"small": "tiny/large"},
+               "tuned-large": {"small": "tiny/large", "target": "answer", "epochs": 3},
+               "rl20-beta-0-0": {"beta": 0}, "rl20-beta-0.2-0": {"beta": 0.2}, "rl20-lr-0.0001-0": {"lr": 1e-4},
+               "rl20-lr-0.0009-0": {"lr": 9e-4}} | {
+               f"rl20-task-weight-{w}-0": {"task_weight": w} for w in (0, 4, 16)}  # fmt: skip
+    always = {"test_limit": 20, "samples": 2, "seed": 0}
+    for name, settings in made.items():
+        kind = vars(lab.train_rl.Settings() if "kd" in vars(settings) else lab.train_kd.Settings())
+        expected = kind | always | ({"steps": 20} if name.startswith("rl20-") else {}) | changed.get(name, {})
+        free = ("weights", "kd", "rationales", "out")
+        assert {k: v for k, v in vars(settings).items() if k not in free} == {
+            k: v for k, v in expected.items() if k not in free}, name  # fmt: skip
+        if name not in ("kd-0", "tuned-large"):
+            assert (settings.kd if "kd" in vars(settings) else settings.rationales) == str(tmp_path / "kd-0")
+    assert changed.keys() <= made.keys()
 
 
 # ------------------------------------------------------------------------------------------------ what can go wrong
