@@ -105,6 +105,12 @@ class Reader(HTMLParser):
             self.rows[-1][-1] += text
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """The page without the time that PNGs take."""
+    monkeypatch.setattr(report.Picture, "png", lambda picture, colours: b"")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A report of everything, with names and texts that would like to be markup → (page, its folder, runs)."""
@@ -238,16 +244,34 @@ def test_warnings_of_ppo_are_named_with_run_and_step(whole):
     assert [row[:2] for row in rows if "a ratio of 123" in row[2]] == [[str(whole[2][4]), "4"]]
 
 
+def test_failures_that_a_table_or_a_run_shows_are_named(tmp_path, monkeypatch, quick):
+    """METHOD.md's four signatures, each provoked; the rules themselves are proved in test_experiments.py."""
+    folder = comparison_run(tmp_path / "eval", tmp_path / "q.jsonl")
+    results = json.loads((folder / "results.json").read_text())
+    kd, rl = (results["methods"][f"LM-guided, {name}"] for name in ("KD", "RL"))
+    results["methods"]["CoT"] = json.loads(json.dumps(kd))
+    kd["EM"]["minus CoT"] = {"mean": -0.25, "interval": [-0.5, -0.125]}
+    kd["seconds per question"] = 1.0  # CoT has 0.25
+    rl["R_aspect"]["minus LM-guided, KD"] = {"mean": 2.0, "interval": [1.0, 3.0]}
+    rl["EM"]["minus LM-guided, KD"] = {"mean": 0.0, "interval": [-0.5, 0.5]}
+    (folder / "results.json").write_text(json.dumps(results))
+    unsteady = rl_run(tmp_path / "rl", steps=20)
+    rows = [{**json.loads(line), "reward": 5.0 + (i % 2)}
+            for i, line in enumerate((unsteady / "metrics.jsonl").read_text().splitlines())]  # fmt: skip
+    (unsteady / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(monkeypatch, folder, unsteady, "--out", tmp_path / "report") == 0
+    found = Reader((tmp_path / "report" / "report.html").read_text()).tables["signs"][1:]
+    for place, words in ((folder, "low accuracy despite high rationale scores: against KD, LM-guided, RL"),
+                         (folder, "LM-guided worse than CoT: LM-guided, KD by 25.0 EM"),
+                         (folder, "long inference times: LM-guided, KD takes 4.0 times"),
+                         (unsteady, "high variance of rewards")):  # fmt: skip
+        assert [row[0] for row in found if words in row[2]] == [str(place)], words
+
+
 def test_experiments_are_told_as_their_files_have_them(whole):
     rows = Reader(whole[0]).tables[""]
     assert rows == [["arm", "EM\N{NO-BREAK SPACE}%", "R minus KD", "n"],
                     [HOSTILE, "61.2 [58.0,\N{NO-BREAK SPACE}−64.5]", "+0.13", "7"], ["other", "", "", "8"]]  # fmt: skip
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """The page without the time that PNGs take."""
-    monkeypatch.setattr(report.Picture, "png", lambda picture, colours: b"")
 
 
 @pytest.mark.parametrize("train", [kd_run, rl_run])

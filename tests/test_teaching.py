@@ -180,10 +180,15 @@ def test_the_demo_fits_80_columns_and_is_coloured_on_a_terminal_only_unless_no_c
     assert max(map(len, plain.splitlines())) == 80 and "\033" not in plain
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     coloured = demo("--example", data.load("tiny")[3].id)
-    assert re.sub(r"\033\[\d+m", "", coloured) == plain != coloured
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert demo("--example", data.load("tiny")[3].id) == plain
+    assert re.sub(r"\033\[\d+m", "", coloured) == plain
+    blocks = re.findall(r"\033\[(\d+)m(.{22})(right|wrong)", coloured)
+    assert blocks and {(colour, verdict) for colour, _, verdict in blocks} <= {("32", "right"), ("31", "wrong")}
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert demo("--example", data.load("tiny")[3].id) == plain
 
 
 def test_the_demo_takes_an_own_question_and_judges_no_answer_where_none_is_gold(demo, capsys):
