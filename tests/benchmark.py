@@ -498,10 +498,41 @@ def exponents(values, seconds: list[float]) -> list[str]:
             " ".join(f"{math.log(s2 / s1) / math.log(v2 / v1):.2f}" for (v1, s1), (v2, s2) in pairs)]  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------------------ where the time goes
+
+OPERATIONS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "attention": ("aten::_scaled_dot_product",),
+    "random numbers": ("aten::bernoulli_", "aten::native_dropout", "aten::rand"),
+}
+
+
+def profile(size: dict, folder: Path) -> list[list[str]]:
+    """Our side of a row by one thread: its seconds, and what share of them each kind of operation takes. Seconds are
+    those of a run without the profiler, which is slower where operations are small."""
+    import torch
+
+    torch.set_num_threads(1)
+    table = [["", "s", *OPERATIONS, "rest"]]
+    for row in (greedy, consistency_tiny, consistency_flan, train, ppo):
+        _, run = row("ours", size, folder)
+        run()  # warm up
+        begun = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - begun
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            run()
+        shares = [sum(e.self_cpu_time_total for e in found.key_averages() if e.key.startswith(keys)) / 1e6 / seconds
+                  for keys in OPERATIONS.values()]  # fmt: skip
+        table.append([ROWS[row][0], f"{seconds:.3g}", *(f"{share:.0%}" for share in (*shares, 1 - sum(shares)))])
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = {row.__name__: row for row in ROWS}
-    parser.add_argument("rows", nargs="*", metavar="row", help=f"{', '.join(names)}, growth (all of them if none)")
+    rows = f"{', '.join(names)}, growth, profile (all of them if none)"
+    parser.add_argument("rows", nargs="*", metavar="row", help=rows)
     parser.add_argument("--trl-python", help=f"a Python that has {TRL}")
     parser.add_argument("--smallest", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
@@ -514,8 +545,8 @@ def main() -> None:
     from eval import align
 
     size = SMALLEST if a.smallest else FULL
-    chosen = a.rows or [*names, "growth"]
-    if unknown := set(chosen) - {*names, "growth"}:
+    chosen = a.rows or [*names, "growth", "profile"]
+    if unknown := set(chosen) - {*names, "growth", "profile"}:
         parser.error(f"no row {', '.join(unknown)}")
     limits = measured_limits()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; large matrix product "
@@ -529,12 +560,15 @@ def main() -> None:
         for name in chosen:
             if name == "ppo" and not a.trl_python:
                 found.append([ROWS[ppo][0], *[""] * 3, f"left out: --trl-python PYTHON, one that has {TRL}"])
-            elif name != "growth":
+            elif name in names:
                 found.append(compare(names[name], size, folder, a.trl_python, limits))
                 print(" | ".join(found[-1]), file=sys.stderr)
-        print(align([head, *found]))
+        if found:
+            print(align([head, *found]) + "\n")
         if "growth" in chosen:
-            print("\n" + align([["", "values", "CPU s", "exponent"], *growth(size, folder)]))
+            print(align([["", "values", "CPU s", "exponent"], *growth(size, folder)]) + "\n")
+        if "profile" in chosen:
+            print(align(profile(size, folder)))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def test_agreement_sees_one_other_id_and_a_loss_that_is_off():
 
 
 def test_the_command_prints_a_ratio_of_two_processes():
-    command = [sys.executable, benchmark.__file__, "--smallest", "greedy", "ppo"]
+    command = [sys.executable, benchmark.__file__, "--smallest", "greedy", "ppo", "profile"]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert re.search(r"\| greedy.* tokens/s +\|.*\| transformers \d\S+ +\| \d+\.\d+ × \[.* ×", out), out
     assert re.search(r"\| PPO.*--trl-python", out), out
+    assert len(re.findall(r"\|( \d+% +\|){3} -?\d+% +\|", out)) == 5, out
