@@ -67,8 +67,7 @@ def run_method(
     max_new_tokens: int,
 ) -> list[Outcome]:  # fmt: skip
     """Answer this process's share of the examples by one method of METHODS."""
-    gold = [" ".join(example.supporting_sentences) for example in examples]
-    examples, gold, others = map(data.share, (examples, gold, gold[1:] + gold[:1]))
+    everyone, examples = examples, data.share(examples)
     many = [example for example in examples for _ in range(samples)]  # N in a row for each example
 
     def grouped(rows: list) -> list[list]:
@@ -109,7 +108,8 @@ def run_method(
         case "M_S alone":
             return [Outcome(prediction) for prediction in lmcot.standard(small, examples, progress=name)]
         case "gold rationale" | "other's rationale":
-            return guide(examples, gold if name == "gold rationale" else others)
+            gold = [" ".join(example.supporting_sentences) for example in everyone]
+            return guide(examples, data.share(gold if name == "gold rationale" else gold[1:] + gold[:1]))
     raise ValueError(f"no method {name!r}")
 
 
@@ -352,10 +352,13 @@ def questions_of(folder: str | Path) -> list[Example]:
     kind, s = read_run(folder)
     if kind == "eval":
         return data.load(s["data"], s["split"], s["limit"], s["context"])
-    taught, kd = read_run(s["kd"]) if kind == "rl" else (kind, s)
-    if taught not in ("kd", "direct"):
-        raise UserError(f"{s['kd'] if kind == 'rl' else folder} is no run of train_kd.py, which had the questions")
-    return data.load(kd["test_data"] or kd["data"], "test", s["test_limit"], kd["context"])
+    limit = s.get("test_limit")
+    if kind == "rl":  # the data are those of its KD run
+        folder = s["kd"]
+        kind, s = read_run(folder)
+    if kind not in ("kd", "direct"):
+        raise UserError(f"{folder} is no run of train_kd.py, which had the questions")
+    return data.load(s["test_data"] or s["data"], "test", limit, s["context"])
 
 
 def main() -> None:

@@ -64,8 +64,8 @@ _CONCLUSION = re.compile(
     re.I | re.M,
 )
 ABBREVIATIONS = ("[A-Z]", "St", "Ft", "Mt", "Dr", "Mr", "Mrs", "Ms", "Jr", "Sr", "vs", "Inc", "Ltd", "Co", "Corp")
-# A prediction ends at a full stop, but none of St. Louis, J. R. R. Tolkien or No. 10, with its line or box, before a
-# reason.
+# A prediction ends at a full stop (not at those of St. Louis, J. R. R. Tolkien and No. 10), with its line or box, or
+# before a reason.
 _END = re.compile(
     r"(?=\.)" + "".join(rf"(?<!\b{word})" for word in ABBREVIATIONS) + r"(?!(?:(?<=\bNo)|(?<=\bc))\.\s\d)"
     r"""\.(?=["”]?(?:\s|$))|\n|\}|,? because\b"""
@@ -538,8 +538,8 @@ def refuse_unknown_words(where: str, example: Example, *lms: LM) -> None:
         if tokenizer.token_to_id("▁Stormgate") is not None:  # a film of TinyWiki
             unknown = [word for word in dict.fromkeys(words) if tokenizer.token_to_id("▁" + word) is None]
             if unknown:
-                words = ", ".join(map(repr, unknown[:8])) + " …" * (len(unknown) > 8)
-                raise UserError(f"{where} is outside TinyWiki: the tiny pair has never read {words} and could only "
+                some = ", ".join(map(repr, unknown[:8])) + " …" * (len(unknown) > 8)
+                raise UserError(f"{where} is outside TinyWiki: the tiny pair has never read {some} and could only "
                                 "guess: give other models with --small and --large")  # fmt: skip
 
 
