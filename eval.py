@@ -26,7 +26,11 @@ import lmcot
 import rewards
 from data import Example
 from lmcot import LM
-from model import UserError, read_json
+from plumbing import processes
+from plumbing.command import at_least_one, parse_settings, run_main
+from plumbing.errors import UserError
+from plumbing.files import read_json
+from plumbing.run import Run
 
 METRICS = {"EM": data.exact_match, "F1": data.token_f1, "AI": data.answer_inclusion}
 BASELINES = ("standard", "CoT", "LM-guided, KD")  # the methods that differences are taken to
@@ -67,7 +71,7 @@ def run_method(
     max_new_tokens: int,
 ) -> list[Outcome]:  # fmt: skip
     """Answer this process's share of the examples by one method of METHODS."""
-    everyone, examples = examples, data.share(examples)
+    everyone, examples = examples, processes.share(examples)
     many = [example for example in examples for _ in range(samples)]  # N in a row for each example
 
     def grouped(rows: list) -> list[list]:
@@ -109,7 +113,7 @@ def run_method(
             return [Outcome(prediction) for prediction in lmcot.standard(small, examples, progress=name)]
         case "gold rationale" | "other's rationale":
             gold = [" ".join(example.supporting_sentences) for example in everyone]
-            return guide(examples, data.share(gold if name == "gold rationale" else gold[1:] + gold[:1]))
+            return guide(examples, processes.share(gold if name == "gold rationale" else gold[1:] + gold[:1]))
     raise ValueError(f"no method {name!r}")
 
 
@@ -251,7 +255,7 @@ def align(rows: list[list[str]]) -> str:
 
 
 def evaluate(
-    run: data.Run, examples: list[Example], large: LM, smalls: dict[str, list[LM]], samples: int,
+    run: Run, examples: list[Example], large: LM, smalls: dict[str, list[LM]], samples: int,
     temperature: float, max_new_tokens: int,
 ) -> str:  # fmt: skip
     """Run every method whose M_S is in `smalls` ("untrained", "kd", "rl", "direct": one per seed) and write the table.
@@ -277,8 +281,9 @@ def evaluate(
                 for lm in lms:
                     lm.restart(seed)
                 begun = time.perf_counter()
-                answers = data.gather(run_method(name, examples, large, small, samples, temperature, max_new_tokens))
-                counts = data.gather([(lm.tokens_written, lm.cut, lm.unfinished) for lm in lms])
+                mine = run_method(name, examples, large, small, samples, temperature, max_new_tokens)
+                answers = processes.gather(mine)
+                counts = processes.gather([(lm.tokens_written, lm.cut, lm.unfinished) for lm in lms])
                 tokens, cut, unfinished = map(sum, zip(*counts, strict=True))
                 row = {
                     "method": name,
@@ -324,7 +329,7 @@ class Settings(lmcot.Models):
 
     def check(self) -> None:
         super().check()
-        data.at_least_one(self, "limit", "samples", "max_new_tokens")
+        at_least_one(self, "limit", "samples", "max_new_tokens")
         if self.temperature <= 0:
             raise ValueError("--temperature must be above 0: it is for sampling")
 
@@ -362,7 +367,7 @@ def questions_of(folder: str | Path) -> list[Example]:
 
 
 def main() -> None:
-    settings = data.parse_settings(Settings, __doc__)
+    settings = parse_settings(Settings, __doc__)
     examples = data.load(settings.data, settings.split, settings.limit, settings.context)
     smalls = {"untrained": [lmcot.load_small(settings, settings.small)]}
     trained: list[list[str]] = []  # their folders
@@ -383,7 +388,7 @@ def main() -> None:
             raise UserError(f"--{role} names another number of folders than --kd: give one, or one for each seed")
     large = lmcot.load_large(settings, settings.out)
     lmcot.refuse_unknown_words(settings.data, examples[0], *itertools.chain(*smalls.values()), large)
-    with data.Run(settings.out, settings, settings.overwrite) as run:
+    with Run(settings.out, settings, settings.overwrite) as run:
         print(f"M_L {settings.large} · {len(examples)} questions · M_S of {', '.join(itertools.chain(*trained))} · "
               f"folder {settings.out}\n")  # fmt: skip
         run.uses(*trained)
@@ -392,4 +397,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    data.run_main(main)
+    run_main(main)

@@ -8,7 +8,6 @@ Letters for shapes, in every file: B batch (sources), N samples of one source, S
 D d_model, H heads, K d_kv (width of one head), V vocabulary; in attention, L queries and M keys.
 """
 
-import json
 import math
 import os
 import re
@@ -25,16 +24,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-
-class UserError(ValueError):
-    """Something the user can mend (a path, a flag, a file); scripts print its one sentence without a traceback.
-
-    What it quotes may be a stranger's: control characters are escaped, and the middle of a long text is left out."""
-
-    def __init__(self, sentence: str):
-        sentence = sentence if len(sentence) <= 900 else f"{sentence[:600]} … {sentence[-280:]}"
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence))
-
+from plumbing.errors import UserError
+from plumbing.files import read_json, write_json
+from plumbing.hub import fetch, is_hub_id
 
 # ------------------------------------------------------------------------------------------------ configuration
 
@@ -491,50 +483,8 @@ def never_written(model: T5, tokenizer: Tokenizer) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 
-HUB_ID = re.compile(r"(?![^@]*(--|\.\.))\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?")  # t5-small, google/flan-t5-xxl@main
 SHARD = re.compile(r"\w[\w.-]{0,199}", re.A)  # a file's name, without a way out of the folder
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
-def is_hub_id(place: str | Path) -> bool:
-    """Whether this text names a repository of the Hugging Face hub; a `Path`, and what exists here, does not."""
-    return isinstance(place, str) and HUB_ID.fullmatch(place) is not None and not Path(place).exists()
-
-
-def fetch(place: str | Path, *names: str) -> Path:
-    """The first of these files that a folder, or a repository of the hub (`id` or `id@revision`), has.
-
-    huggingface_hub downloads that file only; its cache and its HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN count.
-    UserError says that there is none, or why the hub did not give it, and what to do.
-    """
-    failure = None
-    if not is_hub_id(place):
-        files = [Path(place).expanduser() / name for name in names]
-        if found := [file for file in files if file.is_file()]:
-            return found[0]
-    else:
-        import huggingface_hub as hub  # here, since whoever has folders does not need it
-
-        repository, _, revision = place.partition("@")
-        for name in names:
-            options = {"revision": revision or None, "local_files_only": failure is not None}
-            try:
-                return Path(hub.hf_hub_download(repository, name, **options))
-            except hub.errors.RemoteEntryNotFoundError:
-                continue
-            except Exception as e:  # of HTTP, Xet, the disk …: they share no base class
-                failure = failure or e  # for the other names, only the cache is asked
-    if failure is None:
-        raise UserError(f"{place}: no {' or '.join(names)} there")
-    problem = {
-        "RepositoryNotFoundError": "no such folder here, no such repository on the hub (if private: set HF_TOKEN)",
-        "GatedRepoError": "the repository is gated: ask for access on its page of the hub, then set HF_TOKEN",
-        "RevisionNotFoundError": f"no revision {revision or 'main'} there: give a branch, a tag or a commit hash",
-        "LocalEntryNotFoundError": "no such folder here, not in the hub's cache, and no hub "
-                                   f"({str(failure.__cause__).partition('. ')[0]}): "
-                                   "load it once with a connection and without HF_HUB_OFFLINE, or give a folder",
-    }.get(type(failure).__name__, f"download failed ({failure}): try again; on a full disk, make room or set HF_HOME")
-    raise UserError(" ".join(f"{place}: {problem}".split()))
 
 
 ALIASES = {f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")}
@@ -652,23 +602,3 @@ def save_checkpoint(model: T5, folder: str | Path, tokenizer: Tokenizer | None =
         for file in files:
             file.replace(folder / file.name)
 
-
-def read_json(path: Path) -> dict:
-    """The object in a JSON file. UserError where there is none, or where an object has a key twice."""
-
-    def each_once(pairs: list[tuple]) -> dict:
-        if len(content := dict(pairs)) < len(pairs):
-            raise ValueError("an object has a key twice")
-        return content
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_once)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: not JSON ({e})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return content
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from functools import lru_cache
 import data
 from data import Example
 from lmcot import ABBREVIATIONS, parse_cot
-from model import UserError
+from plumbing.errors import UserError
 
 ASPECTS = (
     "factuality", "relevance", "logicality", "consistency", "coherence", "fluency", "naturalness", "readability"

@@ -31,8 +31,14 @@ from tqdm import tqdm
 import data
 import lmcot
 from eval import align, evaluate
-from lmcot import HTTPLM, LM, LocalLM
-from model import UserError, pad_batch, read_json
+from lmcot import LM, LocalLM
+from model import pad_batch
+from plumbing import downloads, files, processes
+from plumbing.command import at_least_one, parse_settings, run_main
+from plumbing.errors import UserError
+from plumbing.files import read_json
+from plumbing.run import Run
+from plumbing.server import ServedLM
 
 
 @dataclass
@@ -65,9 +71,9 @@ class Settings(lmcot.Models):
         super().check()
         if self.target not in ("rationale", "answer"):
             raise ValueError("--target is rationale or answer")
-        if self.data not in ("tiny", *data.OFFICIAL) and not self.test_data:
+        if self.data not in ("tiny", *downloads.OFFICIAL) and not self.test_data:
             raise ValueError("--data FILE needs --test-data FILE: the official dev file, whose answers are known")
-        data.at_least_one(self, "train_limit", "dev_limit", "test_limit", "batch_size", "epochs", "samples",
+        at_least_one(self, "train_limit", "dev_limit", "test_limit", "batch_size", "epochs", "samples",
                           "patience", "max_new_tokens")  # fmt: skip
         if self.temperature <= 0:
             raise ValueError("--temperature must be above 0: it is for sampling")
@@ -108,29 +114,29 @@ def taken_over(s: Settings) -> list[dict]:
         if theirs.get(name) != getattr(s, name):
             raise UserError(f"the rationales of {folder} were made with {name} {reprlib.repr(theirs.get(name))}, "
                             f"and this run has {getattr(s, name)!r}")  # fmt: skip
-    return data.read_jsonl(folder / "rationales.jsonl", *TEACHER)
+    return files.read_jsonl(folder / "rationales.jsonl", *TEACHER)
 
 
 def ask_teacher(
-    run: data.Run, large: LM, small: LocalLM, examples: list[data.Example], split: str, limit: int
+    run: Run, large: LM, small: LocalLM, examples: list[data.Example], split: str, limit: int
 ) -> list[dict]:
     """M_L's chain of thought for each example, appended to rationales.jsonl in chunks; a chunk that is there is not
     asked. Its length is counted in tokens of M_S, which is to write it."""
     done = {row["id"]: row for row in run.read("rationales.jsonl", *TEACHER)}
-    size = 4 * large.batch_size * data.rank_and_size()[1]
+    size = 4 * large.batch_size * processes.rank_and_size()[1]
     with tqdm(total=len(examples), desc=f"M_L writes rationales, {split}") as bar:  # closed also after an error
         for start in range(0, len(examples), size):
             chunk = examples[start : start + size]
             # A chunk of which a crash left a part is asked whole: M_L rounds differently in other batches.
             if missing := [example.id for example in chunk if example.id not in done]:
-                mine = data.share(chunk)  # of this process
+                mine = processes.share(chunk)  # of this process
                 thoughts = lmcot.chain_of_thought(large, mine, limit)
                 rows = [{"id": example.id, "question": example.question, "rationale": thought.rationale,
                          "prediction": thought.prediction, "parsed": thought.parsed,
                          "right": data.exact_match(thought.prediction, example.answers) == 1,
                          "tokens": small.count_tokens(thought.rationale)}
                         for example, thought in zip(mine, thoughts, strict=True)]  # fmt: skip
-                for row in data.gather(rows):
+                for row in processes.gather(rows):
                     done.setdefault(row["id"], row)
                 run.append("rationales.jsonl", *(done[each] for each in missing))
             bar.update(len(chunk))
@@ -165,15 +171,15 @@ def token_loss(model, ids, mask, labels, bf16: bool = False) -> torch.Tensor:
 def held_out_loss(model, pairs: list, batch_size: int, bf16: bool = False) -> float:
     """Mean cross-entropy per token on the held-out pairs, in nats."""
     model.eval()
-    batches = data.share(list(make_batches(pairs, batch_size)))
-    losses = data.gather([float(token_loss(model, *batch, bf16)) for batch in batches])
+    batches = processes.share(list(make_batches(pairs, batch_size)))
+    losses = processes.gather([float(token_loss(model, *batch, bf16)) for batch in batches])
     if not math.isfinite(sum(losses)):
         raise UserError("M_S's held-out loss is not a finite number, so that nothing of it is saved: lower --lr")
     return sum(losses) / sum(len(target) for _, target in pairs)
 
 
 def main() -> None:
-    s = data.parse_settings(Settings, __doc__)
+    s = parse_settings(Settings, __doc__)
     train = data.load(s.data, "train", s.train_limit, s.context)
     dev = data.load(s.data, "dev", s.dev_limit, s.context)
     test = data.load(s.test_data or s.data, "test", s.test_limit, s.context)
@@ -181,7 +187,7 @@ def main() -> None:
     small = lmcot.load_small(s, s.small)
     lmcot.refuse_unknown_words(s.data, train[0], small, large)
     teachers = taken_over(s) if s.rationales else []
-    with data.Run(s.out, s, s.overwrite) as run:  # only now: a mistyped path must not leave a folder with its settings
+    with Run(s.out, s, s.overwrite) as run:  # only now: a mistyped path must not leave a folder with its settings
         if run.has_ended():
             return
         print(f"M_S {s.small}, {described(small)} · M_L {s.large}, {described(large)} · "
@@ -192,7 +198,8 @@ def main() -> None:
         if s.target == "answer":
             targets = {example.id: example.answer for example in train + dev}
         else:
-            if teachers and not data.gather([run.path("rationales.jsonl").exists()])[0]:  # what the first process sees
+            has_rationales = processes.gather([run.path("rationales.jsonl").exists()])[0]  # what the first process sees
+            if teachers and not has_rationales:
                 run.rewrite("rationales.jsonl", teachers)
             counts = []
             for split, examples in (("train", train), ("dev", dev)):
@@ -241,18 +248,18 @@ def main() -> None:
             epoch = state["epoch"] + 1
             model.train()
             # Dropout: each epoch has a seed of its own, so that resuming repeats it, and so has each process.
-            torch.manual_seed(s.seed * 1000 + epoch + 10**9 * data.rank_and_size()[0])
+            torch.manual_seed(s.seed * 1000 + epoch + 10**9 * processes.rank_and_size()[0])
             losses, norms = [], []
             batches = make_batches(pairs["train"], s.batch_size, random.Random(f"{s.seed} {epoch}"))
             bar = tqdm(batches, total=steps_per_epoch, desc=f"M_S learns, epoch {epoch}/{s.epochs}", mininterval=0.5)
             for batch in bar:
                 loss, tokens = 0.0, (batch[2] != -100).sum().item()
-                for part in zip(*(data.micro_batches(rows, s.micro_batch) for rows in batch), strict=True):
+                for part in zip(*(processes.micro_batches(rows, s.micro_batch) for rows in batch), strict=True):
                     part_loss = token_loss(model, *part, s.bf16) / tokens
                     part_loss.backward()  # the gradients of the parts add up to the batch's
                     loss += part_loss.item()
-                data.sum_gradients(model.parameters())
-                loss = sum(data.gather([loss]))
+                processes.sum_gradients(model.parameters())
+                loss = sum(processes.gather([loss]))
                 norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     what = dict(zip(("ids", "mask", "labels"), batch, strict=True))
@@ -290,10 +297,10 @@ def main() -> None:
 
 
 def described(lm: LM) -> str:
-    if isinstance(lm, HTTPLM):
+    if isinstance(lm, ServedLM):
         return lm.name
     return f"{sum(p.numel() for p in lm.model.parameters()) / 1e6:.1f} M parameters"
 
 
 if __name__ == "__main__":
-    data.run_main(main)
+    run_main(main)

@@ -31,7 +31,11 @@ import lmcot
 import rewards
 import rl
 from eval import evaluate, read_run
-from model import UserError, pad_batch
+from model import pad_batch
+from plumbing import processes
+from plumbing.command import at_least_one, parse_settings, run_main
+from plumbing.errors import UserError
+from plumbing.run import Run
 
 
 @dataclass
@@ -74,16 +78,16 @@ class Settings:
         if self.reward not in ("sum", "standardized") or self.task_metric not in ("em", "f1"):
             raise ValueError("--reward is sum or standardized, --task-metric is em or f1")
         rewards.parse_weights(self.weights)
-        data.at_least_one(self, "steps", "prompts", "samples_per_prompt", "minibatch", "ppo_epochs", "max_new_tokens",
+        at_least_one(self, "steps", "prompts", "samples_per_prompt", "minibatch", "ppo_epochs", "max_new_tokens",
                           "train_limit", "eval_every", "dev_limit", "test_limit", "samples")  # fmt: skip
-        if self.prompts < data.rank_and_size()[1]:
+        if self.prompts < processes.rank_and_size()[1]:
             raise ValueError("--prompts must be at least the number of processes")
         if self.temperature <= 0:
             raise ValueError("--temperature must be above 0: it is for sampling")
 
 
 def main() -> None:
-    s = data.parse_settings(Settings, __doc__)
+    s = parse_settings(Settings, __doc__)
     kd = distilled(s.kd)
     train = data.load(kd["data"], "train", s.train_limit, kd["context"])
     dev = data.load(kd["data"], "dev", s.dev_limit, kd["context"])
@@ -104,7 +108,7 @@ def main() -> None:
                  "R_task": rewards.r_task(prediction, example.answers, s.task_metric)}
                 for example, rationale, prediction in zip(examples, rationales, predictions, strict=True)]  # fmt: skip
 
-    with data.Run(s.out, s, s.overwrite) as run:
+    with Run(s.out, s, s.overwrite) as run:
         run.uses([s.kd])
         if run.has_ended():
             return
@@ -125,9 +129,9 @@ def main() -> None:
         while True:
             step = state["step"]
             if step % s.eval_every == 0 or step == s.steps:  # look at held-out questions, keep the best, save all
-                mine = data.share(dev)
+                mine = processes.share(dev)
                 texts = lmcot.write_rationales(small, mine, s.max_new_tokens)
-                look = means(data.gather(judge(mine, texts, lmcot.answer(large, mine, texts))))
+                look = means(processes.gather(judge(mine, texts, lmcot.answer(large, mine, texts))))
                 look = {"step": step, "reward": look["R_aspect"] + s.task_weight * look["R_task"], **look}
                 run.append("dev.jsonl", look)
                 if look["reward"] > state["best"]:
@@ -140,9 +144,9 @@ def main() -> None:
             if step == s.steps:
                 break
             rng = random.Random(f"{s.seed} {step}")  # every step has its own: a run that goes on repeats nothing
-            generator = torch.Generator(small.device).manual_seed(rng.getrandbits(62) + data.rank_and_size()[0])
+            generator = torch.Generator(small.device).manual_seed(rng.getrandbits(62) + processes.rank_and_size()[0])
             asked = rng.sample(train, min(s.prompts, len(train)))
-            mine = data.share(asked)  # of this process
+            mine = processes.share(asked)  # of this process
 
             # ---- 1 rollout
             prompts = small.tokenizer.encode_batch(lmcot.fill(lmcot.RATIONALE, small, mine))
@@ -157,8 +161,8 @@ def main() -> None:
             # ---- 2 M_L answers, every rationale gets its reward
             many = [example for example in mine for _ in range(s.samples_per_prompt)]
             predictions = lmcot.answer(large, many, rationales)
-            scored = data.gather(judge(many, rationales, predictions))
-            r = rl.join(data.gather([r.to("cpu")])).to(small.device)  # from here on, that of all processes
+            scored = processes.gather(judge(many, rationales, predictions))
+            r = rl.join(processes.gather([r.to("cpu")])).to(small.device)  # from here on, that of all processes
             scores = combination([each["R_aspect"] for each in scored], [each["R_task"] for each in scored])
             scores = torch.tensor(scores, device=small.device) - s.missing_eos_penalty * ~r.ended  # (R,)
             batch = vars(r) | {"scores": scores, "questions": [example.id for example in asked]}
@@ -180,7 +184,7 @@ def main() -> None:
                     minibatch = torch.tensor(order[start : start + s.minibatch])
                     tokens, parts = r.mask[rows_of(minibatch, s.samples_per_prompt)].sum(), []
                     optimizer.zero_grad()
-                    for b in data.micro_batches(minibatch, s.micro_batch):  # their gradients add up
+                    for b in processes.micro_batches(minibatch, s.micro_batch):  # their gradients add up
                         rows = rows_of(b, s.samples_per_prompt)
                         mask, logp_old = r.mask[rows], r.logp_old[rows]
                         with autocast:
@@ -196,9 +200,9 @@ def main() -> None:
                         moved = updates or s.bf16  # before any update every ratio is 1, or scoring has a fault
                         assert moved or float((logp.detach() - logp_old).abs().max()) < 1e-4, "ratios before any update"
                         parts.append(found | {"policy_loss": policy_loss.item(), "value_loss": value_loss.item()})
-                    data.sum_gradients([*policy.parameters(), *head.parameters()])
+                    processes.sum_gradients([*policy.parameters(), *head.parameters()])
                     norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0))
-                    parts = data.gather([part | {"grad_norm": norm} for part in parts])
+                    parts = processes.gather([part | {"grad_norm": norm} for part in parts])
                     if not all(math.isfinite(x) for part in parts for x in part.values()):
                         run.stop("a loss, a ratio or a gradient", batch | {"minibatch": minibatch, "updates": parts})
                     optimizer.step()
@@ -265,4 +269,4 @@ def show(
 
 
 if __name__ == "__main__":
-    data.run_main(main)
+    run_main(main)

@@ -46,7 +46,15 @@ import train_kd  # noqa: E402
 import train_rl  # noqa: E402
 from eval import BASELINES, align, interval  # noqa: E402
 from eval import Settings as EvalSettings  # noqa: E402
-from model import UserError, read_json  # noqa: E402
+from plumbing.command import at_least_one, parse_settings, run_main  # noqa: E402
+from plumbing.errors import UserError  # noqa: E402
+from plumbing.files import (  # noqa: E402
+    as_json,
+    atomic_write,
+    read_json,  # noqa: E402
+    read_jsonl,
+)
+from plumbing.run import Run  # noqa: E402
 
 SCRIPTS = {"train_kd.py": train_kd.Settings, "train_rl.py": train_rl.Settings, "eval.py": EvalSettings}
 QUICK = ("--test-limit", 20, "--samples", 2)  # of the table at the end of a training: the experiments make their own
@@ -72,7 +80,7 @@ class Settings(lmcot.Models):
 
     def check(self) -> None:
         super().check()
-        data.at_least_one(self, "seeds", "limit", "samples", "steps")
+        at_least_one(self, "seeds", "limit", "samples", "steps")
         if self.seeds > 10:
             raise ValueError("--seeds is at most 10")
         if self.ood and self.data == "tiny":
@@ -114,7 +122,7 @@ class Lab:
         self.used.add(name)
         if (folder / "results.md").exists():
             try:
-                with data.Run(folder, data.parse_settings(SCRIPTS[script], None, arguments)) as run:
+                with Run(folder, parse_settings(SCRIPTS[script], None, arguments)) as run:
                     run.uses()
                     return folder
             except UserError as error:
@@ -161,7 +169,7 @@ class Lab:
                           "--samples", COMPARED)  # fmt: skip
         examples = data.load(place, split, self.s.limit, context)
         runs: dict[str, list] = {}
-        for row in data.read_jsonl(folder / "answers.jsonl"):
+        for row in read_jsonl(folder / "answers.jsonl"):
             assert [answer["id"] for answer in row["answers"]] == [example.id for example in examples]
             pairs = zip(row["answers"], examples, strict=True)
             runs.setdefault(row["method"], []).append([data.exact_match(a["prediction"], e.answers) for a, e in pairs])
@@ -188,7 +196,7 @@ class Lab:
                     small = lmcot.load_small(self.s, model)
                     small.restart(seed)
                     (self.out / name).parent.mkdir(exist_ok=True)
-                    data.atomic_write(self.out / name, json.dumps(ask(small, self.large, examples, samples)))
+                    atomic_write(self.out / name, json.dumps(ask(small, self.large, examples, samples)))
             runs.append(json.loads((self.out / name).read_text("utf-8")))
         return runs
 
@@ -382,9 +390,9 @@ def arm_table(lab: Lab, title: str, arms: dict[str, list], split: str, samples: 
         if samples:
             before, right = (grid(runs[label], key)[..., 1:] for key in ("R_aspect before the answer", "right"))
             row.append(estimate(np.mean, 100 * chosen(before, right)))
-        metrics = [data.read_jsonl(Path(folder) / "metrics.jsonl") for folder in folders]
+        metrics = [read_jsonl(Path(folder) / "metrics.jsonl") for folder in folders]
         if all(each and "kl" in each[-1] for each in metrics):  # PPO
-            looks = [data.read_jsonl(Path(folder) / "dev.jsonl") for folder in folders]
+            looks = [read_jsonl(Path(folder) / "dev.jsonl") for folder in folders]
             row += [float(np.mean(each)) for each in (
                 [max(look, key=lambda at: at["reward"])["step"] for look in looks],
                 [each[-1]["kl"] for each in metrics], [unsteadiness(each) for each in metrics])]  # fmt: skip
@@ -579,7 +587,7 @@ def sizes(lab: Lab) -> list[dict]:
 
 def sensitivity(lab: Lab) -> list[dict]:
     """How much do β, λ and the learning rate matter, and how much does each aspect add to the reward's variance?"""
-    lr = data.parse_settings(train_rl.Settings, None, shlex.split(lab.s.rl_flags)).lr
+    lr = parse_settings(train_rl.Settings, None, shlex.split(lab.s.rl_flags)).lr
     sweeps = {"beta": (0, 0.2), "task-weight": (0, 4, 16), "lr": (lr / 3, lr * 3)}
     arms = {"defaults": lab.short_rl("all-eight"), "KD": lab.kd()}
     for flag, values in sweeps.items():
@@ -621,7 +629,7 @@ def context(lab: Lab) -> list[dict]:
     rows = []
     for k in [k for k in (0, 1, 2, 4, 8) if k <= most]:
         path = lab.out / "data" / f"test-{lab.s.limit}-distractors-{k}.json"
-        data.atomic_write(path, json.dumps([with_distractors(*pair, k) for pair in zip(gold, full, strict=True)]))
+        atomic_write(path, json.dumps([with_distractors(*pair, k) for pair in zip(gold, full, strict=True)]))
         em, results, examples = lab.compare(f"distractors-{k}", str(path), context="all")
         read = np.mean([lab.large.count_tokens(prompt) for prompt in lmcot.fill(lmcot.STANDARD, lab.large, examples)])
         rows.append([k, float(read), *(estimate(np.mean, em[m]) if m in em else None for m in names),
@@ -675,7 +683,7 @@ def main() -> None:
         return
     if name not in (*EXPERIMENTS, "all", "-h", "--help"):
         raise UserError(f"there is no experiment {name!r} (expected all, {', '.join(EXPERIMENTS)})")
-    s = data.parse_settings(Settings, __doc__, sys.argv[1:] if name.startswith("-") else sys.argv[2:])
+    s = parse_settings(Settings, __doc__, sys.argv[1:] if name.startswith("-") else sys.argv[2:])
     failed = []
     for each in EXPERIMENTS if name == "all" else [name]:
         lab = Lab(s)
@@ -685,7 +693,7 @@ def main() -> None:
         except UserError as error:  # the others may work
             failed.append(f"{each}: {error}")
             continue
-        minutes = data.read_jsonl(lab.out / "minutes.jsonl")
+        minutes = read_jsonl(lab.out / "minutes.jsonl")
         result = {
             "name": each,
             "question": EXPERIMENTS[each][0].__doc__,
@@ -694,12 +702,12 @@ def main() -> None:
             "cpu_minutes": sum(row["cpu_minutes"] for row in minutes if row["name"] in lab.used),
             "tables": tables,
         }
-        data.atomic_write(lab.out / "results" / f"{each}.json", data.as_json(result))
-        data.atomic_write(lab.out / "results" / f"{each}.md", as_markdown(result))
+        atomic_write(lab.out / "results" / f"{each}.json", as_json(result))
+        atomic_write(lab.out / "results" / f"{each}.md", as_markdown(result))
         print(f"\n{as_markdown(result)}", flush=True)
     if failed:
         raise UserError("; ".join(failed))
 
 
 if __name__ == "__main__":
-    data.run_main(main)
+    run_main(main)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import data  # noqa: E402
 from eval import align  # noqa: E402
-from model import UserError  # noqa: E402
+from plumbing.command import run_main  # noqa: E402
+from plumbing.errors import UserError  # noqa: E402
+from plumbing.files import read_jsonl  # noqa: E402
 
 CURVES = ("reward", "R_aspect", "R_task", "kl", "entropy", "length", "ended", "ratio_max", "clip_fraction",
           "explained_variance")  # fmt: skip
@@ -34,11 +35,11 @@ def main() -> None:
     if not places or sys.argv[1].startswith("-"):
         raise UserError("give folders of train_rl.py: python lab/ppo.py FOLDER [FOLDER …]")
     for place in places:
-        rows = data.read_jsonl(place if place.is_file() else place / "metrics.jsonl")
+        rows = read_jsonl(place if place.is_file() else place / "metrics.jsonl")
         if not rows or not set(CURVES) <= rows[0].keys():
             raise UserError(f"{place}: not a run of train_rl.py")
         print(f"{place}\n\n{curves(rows)}\n")
 
 
 if __name__ == "__main__":
-    data.run_main(main)
+    run_main(main)

@@ -42,7 +42,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import rewards  # noqa: E402
 from eval import BOOTSTRAPS, align, interval, questions_of, read_run, with_interval  # noqa: E402
-from model import UserError, read_json  # noqa: E402
+from plumbing.command import at_least_one, parse_settings, run_main  # noqa: E402
+from plumbing.errors import UserError  # noqa: E402
+from plumbing.files import (  # noqa: E402
+    as_json,
+    atomic_write,
+    read_json,  # noqa: E402
+    read_jsonl,
+)
 from rewards import ASPECTS  # noqa: E402
 
 SOURCES = ("LM-guided, KD", "LM-guided, RL", "CoT")  # methods of eval.py whose rationales are rated
@@ -72,7 +79,7 @@ class Settings:
     out: str = "runs/ratings"  # folder of the sheet and its key
 
     def check(self) -> None:
-        data.at_least_one(self, "questions")
+        at_least_one(self, "questions")
 
 
 def collect(folder: Path, count: int, seed: int) -> list[dict]:
@@ -81,7 +88,7 @@ def collect(folder: Path, count: int, seed: int) -> list[dict]:
         raise UserError(f"{folder} is no run folder of eval.py or train_rl.py")
     if not (folder / "results.json").is_file():
         raise UserError(f"{folder} has not ended: give its command once more")
-    rows = data.read_jsonl(folder / "answers.jsonl")
+    rows = read_jsonl(folder / "answers.jsonl")
     written = {source: {row["seed"]: {a["id"]: a for a in row["answers"]} for row in rows if row["method"] == source}
                for source in SOURCES}  # fmt: skip
     if missing := [source for source in SOURCES if not written[source]]:
@@ -161,9 +168,9 @@ def export(settings: Settings) -> None:
     sheet = secrets.token_hex(4)
     (out / "for_raters").mkdir(parents=True, exist_ok=True)
     key = {"sheet": sheet, "settings": vars(settings), "items": items}
-    data.atomic_write(out / "key.json", data.as_json(key))
-    data.atomic_write(out / "for_raters" / "sheet.csv", as_csv(items))
-    data.atomic_write(out / "for_raters" / "sheet.html", as_page(items, sheet))
+    atomic_write(out / "key.json", as_json(key))
+    atomic_write(out / "for_raters" / "sheet.csv", as_csv(items))
+    atomic_write(out / "for_raters" / "sheet.html", as_page(items, sheet))
     print(f"{len(items)} rationales for {settings.questions} questions (the same words are rated once).\n"
           f"Hand out:  {out / 'for_raters'}/sheet.html, or sheet.csv\nKeep back: {out / 'key.json'}\n"
           f"Then:      python lab/ratings.py import {out / 'key.json'} FILE.csv …")  # fmt: skip
@@ -364,15 +371,15 @@ def import_ratings(key: Path, files: list[Path]) -> None:
         ratings[name] = read_ratings(path, [item["item"] for item in items])
     table = summarise(items, ratings)
     markdown = as_markdown(table)
-    data.atomic_write(key.parent / "results.json", data.as_json(table))
-    data.atomic_write(key.parent / "results.md", markdown)
+    atomic_write(key.parent / "results.json", as_json(table))
+    atomic_write(key.parent / "results.md", markdown)
     print(markdown)
 
 
 def main() -> None:
     match sys.argv[1:]:
         case ["export", *flags]:
-            export(data.parse_settings(Settings, __doc__, flags))
+            export(parse_settings(Settings, __doc__, flags))
         case ["import", key, *files] if files:
             import_ratings(Path(key), list(map(Path, files)))
         case ["-h" | "--help"]:
@@ -382,4 +389,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    data.run_main(main)
+    run_main(main)

@@ -31,7 +31,13 @@ import data  # noqa: E402
 import rl  # noqa: E402
 from eval import BASELINES, METRICS, NEED_FACTS, bootstrap, interval, questions_of, read_run, with_interval  # noqa: E402
 from lab.experiments import cell_text, signatures  # noqa: E402
-from model import UserError, read_json  # noqa: E402
+from plumbing.command import run_main  # noqa: E402
+from plumbing.errors import UserError  # noqa: E402
+from plumbing.files import (  # noqa: E402
+    atomic_write,
+    read_json,  # noqa: E402
+    read_jsonl,
+)
 from rewards import ASPECTS, quality  # noqa: E402
 
 try:
@@ -91,7 +97,7 @@ def find(place: Path) -> Found:
     results = read_json(place / "results.json") if (place / "results.json").is_file() else None
     if results is not None and not isinstance(results.get("methods"), dict):
         raise UserError(f"{place / 'results.json'} holds no table of methods")
-    return Found(place, kind, settings, results, *(data.read_jsonl(place / f"{x}.jsonl") for x in ("metrics", "dev")))
+    return Found(place, kind, settings, results, *(read_jsonl(place / f"{x}.jsonl") for x in ("metrics", "dev")))
 
 
 def by_setting(runs: Sequence[Found]) -> dict[str, list[Found]]:
@@ -124,7 +130,7 @@ class Rated:
 def rate(run: Found, examples: Sequence[data.Example], methods: Sequence[str]) -> dict[str, Rated]:
     """The answers of a comparison, scored anew; UserError where they are to other questions."""
     rated = {name: Rated() for name in methods}
-    for row in data.read_jsonl(run.place / "answers.jsonl"):
+    for row in read_jsonl(run.place / "answers.jsonl"):
         if row["method"] in methods:
             if [answer["id"] for answer in row["answers"]] != [example.id for example in examples]:
                 raise UserError(f"the answers in {run.place} are to other questions than its settings name")
@@ -605,11 +611,11 @@ def write(places: Sequence[Path], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         for ending, colours in (("", LIGHT), ("-dark", DARK)):
-            data.atomic_write(out / f"{picture.name}{ending}.png", picture.png(colours))
+            atomic_write(out / f"{picture.name}{ending}.png", picture.png(colours))
     names = ", ".join(map(str, places))
-    data.atomic_write(out / "report.html", page(sections, f"lab/report.py made it from {names}."))
+    atomic_write(out / "report.html", page(sections, f"lab/report.py made it from {names}."))
     print(f"{out / 'report.html'}, and {2 * len(pictures)} pictures beside it")
 
 
 if __name__ == "__main__":
-    data.run_main(main)
+    run_main(main)

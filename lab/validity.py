@@ -39,7 +39,9 @@ import rewards  # noqa: E402
 from data import Example  # noqa: E402
 from eval import align  # noqa: E402
 from lmcot import CONCLUSION  # noqa: E402
-from model import UserError  # noqa: E402
+from plumbing.command import parse_settings, run_main  # noqa: E402
+from plumbing.errors import UserError  # noqa: E402
+from plumbing.files import as_json, atomic_write  # noqa: E402
 from rewards import ASPECTS  # noqa: E402
 
 IDS = Path(__file__).resolve().parent / "validity_ids.json"
@@ -397,7 +399,7 @@ def report(name: str, found: dict) -> str:
 
 
 def main() -> None:
-    settings = data.parse_settings(Settings, __doc__)
+    settings = parse_settings(Settings, __doc__)
     listed = json.loads(IDS.read_text(encoding="utf-8"))
     found = {}
     for name, path in (("HotpotQA", settings.hotpotqa), ("2WikiMultihopQA", settings.wiki)):
@@ -409,10 +411,10 @@ def main() -> None:
     text = f"# Validity of the aspects ({settings.split} ids)\n\n" + "\n".join(report(n, f) for n, f in found.items())
     folder = Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)
-    data.atomic_write(folder / "validity.md", text)
-    data.atomic_write(folder / "validity.json", data.as_json(found))
+    atomic_write(folder / "validity.md", text)
+    atomic_write(folder / "validity.json", as_json(found))
     print(text)
 
 
 if __name__ == "__main__":
-    data.run_main(main)
+    run_main(main)

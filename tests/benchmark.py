@@ -30,7 +30,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tiny" / "small"  # the M_S of the default, which has learned when to end
-HOTPOTQA = ROOT.parent / "shared" / "data"  # 450 official records and FLAN-T5's tokenizer, where they are
+# A folder with official records and FLAN-T5's tokenizer, where they are at hand.
+HOTPOTQA = Path(os.environ.get("LMCOT_SAMPLES", "no samples"))
 TRL = "torch==2.13.0 trl==0.11.4 transformers==4.46.3 accelerate==1.1.1 datasets==3.1.0 rich"
 sys.path.insert(0, str(ROOT))  # torch, the project and the peers are imported where they are used: it costs memory
 

@@ -44,8 +44,12 @@ import lmcot  # noqa: E402
 import rewards  # noqa: E402
 import train_kd  # noqa: E402
 import train_rl  # noqa: E402
-from lmcot import HTTPLM, LocalLM  # noqa: E402
-from model import T5, T5Config, UserError, load_tokenizer  # noqa: E402
+from lmcot import LocalLM  # noqa: E402
+from model import T5, T5Config, load_tokenizer  # noqa: E402
+from plumbing.errors import UserError  # noqa: E402
+from plumbing.files import read_jsonl  # noqa: E402
+from plumbing.run import Run  # noqa: E402
+from plumbing.server import ServedLM  # noqa: E402
 
 SECONDS, MEGABYTES = 5, 500  # of CPU time that one input may take; by which a loader's process may grow
 PATIENCE = 600  # seconds of wall time after which a process that gets no further is ended
@@ -419,7 +423,7 @@ def http_cache(folder: Path) -> Loader:
     completion = {"text": "said", "tokens": 3, "finish": "stop"}
 
     def complete(asked: list[str]) -> list[str]:
-        lm = HTTPLM("http://127.0.0.1:1/v1", "m", concurrency=1, cache=file)
+        lm = ServedLM("http://127.0.0.1:1/v1", "m", concurrency=1, cache=file)
 
         def ask(key: str, body: dict) -> None:  # in place of the server
             asked.append(key)
@@ -447,7 +451,7 @@ def run_jsonl(folder: Path) -> Loader:
 
     def attempt(raw: bytes) -> None:
         file.write_bytes(raw)
-        assert all(isinstance(row, dict) for row in data.read_jsonl(file))
+        assert all(isinstance(row, dict) for row in read_jsonl(file))
 
     return Loader([as_jsonl([rationale, rationale]), as_jsonl([answers])], attempt, mutate_jsonl)
 
@@ -457,9 +461,9 @@ def settings(folder: Path) -> Loader:
     file = folder / "settings.json"
     (folder / "model").mkdir()
     good = train_kd.Settings(rationales=str(folder))
-    with data.Run(folder.with_name("made"), good):
+    with Run(folder.with_name("made"), good):
         base = (folder.with_name("made") / "settings.json").read_bytes()
-    loads = (lambda: data.Run(folder, good).close(), lambda: train_rl.distilled(str(folder)),
+    loads = (lambda: Run(folder, good).close(), lambda: train_rl.distilled(str(folder)),
              lambda: train_kd.taken_over(good))  # fmt: skip
 
     def attempt(raw: bytes) -> None:
@@ -480,14 +484,14 @@ def settings(folder: Path) -> Loader:
 
 @loader
 def server_reply(folder: Path) -> Loader:
-    lm = HTTPLM("http://127.0.0.1:1/v1", "m")
+    lm = ServedLM("http://127.0.0.1:1/v1", "m")
     choice = {"index": 0, "message": {"role": "assistant", "content": "The answer is x."}, "finish_reason": "stop"}
     base = json.dumps({"choices": [choice], "usage": {"completion_tokens": 7}}).encode()
 
     def attempt(raw: bytes) -> None:
         try:
             answer = lm.read(raw.decode(errors="replace"))
-        except HTTPException as refusal:  # which HTTPLM tries again, and shows
+        except HTTPException as refusal:  # which ServedLM tries again, and shows
             raise UserError(lm.shown(str(refusal))) from None
         assert answer["text"].encode() is not None and answer["tokens"] >= 0 and json.dumps(answer)
 

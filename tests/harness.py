@@ -2,6 +2,7 @@
 FLAN-T5's form with its real tokenizer."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,16 +12,18 @@ import data
 import lmcot
 from lmcot import LocalLM
 from model import T5, T5Config, load_tokenizer, pad_batch
+from plumbing.command import run_main
 from tiny import world
 
-SAMPLES = Path(__file__).parents[2] / "shared" / "data"  # real records and FLAN-T5's tokenizer, where they are at hand
+# A folder with real records and FLAN-T5's tokenizer, where they are at hand.
+SAMPLES = Path(os.environ.get("LMCOT_SAMPLES", "no samples"))
 
 
 def call(patch, main, *arguments):
     """A script's `main` as its command would run it, in this process → exit status."""
     patch.setattr(sys, "argv", [f"{main.__module__}.py", *map(str, arguments)])
     try:
-        data.run_main(main)
+        run_main(main)
     except SystemExit as end:
         return end.code
     return 0

@@ -29,10 +29,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch  # noqa: E402
 
-import data  # noqa: E402
 import eval as evaluation  # noqa: E402
 import train_kd  # noqa: E402
 import train_rl  # noqa: E402
+from plumbing import files  # noqa: E402
+from plumbing import run as run_folder  # noqa: E402
+from plumbing.command import run_main  # noqa: E402
 
 # KD stops early, by its patience; standardized rewards and an adaptive KL coefficient have a state that must come back.
 RUNS = {
@@ -91,7 +93,8 @@ def die_in_write(number: int) -> list[int]:
 
         return call
 
-    data.open, os.fsync, os.replace = opening, dying(os.fsync), dying(os.replace)
+    files.open = run_folder.open = opening
+    os.fsync, os.replace = dying(os.fsync), dying(os.replace)
     return count
 
 
@@ -117,7 +120,7 @@ def command(script: str) -> int:
     main, arguments = RUNS[script]
     sys.argv = [f"{script}.py", *arguments.split()]
     try:
-        data.run_main(main)
+        run_main(main)
     except SystemExit as end:
         return end.code
     return 0

@@ -23,7 +23,10 @@ import pytest
 
 import data
 import train_kd
-from data import UserError, load
+from data import load
+from plumbing import downloads
+from plumbing.command import run_main
+from plumbing.errors import UserError
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -89,7 +92,7 @@ def publish(server, cache, monkeypatch):
         url = f"http://127.0.0.1:{server.server_port}{path}"
         parts = ("dev", "train")[: len(counts)]
         entry = (url, len(content), hashlib.sha256(content).hexdigest())
-        monkeypatch.setitem(data.OFFICIAL, name, {p: (*entry, n) for p, n in zip(parts, counts, strict=True)})
+        monkeypatch.setitem(downloads.OFFICIAL, name, {p: (*entry, n) for p, n in zip(parts, counts, strict=True)})
         return content
 
     return put
@@ -296,8 +299,8 @@ def test_a_certificate_that_nobody_signed_is_refused(publish, server, cache, tmp
     context.load_cert_chain(certificate, key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     publish(CONTENT)
-    url, *rest = data.OFFICIAL["hotpotqa"]["dev"]
-    monkeypatch.setitem(data.OFFICIAL["hotpotqa"], "dev", (url.replace("http:", "https:"), *rest))
+    url, *rest = downloads.OFFICIAL["hotpotqa"]["dev"]
+    monkeypatch.setitem(downloads.OFFICIAL["hotpotqa"], "dev", (url.replace("http:", "https:"), *rest))
     assert "CERTIFICATE_VERIFY_FAILED" in refused("hotpotqa") and kept(cache) == 0
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))  # trusted, the same server serves
     assert len(load("hotpotqa")) == 40
@@ -359,7 +362,7 @@ def in_another_process(*arguments):
 
     def run():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # some shells start programs with it ignored
-        data.run_main(lambda: load(*arguments))
+        run_main(lambda: load(*arguments))
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
@@ -412,5 +415,5 @@ def test_run_main_says_the_sentence(publish, server, capsys):
     publish(CONTENT)
     server.faults = [404]
     with pytest.raises(SystemExit) as stopped:
-        data.run_main(lambda: load("hotpotqa"))
+        run_main(lambda: load("hotpotqa"))
     assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: http://127.0.0.1:")

@@ -15,9 +15,10 @@ import data
 import rewards
 import train_kd
 import train_rl
-from data import Example, Paragraph, Run
+from data import Example, Paragraph
 from eval import METHODS, Outcome, align, as_markdown, bootstrap, evaluate, interval, main, summarise
 from model import T5
+from plumbing.run import Run
 
 # ------------------------------------------------------------------------------------------------ statistics
 

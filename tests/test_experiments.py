@@ -26,6 +26,8 @@ import experiments as lab  # noqa: E402
 import data  # noqa: E402
 import rewards  # noqa: E402
 from model import T5  # noqa: E402
+from plumbing.command import parse_settings  # noqa: E402
+from plumbing.run import Run  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------ statistics
 
@@ -262,7 +264,7 @@ def test_every_arm_is_trained_with_the_flags_that_its_name_says(monkeypatch, tmp
     made = {}
 
     def run(self, script, name, *flags):
-        made[name] = data.parse_settings(lab.SCRIPTS[script], None, [*map(str, flags)])
+        made[name] = parse_settings(lab.SCRIPTS[script], None, [*map(str, flags)])
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / "filter.json").write_text('[{"kept": 1, "asked": 2}]')
         return tmp_path / name
@@ -390,7 +392,7 @@ def ready(tmp_path):
             shutil.copytree(ROOT / "tiny/small", folder / f"kd-{seed}" / "model")
             more = ["--seed", seed] + [f"--rationales={folder / 'kd-0'}"] * seed
             common = [*lab.Lab(settings).models, "--data=tiny", "--test-data=", *lab.QUICK]
-            wanted = data.parse_settings(lab.train_kd.Settings, None, [*map(str, common + more), f"--out={folder}"])
+            wanted = parse_settings(lab.train_kd.Settings, None, [*map(str, common + more), f"--out={folder}"])
             (folder / f"kd-{seed}" / "settings.json").write_text(json.dumps(vars(wanted)))
             (folder / f"kd-{seed}" / "results.md").write_text("a table")
         return folder
@@ -428,7 +430,7 @@ def test_an_m_s_that_was_trained_anew_is_asked_anew_and_comparisons_of_the_old_o
     monkeypatch.setattr(lab, "ask", lambda *a: asked.append(a) or [[{"rationale": str(len(asked))}]])
     here = lab.Lab(lab.Settings(seeds=2, limit=1, out=str(folder)))
     eval_flags = ["--kd", f"{folder}/kd-[0-1]", f"--out={folder / 'eval'}"]
-    with data.Run(folder / "eval", data.parse_settings(lab.EvalSettings, None, eval_flags)) as run:
+    with Run(folder / "eval", parse_settings(lab.EvalSettings, None, eval_flags)) as run:
         run.uses([str(folder / "kd-1")])
         run.write("results.md", "a table")
     before = here.answers(here.kd(), "dev")

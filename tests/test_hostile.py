@@ -23,8 +23,13 @@ import lmcot
 import rewards
 import train_kd
 import train_rl
-from lmcot import HTTPLM, LocalLM
-from model import T5, T5Config, UserError, load_tokenizer
+from lmcot import LocalLM
+from model import T5, T5Config, load_tokenizer
+from plumbing.command import parse_settings
+from plumbing.errors import UserError
+from plumbing.files import read_jsonl
+from plumbing.run import Run
+from plumbing.server import ServedLM
 from tiny import pretrain
 
 CONFIG = T5Config(vocab_size=64, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_decoder_layers=1, num_heads=2)
@@ -191,9 +196,9 @@ def test_nesting_without_end_and_numbers_without_end_are_refused_in_every_file(n
     (folder / "model").mkdir()
     loads = {
         "tokenizer.json": [load_tokenizer], "x.json": [lambda f: data.load(f / name)],
-        "x.jsonl": [lambda f: data.load(f / name)], "run.jsonl": [lambda f: data.read_jsonl(f / name)],
-        "http_cache.jsonl": [lambda f: HTTPLM("http://127.0.0.1:1/v1", "m", cache=f / name).complete([], 1)],
-        "settings.json": [lambda f: data.Run(f, train_kd.Settings()), train_rl.distilled,
+        "x.jsonl": [lambda f: data.load(f / name)], "run.jsonl": [lambda f: read_jsonl(f / name)],
+        "http_cache.jsonl": [lambda f: ServedLM("http://127.0.0.1:1/v1", "m", cache=f / name).complete([], 1)],
+        "settings.json": [lambda f: Run(f, train_kd.Settings()), train_rl.distilled,
                           lambda f: train_kd.taken_over(train_kd.Settings(rationales=str(f)))],
     }  # fmt: skip
     for load in loads.get(name, [T5.from_pretrained]):
@@ -210,7 +215,7 @@ def test_at_no_depth_of_nesting_does_a_refusal_fail_itself(depth, tmp_path):
         (tmp_path / "x.jsonl").write_text(record + "\n")
         refusal(data.load, tmp_path / "x.jsonl")
     (tmp_path / "settings.json").write_text(f'{{"large": {deep}}}')
-    refusal(data.Run, tmp_path, train_kd.Settings())
+    refusal(Run, tmp_path, train_kd.Settings())
     refusal(train_kd.taken_over, train_kd.Settings(rationales=str(tmp_path)))
 
 
@@ -222,19 +227,19 @@ ANSWER = {"key": "k", "text": "t", "tokens": 3, "finish": "stop"}
                          ids=ascii)  # fmt: skip
 def test_a_cache_that_holds_anything_but_answers_is_refused_by_name(change, tmp_path):
     file = tmp_path / "http_cache.jsonl"
-    lm = HTTPLM("http://127.0.0.1:1/v1", "m", cache=file)
+    lm = ServedLM("http://127.0.0.1:1/v1", "m", cache=file)
     file.write_text(json.dumps(ANSWER) + "\n")
     assert lm.complete([], 1) == [] and lm.answers == {"k": ANSWER}
     file.write_text(json.dumps(ANSWER | change) + "\n")
-    assert str(file) in refusal(HTTPLM("http://127.0.0.1:1/v1", "m", cache=file).complete, [], 1)
+    assert str(file) in refusal(ServedLM("http://127.0.0.1:1/v1", "m", cache=file).complete, [], 1)
     file.write_text(json.dumps({name: value for name, value in ANSWER.items() if name not in change}) + "\n")
-    assert str(file) in refusal(HTTPLM("http://127.0.0.1:1/v1", "m", cache=file).complete, [], 1)
+    assert str(file) in refusal(ServedLM("http://127.0.0.1:1/v1", "m", cache=file).complete, [], 1)
 
 
 @pytest.mark.parametrize("tokens", ["Infinity", "NaN", "-5", '"7"', "9" * 400, "1e300", "true", "[]", "null"])
 def test_a_count_of_tokens_that_cannot_be_is_replaced_by_the_estimate_and_costs_no_answer(tokens):
     said = f'{{"choices": [{{"message": {{"content": "abcdef"}}}}], "usage": {{"completion_tokens": {tokens}}}}}'
-    assert HTTPLM("http://127.0.0.1:1/v1", "m").read(said) == {"text": "abcdef", "tokens": 2, "finish": "stop"}
+    assert ServedLM("http://127.0.0.1:1/v1", "m").read(said) == {"text": "abcdef", "tokens": 2, "finish": "stop"}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "{", '"x"', "null", b"\xff\xfe"])
@@ -353,5 +358,5 @@ def test_a_question_longer_than_the_limit_and_an_empty_context_are_answered_and_
 @pytest.mark.parametrize(("question", "context"), [("\udcff?", "c"), ("q", "\udcff")], ids=ascii)
 def test_a_question_that_is_no_utf_8_is_refused_with_the_usage(question, context, capsys):
     with pytest.raises(SystemExit) as end:
-        data.parse_settings(lmcot.Settings, "", ["--question", question, "--context", context])
+        parse_settings(lmcot.Settings, "", ["--question", question, "--context", context])
     assert end.value.code == 2 and "UTF-8" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Proofs for lmcot.HTTPLM: a fake server on this machine fails in every way there is and counts what it is asked."""
+"""Proofs for ServedLM: a fake server on this machine fails in every way there is and counts what it is asked."""
 
 import contextlib
 import json
@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 import lmcot
 import train_kd
 import train_rl
-from lmcot import HTTPLM
-from model import UserError
+from plumbing import server as plumbing_server
+from plumbing.errors import UserError
+from plumbing.server import ServedLM
 from tiny import pretrain, world
 
 KEY = "sk-very-secret-0123456789"
@@ -114,8 +115,8 @@ def serve():
 
 
 def connect(url, **options):
-    """An HTTPLM that writes down how long it would wait, and does not wait."""
-    lm = HTTPLM(url, "a-model", **options)
+    """An ServedLM that writes down how long it would wait, and does not wait."""
+    lm = ServedLM(url, "a-model", **options)
     lm.waits = []
 
     def pause(seconds):
@@ -253,7 +254,7 @@ PASSING = {
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_may_pass_is_tried_again_and_nothing_else_is(fault, serve, monkeypatch):
     if fault == "no answer in time":
-        monkeypatch.setattr(HTTPLM, "SILENCE", 1)
+        monkeypatch.setattr(ServedLM, "SILENCE", 1)
     server = serve(lambda prompt, n: PASSING[fault] if prompt == "p3" and n < 2 else echo(prompt, n))
     lm = connect(server.url)
     assert lm.complete([f"p{i}" for i in range(6)], 5) == [f"said p{i}" for i in range(6)]
@@ -278,7 +279,7 @@ def test_the_wait_is_the_one_the_server_asks_for_in_seconds_or_as_a_date_and_at_
 
 @given(st.one_of(st.none(), st.text(), st.from_regex(r"(Mon, )?\d{1,3} [A-Z][a-z]{2} \d{1,6} [\d:]{0,8} ?[A-Z+\-\d]*")))
 def test_no_header_whatever_it_says_makes_the_wait_longer_than_60_seconds_or_an_exception(header):
-    assert 0 <= lmcot.retry_after(header, 2.5) <= 60
+    assert 0 <= plumbing_server.retry_after(header, 2.5) <= 60
 
 
 def test_a_server_that_never_recovers_is_given_up_after_ten_tries_with_growing_waits(serve):
@@ -374,7 +375,7 @@ def test_a_server_that_sends_byte_after_byte_without_end_is_left_and_asked_again
         while not over.wait(0.02):
             handler.wfile.write(b"x")
 
-    monkeypatch.setattr(HTTPLM, "LONGEST", 0.5)
+    monkeypatch.setattr(ServedLM, "LONGEST", 0.5)
     server = serve(lambda prompt, n: echo(prompt, n) if n else drip)
     begun = time.perf_counter()
     assert connect(server.url).complete(["p", "q"], 5) == ["said p", "said q"]
@@ -399,7 +400,7 @@ def test_a_redirect_is_not_followed_and_the_key_does_not_arrive_elsewhere(status
 )  # fmt: skip
 def test_other_forms_of_address_are_refused_and_not_shown(address):
     with pytest.raises(UserError, match="http://host:8000/v1") as caught:
-        HTTPLM(address, "m")
+        ServedLM(address, "m")
     assert KEY not in str(caught.value)
 
 
@@ -407,7 +408,7 @@ def test_other_forms_of_address_are_refused_and_not_shown(address):
 def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key, monkeypatch):
     monkeypatch.setenv("LMCOT_API_KEY", key)
     with pytest.raises(UserError, match="LMCOT_API_KEY") as caught:
-        HTTPLM("http://127.0.0.1:1/v1", "m")
+        ServedLM("http://127.0.0.1:1/v1", "m")
     assert KEY not in str(caught.value)
 
 
@@ -434,7 +435,7 @@ def test_what_was_answered_is_in_the_cache_and_is_never_asked_again(serve, tmp_p
         before = len(server.requests)
         changed(connect(server.url, cache=cache))
         assert len(server.requests) == before + 1
-    other = HTTPLM(server.url, "another-model", cache=cache)
+    other = ServedLM(server.url, "another-model", cache=cache)
     other.complete(["a"], 5)
     assert server.requests[-1][2]["model"] == "another-model"
     assert KEY not in cache.read_text()
@@ -473,7 +474,7 @@ def test_after_ctrl_c_no_request_is_begun_and_what_came_back_is_kept(serve, tmp_
         return (500, {}, {}) if prompt == "p5" and not interrupted else echo(prompt, n)
 
     server = serve(plan)
-    lm, prompts = HTTPLM(server.url, "a-model", concurrency=4, cache=tmp_path / "c"), [f"p{i}" for i in range(100)]
+    lm, prompts = ServedLM(server.url, "a-model", concurrency=4, cache=tmp_path / "c"), [f"p{i}" for i in range(100)]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # some shells start programs with it ignored
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -594,7 +595,7 @@ TELLTALES = {  # what a server may do with the key that it got
 
 @pytest.mark.parametrize("fault", [*TELLTALES, *(name for name in FATAL if name != "too much")])
 def test_a_run_that_fails_leaves_the_key_in_no_file_and_no_output(fault, serve, kd_flags, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(lmcot.random, "uniform", lambda *_: 0.0)  # waits of no length
+    monkeypatch.setattr(plumbing_server.random, "uniform", lambda *_: 0.0)  # waits of no length
     left = iter(range(5))
     what = TELLTALES[fault] if fault in TELLTALES else FATAL[fault][0]
     server = serve(lambda prompt, n: chat_model(prompt, n) if next(left, None) is not None else what)
@@ -691,13 +692,13 @@ def test_a_real_server_gives_the_texts_that_its_model_writes_in_this_process(tmp
                     break
                 assert server.poll() is None, (tmp_path / "log").read_text()
                 time.sleep(0.5)
-            lm = HTTPLM(f"http://127.0.0.1:{port}/v1", str(folder), cache=tmp_path / "c")
+            lm = ServedLM(f"http://127.0.0.1:{port}/v1", str(folder), cache=tmp_path / "c")
             assert lm.complete(prompts, 12) == [text for text, _, _ in expected], (tmp_path / "log").read_text()
             assert lm.unfinished == sum(cut for _, _, cut in expected)
             assert lm.tokens_written == sum(n for _, n, _ in expected)
             samples = lm.complete(prompts[:1] * 8, 12, temperature=1.0)
             assert len(set(samples)) > 4
             with pytest.raises(UserError, match="status 404"):
-                HTTPLM(f"http://127.0.0.1:{port}/v2", str(folder)).complete(prompts[:1], 5)
+                ServedLM(f"http://127.0.0.1:{port}/v2", str(folder)).complete(prompts[:1], 5)
         finally:
             server.terminate()

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
 import model as M
-from model import T5, T5Config, UserError
+from model import T5, T5Config
+from plumbing.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 3, "num_layers": 1}

@@ -59,11 +59,11 @@ def test_ctrl_c_ends_a_process_with_130_and_says_how_to_go_on(kd, tmp_path):  # 
 def test_a_difference_would_be_seen(tmp_path):
     def forgetful():
         Path("out").mkdir(exist_ok=True)
-        kill.data.atomic_write("out/begun", "here")
+        kill.files.atomic_write("out/begun", "here")
         again = str(Path("out/done").exists()).lower()
-        kill.data.atomic_write("out/lines.jsonl", f'{{"again": {again}}}\n')
-        kill.data.atomic_write("out/done", "before its end")
-        kill.data.atomic_write("out/end", "here")
+        kill.files.atomic_write("out/lines.jsonl", f'{{"again": {again}}}\n')
+        kill.files.atomic_write("out/done", "before its end")
+        kill.files.atomic_write("out/end", "here")
         return 0
 
     found = kill.kill_runs(forgetful, "out", 12, random.Random(0), tmp_path)

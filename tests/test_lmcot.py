@@ -16,7 +16,9 @@ import data
 import lmcot
 from data import Example, Paragraph
 from lmcot import LocalLM
-from model import T5, T5Config, UserError, load_tokenizer
+from model import T5, T5Config, load_tokenizer
+from plumbing.errors import UserError
+from plumbing.server import ServedLM
 from tiny import pretrain, world
 
 ROOT = Path(__file__).parents[1]
@@ -572,5 +574,5 @@ def test_only_the_embedded_pair_is_told_what_it_cannot_read():
         lmcot.refuse_unknown_words("this", example, tiny)
     english = Example("1", "Who wrote Hamlet?", (data.Paragraph("", ("Shakespeare wrote Hamlet.",)),), "Shakespeare")
     with pytest.raises(UserError, match="this is outside .* never read 'Hamlet', 'Shakespeare' and could only guess"):
-        lmcot.refuse_unknown_words("this", english, lmcot.HTTPLM("http://localhost:1/v1", "m"), tiny)
-    lmcot.refuse_unknown_words("this", english, lmcot.HTTPLM("http://localhost:1/v1", "m"))
+        lmcot.refuse_unknown_words("this", english, ServedLM("http://localhost:1/v1", "m"), tiny)
+    lmcot.refuse_unknown_words("this", english, ServedLM("http://localhost:1/v1", "m"))

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import harness
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,15 +25,16 @@ from torch import nn
 import data
 import lmcot
 import model as M
-from model import T5, T5Config, UserError
+from model import T5, T5Config
+from plumbing.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = harness.SAMPLES
 FLAN = DATA / "flan-t5"
-needs_flan = pytest.mark.skipif(not (FLAN / "tokenizer.json").is_file(), reason="shared/data/flan-t5 is not here")
+needs_flan = pytest.mark.skipif(not (FLAN / "tokenizer.json").is_file(), reason="the real tokenizer is not here")
 VERSIONS = ("v1.0", "v1.1")
 SIDES = ("right", "left")
 LENGTHS = (40, 3, 17, 1, 26, 9)  # of the sources: the longest reaches the logarithmic buckets

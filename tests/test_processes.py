@@ -24,6 +24,9 @@ import torch
 torch.set_num_threads(1)
 import data, lmcot, rl, {script}
 from tiny import world
+
+from plumbing import processes
+from plumbing.command import run_main
 world.SIZES |= {sizes!r}
 think = lmcot.chain_of_thought
 def count(large, examples, *rest, **named):
@@ -40,10 +43,10 @@ def rollout(policy, reference, head, source, mask, samples, *rest):
         return r
     kept = torch.load(path, weights_only=True)
     rows = {{name: x.view(len(kept["source"]), -1, *x.shape[1:]) for name, x in kept.items()}}
-    return rl.Rollout(**{{name: data.share(x).flatten(0, 1) for name, x in rows.items()}})
+    return rl.Rollout(**{{name: processes.share(x).flatten(0, 1) for name, x in rows.items()}})
 rl.rollout = rollout
 sys.argv[1:] = {arguments!r}
-data.run_main({script}.main)
+run_main({script}.main)
 """
 
 

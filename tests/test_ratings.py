@@ -31,7 +31,7 @@ import ratings
 
 import train_kd
 import train_rl
-from model import UserError
+from plumbing.errors import UserError
 from rewards import ASPECTS, aspects
 
 KD, RL, COT = ratings.SOURCES

@@ -6,8 +6,8 @@ any score must have, numpy for the running moments, and real rationales with one
 import json
 import math
 import random
-from pathlib import Path
 
+import harness
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,11 +15,9 @@ from hypothesis import strategies as st
 
 import data
 import rewards
-from data import UserError
 from lab import validity
+from plumbing.errors import UserError
 from rewards import ASPECTS, Combination, aspects, read
-
-SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 # Six sentences; "vega" stands in two of them ("It" is Vega), "direc" in two, "born" in two.
 CONTEXT = (
@@ -442,12 +440,12 @@ BELOW = {("HotpotQA", "coherence"): 0.55, ("HotpotQA", "logicality"): 0.86, ("2W
     [("HotpotQA", "hotpotqa_dev_sample.json"), ("2WikiMultihopQA", "2wikimultihop_dev_sample.json")],
 )
 def test_each_aspect_falls_on_its_own_corruption_of_real_rationales(name, file, monkeypatch):
-    if not (SHARED / file).exists():
+    if not (harness.SAMPLES / file).exists():
         pytest.skip("the sample files are not at hand")
     monkeypatch.setattr(validity, "BOOTSTRAPS", 2)
     listed = json.loads(validity.IDS.read_text(encoding="utf-8"))[name]
     assert not set(listed["dev"]) & set(listed["train"])
-    found = validity.measure(validity.load(SHARED / file, set(listed["dev"])))
+    found = validity.measure(validity.load(harness.SAMPLES / file, set(listed["dev"])))
     reached = {aspect: found["matrix"][aspect][aspect][0] for aspect in ASPECTS}
     short = {a: v for a, v in reached.items() if v < BELOW.get((name, a), 0.9)}
     assert not short

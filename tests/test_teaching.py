@@ -14,6 +14,7 @@ import torch
 
 import data
 import lmcot
+from plumbing.command import parse_settings, run_main
 from tiny import world
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +129,7 @@ def test_every_command_of_the_exercises_has_flags_that_its_script_knows(monkeypa
         for line in block.replace("\\\n", " ").splitlines():
             words = line.split("#")[0].split()
             if words[:1] == ["python"] and words[1] in scripts:
-                data.parse_settings(scripts[words[1]].Settings, None, words[2:])  # SystemExit if a flag is unknown
+                parse_settings(scripts[words[1]].Settings, None, words[2:])  # SystemExit if a flag is unknown
                 seen += 1
     assert seen >= 6
 
@@ -143,7 +144,7 @@ def demo(monkeypatch, capsys, tmp_path):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["lmcot.py", "--demo", *arguments])
-        data.run_main(lmcot.main)
+        run_main(lmcot.main)
         return capsys.readouterr().out
 
     return run

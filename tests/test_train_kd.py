@@ -16,6 +16,7 @@ import lmcot
 import train_kd
 from lmcot import LocalLM
 from model import T5
+from plumbing.command import run_main
 from tiny import pretrain, world
 
 ROOT = Path(__file__).parents[1]
@@ -483,7 +484,7 @@ def test_a_mistyped_model_folder_can_be_corrected_without_overwrite(student, tok
 def test_wrong_flags_end_in_usage_and_status_2(arguments, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_kd.py", *arguments])
     with pytest.raises(SystemExit) as end:
-        data.run_main(train_kd.main)
+        run_main(train_kd.main)
     err = capsys.readouterr().err
     assert end.value.code == 2 and err.startswith("usage:") and said in err.splitlines()[-1]
 

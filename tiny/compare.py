@@ -9,9 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import run_main  # noqa: E402
 from eval import align, with_interval  # noqa: E402
-from model import UserError, read_json  # noqa: E402
+from plumbing.command import run_main  # noqa: E402
+from plumbing.errors import UserError  # noqa: E402
+from plumbing.files import read_json  # noqa: E402
 
 GUIDED = ("LM-guided, untrained", "LM-guided, KD", "LM-guided, KD + SC")
 METHODS = ("standard", "CoT", "CoT + SC", *GUIDED, "gold rationale")

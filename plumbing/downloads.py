@@ -1,0 +1,76 @@
+"""The official files of the data sets, fetched once."""
+
+import contextlib
+import hashlib
+import os
+import time
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+from tqdm import tqdm
+
+from plumbing.errors import UserError
+from plumbing.files import take_lock
+
+# name → official file → (address, bytes, SHA-256, number of records). HotpotQA's address is plain http, as its README
+# has it: whatever happens on the way, only the right bytes pass.
+_HOTPOTQA = "http://curtis.ml.cmu.edu/datasets/hotpot/hotpot_"
+_2WIKI = ("https://www.dropbox.com/s/ms2m13252h6xubs/data_ids_april7.zip?dl=1", 258_968_175,
+          "95df2bf56fdabe034e27aebc580e02264232203cf52552f9efe8a919e5529eef")  # fmt: skip
+OFFICIAL = {
+    "hotpotqa": {
+        "train": (_HOTPOTQA + "train_v1.1.json", 566_426_227,
+                  "26650cf50234ef5fb2e664ed70bbecdfd87815e6bffc257e068efea5cf7cd316", 90_447),
+        "dev": (_HOTPOTQA + "dev_distractor_v1.json", 46_320_117,
+                "4e9ecb5c8d3b719f624d66b60f8d56bf227f03914f5f0753d6fa1b359d7104ea", 7_405),
+    },
+    "2wiki": {"train": (*_2WIKI, 167_454), "dev": (*_2WIKI, 12_576)},
+}  # fmt: skip
+
+
+def download(url: str, size: int, sha256: str) -> Path:
+    """
+    The file of `size` bytes at `url`, downloaded into the folder LMCOT_DATA (~/.cache/lmcot) if it is not there.
+
+    What has arrived stays in a .part file, and the next call goes on with it; of several processes one downloads.
+    Raises UserError where the download fails; the sentence says where to put the file by hand.
+    """
+    folder = Path(os.environ.get("LMCOT_DATA") or "~/.cache/lmcot").expanduser()
+    path = folder / url.split("?")[0].split("/")[-1]
+    part = folder / f"{path.name}.part"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(part, "ab") as file:
+            while not take_lock(file):  # another process is downloading it
+                time.sleep(0.5)
+            if path.exists():
+                return path
+            here = part.stat().st_size
+            if here < size:
+                request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
+                with urllib.request.urlopen(request, timeout=60) as response:  # seconds without a byte
+                    if here and response.status != 206:  # 206: the rest, as asked for; 200: all of it
+                        here = file.truncate(0)
+                    if response.length not in (None, size - here):
+                        raise OSError(f"the file there has {here + response.length:,} bytes instead of {size:,}")
+                    with tqdm(desc=path.name, total=size, initial=here, unit="B", unit_scale=True) as bar:
+                        while chunk := response.read1(min(1 << 20, size - here)):
+                            here += file.write(chunk)
+                            bar.update(len(chunk))
+            if here < size:
+                raise OSError(f"the connection was cut after {here:,} of {size:,} bytes")
+            file.flush()
+            with open(part, "rb") as whole:
+                found = hashlib.file_digest(whole, "sha256").hexdigest()
+            if found != sha256:
+                file.truncate(0)
+                raise OSError("what came is not the official file, for its SHA-256 differs")
+        with contextlib.suppress(FileNotFoundError):  # another process, which had waited, was faster
+            part.replace(path)
+    except (OSError, HTTPException) as error:
+        by_hand = f"or put {path.name} into {folder} by hand"
+        raise UserError(f"{url}: {error}; run the same command again to go on, {by_hand}") from None
+    return path
