@@ -1,24 +1,20 @@
 """
-Proofs for lab/ratings.py: agreement by Krippendorff's own example and by brute force, intervals by their coverage, the
-blinding by what the sheet is a function of, import after export, hostile files, and the page in a real browser
-(Chromium through chromedriver, skipped where there is none; RATINGS_SHOTS=folder keeps pictures of it).
+Proofs for lab/ratings.py: agreement by Krippendorff's own example and by brute force, intervals by how often they hold
+the truth, blinding by what the sheet depends on, import after export, raters' damaged files, and the page in a real
+browser (Chromium through chromedriver; skipped where there is none).
 """
 
-import base64
 import csv
 import io
 import itertools
 import json
-import os
-import random
 import re
 import shutil
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
+from collections import Counter
 
 import harness
 import numpy as np
@@ -26,11 +22,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
-import ratings
-
 import train_kd
 import train_rl
+from lab import ratings
 from plumbing.errors import UserError
 from rewards import ASPECTS, aspects
 
@@ -78,22 +72,20 @@ def test_alpha_is_that_of_the_coincidence_matrix_whatever_is_missing(rows):
     assert ratings.alpha(np.array(rows)) == pytest.approx(alpha_by_coincidences(rows), abs=1e-9, nan_ok=True)
 
 
-@pytest.mark.parametrize("p", [0, 0.5, 0.8, 1])
-def test_alpha_of_raters_whose_agreement_is_known(p):
-    """Each rating is the item's own value with probability p, else independent of it with the same distribution: two
-    raters then differ as two random ratings do, unless both have the item's value, and so α = p²."""
-    rng = np.random.default_rng(0)
+def raters_who_know(rng, p, raters, items):
+    """Each rating is the item's own value with probability p, else a random one; a fifth is missing. Two raters then
+    differ as two random ratings do, unless both have the item's value, and so α = p²."""
     shares = [0.1, 0.2, 0.3, 0.3, 0.1]
-    own = rng.choice(5, 6000, p=shares) + 1.0
-    rows = np.where(rng.random((3, 6000)) < p, own, rng.choice(5, (3, 6000), p=shares) + 1.0)
+    own, other = rng.choice(5, items, p=shares), rng.choice(5, (raters, items), p=shares)
+    rows = np.where(rng.random((raters, items)) < p, own, other) + 1.0
     rows[rng.random(rows.shape) < 0.2] = NAN
+    return rows
+
+
+@pytest.mark.parametrize("p", [0, 0.8, 1])
+def test_alpha_of_raters_whose_agreement_is_known(p):
+    rows = raters_who_know(np.random.default_rng(0), p, 3, 6000)
     assert ratings.alpha(rows) == pytest.approx(p**2, abs=1e-12 if p == 1 else 0.025)
-
-
-def test_alpha_says_nothing_of_one_rater_or_of_equal_ratings_only():
-    assert np.isnan(ratings.alpha(np.array([[1.0, 2, 3]])))
-    assert np.isnan(ratings.alpha(np.array([[4.0, 4], [4, NAN]])))
-    assert ratings.alpha(np.array([[1.0, 5], [5, 1]])) < 0
 
 
 @given(st.lists(st.tuples(st.sampled_from([NAN, 0, 0.2, 0.5, 1]), st.sampled_from([NAN, 1, 2, 2.5, 4])), max_size=9))
@@ -134,23 +126,23 @@ def test_intervals_hold_the_truth_as_often_as_they_say(severity, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("raters, of_means", [(2, 0.83), (3, 0.89), (5, 0.93), (8, 0.94)])
-def test_intervals_of_few_raters_hold_the_truth_as_often_as_the_readme_says(raters, of_means, monkeypatch):
-    """1,000 intervals of a difference and of a mean, 300 of α; what is printed stands in the README."""
+def test_intervals_of_few_raters_hold_the_truth_as_often_as_the_docstring_says(raters, of_means, monkeypatch):
+    """1,000 intervals of a difference and of a mean, 300 of α."""
     monkeypatch.setattr(ratings, "BOOTSTRAPS", 500)
     rng, held = np.random.default_rng(raters), {"difference": [], "mean": [], "alpha": []}
+    questions = [np.array([question]) for question in range(20)]
+
+    def note(name, cell, truth):
+        held[name].append(cell["interval"][0] <= truth <= cell["interval"][1])
+
     for i in range(1000):
         one, two = two_sources(rng, raters, 0.5)
-        estimates = {"difference": (ratings.mean(one - two), 0.4), "mean": (ratings.mean(one), 3.4)}
-        if i < 300:  # as in the test of α above: its truth is p²
-            own = rng.choice(5, 20, p=[0.1, 0.2, 0.3, 0.3, 0.1])
-            chance = rng.choice(5, (raters, 20), p=[0.1, 0.2, 0.3, 0.3, 0.1])
-            rows = np.where(rng.random((raters, 20)) < 0.8, own, chance) + 1.0
-            rows[rng.random(rows.shape) < 0.2] = NAN
-            groups = [np.array([question]) for question in range(20)]
-            estimates["alpha"] = ratings.estimate(lambda at, rows=rows: ratings.alpha(rows[:, at]), groups), 0.8**2
-        for name, (cell, truth) in estimates.items():
-            held[name].append(cell["interval"][0] <= truth <= cell["interval"][1])
-    shares = {name: float(np.mean(each)) for name, each in held.items()}
+        note("difference", ratings.mean(one - two), 0.4)
+        note("mean", ratings.mean(one), 3.4)
+        if i < 300:
+            rows = raters_who_know(rng, 0.8, raters, 20)
+            note("alpha", ratings.estimate(lambda at, rows=rows: ratings.alpha(rows[:, at]), questions), 0.8**2)
+    shares = {name: np.mean(each) for name, each in held.items()}
     print(raters, "raters:", shares)
     assert shares["difference"] > 0.95 and abs(shares["mean"] - of_means) < 0.03 and shares["alpha"] > 0.85
 
@@ -169,19 +161,26 @@ HOSTILE = [
 ]
 
 
-def write_run(folder, texts, seeds=1, **settings):
-    """A folder as eval.py leaves it; texts: for each question a rationale for each of KD, RL and CoT."""
-    folder.mkdir(parents=True, exist_ok=True)
-    records = [{"id": f"q{i}", "question": f"Who wrote book {i}?", "context": f"Book {i} was written by Ann {i}.",
-                "answer": f"Ann {i}"} for i in range(len(texts))]  # fmt: skip
-    (folder / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    made = {"data": str(folder / "data.jsonl"), "split": "test", "limit": 1000, "context": "gold"} | settings
-    (folder / "settings.json").write_text(json.dumps(made))
-    rows = [{"method": source, "seed": seed, "answers": [
-                {"id": f"q{i}", "prediction": "", "note": "", "rationale": of[k] + f" {seed}" * (seed > 0)}
-                for i, of in enumerate(texts)]}
-            for k, source in enumerate(ratings.SOURCES) for seed in range(seeds if source != COT else 1)]  # fmt: skip
-    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_run(folder, texts, seeds=1, right=()):
+    """A folder as eval.py leaves it; texts: for each question a rationale for each of KD, RL and CoT; right: the
+    questions that everybody answers rightly."""
+    folder.mkdir(parents=True)
+    write_lines(folder / "data.jsonl", [
+        {"id": f"q{i}", "question": f"Who wrote book {i}?", "context": f"Book {i} was written by Ann {i}.",
+         "answer": f"Ann {i}"} for i in range(len(texts))])  # fmt: skip
+    settings = {"data": str(folder / "data.jsonl"), "split": "test", "limit": 1000, "context": "gold"}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    rows = []
+    for k, source in enumerate(ratings.SOURCES):
+        for seed in range(1 if source == COT else seeds):
+            answers = [{"id": f"q{i}", "prediction": f"Ann {i}" if i in right else "nobody", "note": "",
+                        "rationale": of[k] + (f" {seed}" if seed else "")} for i, of in enumerate(texts)]  # fmt: skip
+            rows.append({"method": source, "seed": seed, "answers": answers})
+    write_lines(folder / "answers.jsonl", rows)
     (folder / "results.json").write_text("{}")
     return folder
 
@@ -192,12 +191,29 @@ def call(*arguments):
         return harness.call(patch, ratings.main, *arguments)
 
 
-def exported(tmp_path, texts, *flags, seeds=1):
+def exported(place, texts, **run):
     """Exports all of a run of these texts → (items of the key, folder for raters)."""
-    write_run(tmp_path / "run", texts, seeds)
-    out = tmp_path / "sheet"
-    assert call("export", "--run", tmp_path / "run", "--questions", len(texts), "--out", out, *flags) == 0
-    return json.loads((out / "key.json").read_text())["items"], out / "for_raters"
+    write_run(place / "run", texts, **run)
+    assert call("export", "--run", place / "run", "--questions", len(texts), "--out", place / "sheet") == 0
+    return json.loads((place / "sheet" / "key.json").read_text())["items"], place / "sheet" / "for_raters"
+
+
+def filled(sheet, scores, delimiter=","):
+    """The sheet as a spreadsheet gives it back: item → eight ratings ("" for none) put into its last columns."""
+    header, *rows = csv.reader(io.StringIO(sheet.read_text(encoding="utf-8-sig"), newline=""))
+    file = io.StringIO(newline="")
+    out = csv.writer(file, delimiter=delimiter)
+    out.writerow(header)
+    for row in rows:
+        out.writerow([*row[:-8], *scores.get(row[0], [""] * 8)])
+    return file.getvalue()
+
+
+def imported(place, scores):
+    """What `import` makes of one rater's scores, item → eight ratings."""
+    (place / "ann.csv").write_text(filled(place / "sheet" / "for_raters" / "sheet.csv", scores))
+    assert call("import", place / "sheet" / "key.json", place / "ann.csv") == 0
+    return json.loads((place / "sheet" / "results.json").read_text())
 
 
 def plain(n):
@@ -234,14 +250,16 @@ def test_nothing_for_raters_names_a_source_a_seed_or_a_question(tmp_path):
 def test_order_and_names_of_items_tell_nothing():
     """Over 3,000 sheets each source stands at each place, and has each first letter, as often as chance has it."""
     rows = [{"sources": [source]} for source in ratings.SOURCES]
-    sheets = [ratings.blind(rows) for _ in range(3000)]
-    orders = [tuple(row["sources"][0] for row in sheet) for sheet in sheets]
+    orders, early = Counter(), Counter()
+    for _ in range(3000):
+        sheet = ratings.blind(rows)
+        assert len({row["item"] for row in sheet}) == 3
+        orders[tuple(row["sources"][0] for row in sheet)] += 1
+        early.update(row["sources"][0] for row in sheet if row["item"][0] < "l")  # 8 of the 19 letters
     for order in itertools.permutations(ratings.SOURCES):
-        assert abs(orders.count(order) - 500) < 5 * (3000 * 1 / 6 * 5 / 6) ** 0.5
+        assert abs(orders[order] - 500) < 5 * (3000 * 1 / 6 * 5 / 6) ** 0.5
     for source in ratings.SOURCES:
-        low = sum(row["item"][0] < "l" for sheet in sheets for row in sheet if row["sources"] == [source])
-        assert abs(low - 3000 * 8 / 19) < 5 * (3000 * 8 / 19 * 11 / 19) ** 0.5
-    assert all(len({row["item"] for row in sheet}) == 3 for sheet in sheets)
+        assert abs(early[source] - 3000 * 8 / 19) < 5 * (3000 * 8 / 19 * 11 / 19) ** 0.5
 
 
 def test_a_seed_draws_the_same_questions_and_never_the_same_order(tmp_path):
@@ -256,8 +274,8 @@ def test_a_seed_draws_the_same_questions_and_never_the_same_order(tmp_path):
 
 def test_same_words_are_rated_once_and_count_for_each_source(tmp_path):
     items, _ = exported(tmp_path, [["Same.", "Same.", "Other."], ["A.", "A. ", "A."], ["A.", "B.", "C."]])
-    assert sorted(sorted(item["sources"]) for item in items) == sorted(map(sorted, [
-        [KD, RL], [COT], [KD, RL, COT], [KD], [RL], [COT]]))  # fmt: skip
+    expected = [[KD, RL], [COT], [KD, RL, COT], [KD], [RL], [COT]]
+    assert sorted(sorted(item["sources"]) for item in items) == sorted(map(sorted, expected))
 
 
 def test_questions_of_a_ppo_run_are_those_of_its_kd_run(tmp_path):
@@ -271,17 +289,6 @@ def test_questions_of_a_ppo_run_are_those_of_its_kd_run(tmp_path):
 # ---- Import after export ---------------------------------------------------------------------------------------------
 
 
-def filled(sheet, scores, delimiter=","):
-    """The sheet as a spreadsheet gives it back: item → eight ratings ("" for none) put into its last columns."""
-    header, *rows = csv.reader(io.StringIO(sheet.read_text(encoding="utf-8-sig"), newline=""))
-    file = io.StringIO(newline="")
-    out = csv.writer(file, delimiter=delimiter)
-    out.writerow(header)
-    for row in rows:
-        out.writerow([*row[:-8], *scores.get(row[0], [""] * 8)])
-    return file.getvalue()
-
-
 def test_ratings_come_back_as_they_were_given(tmp_path, quick, capsys):
     """Three spreadsheets (commas, semicolons, tabs), hostile texts, blanks: means and differences worked by hand."""
     items, folder = exported(tmp_path, [[f"{a} {i}" for a in HOSTILE[i : i + 3]] for i in range(6)])
@@ -293,61 +300,48 @@ def test_ratings_come_back_as_they_were_given(tmp_path, quick, capsys):
         files[-1].write_text(filled(folder / "sheet.csv", scores, delimiter), encoding="utf-8-sig")
     assert call("import", tmp_path / "sheet" / "key.json", *files) == 0
     table = json.loads((tmp_path / "sheet" / "results.json").read_text())
-    markdown = (tmp_path / "sheet" / "results.md").read_text()
-    assert markdown in capsys.readouterr().out
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if "|" in line]
-    means, differences, agreement = ([row for row in lines if row[0] == "fluency"][i] for i in range(3))
-    assert [text[:4] for text in means[1:]] == ["2.33", "4.33", "1.33"]  # KD, RL, CoT, as the heading has them
-    assert [row for row in lines if row[0].startswith("mean")][0][1:] == [KD, RL, COT]
-    assert differences[1:] == ["+2.00 [+2.00, +2.00]", "+1.00 [+1.00, +1.00]"]
     assert table["raters"] == {f"ratings-{name}": 18 * 7 for name in ("ann", "bo", "cy")}
+    rows = [[level[i["sources"][0]] + extra for i in items] for extra in (0, 1, 0)]
     for aspect in ASPECTS[:7]:
         row = table["columns"][aspect]
         assert [row[source]["mean"] for source in (KD, RL, COT)] == pytest.approx([2 + 1 / 3, 4 + 1 / 3, 1 + 1 / 3])
         assert row[f"{RL} minus {KD}"] == {"mean": pytest.approx(2), "interval": pytest.approx([2, 2])}
         assert row[f"{KD} minus {COT}"]["mean"] == pytest.approx(1)
-        rows = [[level[i["sources"][0]] + extra for i in items] for extra in (0, 1, 0)]
         assert row["alpha, ordinal"]["mean"] == pytest.approx(alpha_by_coincidences(rows))
-    assert agreement[1].startswith(f"{alpha_by_coincidences(rows):.2f} [") and agreement[2] == "fluency"
     for name in ("readability", "all eight"):  # nobody rated it, so nobody rated all eight
         assert set(table["columns"][name].values()) == {None}
+
+    markdown = (tmp_path / "sheet" / "results.md").read_text()
+    assert markdown in capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if "|" in line]
+    assert [row for row in lines if row[0].startswith("mean")][0][1:] == [KD, RL, COT]
+    means, differences, agreement = ([row for row in lines if row[0] == "fluency"][i] for i in range(3))
+    assert [text[:4] for text in means[1:]] == ["2.33", "4.33", "1.33"]
+    assert differences[1:] == ["+2.00 [+2.00, +2.00]", "+1.00 [+1.00, +1.00]"]
+    assert agreement[1].startswith(f"{alpha_by_coincidences(rows):.2f} [") and agreement[2] == "fluency"
 
 
 def test_metrics_correlate_with_ratings_that_follow_them(tmp_path, quick):
     """A rater who knows the metric's ranks gets 1 for that aspect; one who turns them round gets −1."""
     texts = [[good := f"Book {i} was written by Ann {i}.", f"{good} Cows were eating red Grass.", "Cows eat Grass."]
              for i in range(4)]  # fmt: skip
-    items, folder = exported(tmp_path, texts)
+    items, _ = exported(tmp_path, texts)
     true = {i["item"]: aspects(i["rationale"], i["question"], i["context"])["factuality"] for i in items}
     ranks = sorted(set(true.values()))
     assert 3 <= len(ranks) <= 5
     for sign in (1, -1):
-        scores = {item: [3 + sign * (ranks.index(v) - 2), *[""] * 7] for item, v in true.items()}
-        (tmp_path / f"r{sign}.csv").write_text(filled(folder / "sheet.csv", scores))
-        assert call("import", tmp_path / "sheet" / "key.json", tmp_path / f"r{sign}.csv") == 0
-        found = json.loads((tmp_path / "sheet" / "results.json").read_text())
+        found = imported(tmp_path, {item: [3 + sign * (ranks.index(v) - 2), *[""] * 7] for item, v in true.items()})
         assert found["Spearman"]["factuality"]["factuality"]["mean"] == pytest.approx(sign)
         assert found["columns"]["factuality"]["alpha, ordinal"] is None  # of one rater
 
 
 def test_ratings_that_foretell_right_answers_correlate_with_em(tmp_path, quick):
     """Two of six questions are answered right, whoever wrote; the rater gives what led there 5 in all and others 2."""
-    write_run(tmp_path / "run", plain(6))
-    file = tmp_path / "run" / "answers.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    for row in rows:
-        for answer in row["answers"]:
-            answer["prediction"] = f"Ann {answer['id'][1:]}" if answer["id"] in ("q1", "q4") else "nobody"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert call("export", "--run", tmp_path / "run", "--questions", 6, "--out", tmp_path / "sheet") == 0
-    key = json.loads((tmp_path / "sheet" / "key.json").read_text())
-    assert {item["question_id"] for item in key["items"] if item["right"]} == {"q1", "q4"}
-    scores = {item["item"]: [5 if item["right"] else 2] * 8 for item in key["items"]}
-    (tmp_path / "ann.csv").write_text(filled(tmp_path / "sheet" / "for_raters" / "sheet.csv", scores))
-    assert "right" not in (tmp_path / "sheet" / "for_raters" / "sheet.csv").read_text().partition("\n")[0]
-    assert call("import", tmp_path / "sheet" / "key.json", tmp_path / "ann.csv") == 0
-    found = json.loads((tmp_path / "sheet" / "results.json").read_text())["Spearman"]["EM"]
-    assert found == {"all eight": {"mean": pytest.approx(1), "interval": pytest.approx([1, 1])}}
+    items, folder = exported(tmp_path, plain(6), right=(1, 4))
+    assert {item["question_id"] for item in items if item["right"]} == {"q1", "q4"}
+    assert "right" not in (folder / "sheet.csv").read_text().partition("\n")[0]
+    found = imported(tmp_path, {item["item"]: [5 if item["right"] else 2] * 8 for item in items})
+    assert found["Spearman"]["EM"] == {"all eight": {"mean": pytest.approx(1), "interval": pytest.approx([1, 1])}}
 
 
 def test_a_sheet_is_never_replaced(tmp_path, capsys):
@@ -358,33 +352,22 @@ def test_a_sheet_is_never_replaced(tmp_path, capsys):
     assert (tmp_path / "sheet" / "key.json").read_bytes() == key
 
 
-# ---- Hostile input ---------------------------------------------------------------------------------------------------
+# ---- What raters and spreadsheets do to files ------------------------------------------------------------------------
 
 HEAD = "item," + ",".join(ASPECTS)
 NAMES = ["bcdfg", "hjkmn"]
 
 
 @pytest.mark.parametrize("content, sentence", [
-    (b"", "0 columns 'item'"),
-    (b"\n\n", "0 columns 'item'"),
-    (b"name,score\nx,3\n", "0 columns 'item'"),
+    ("", "0 columns 'item'"),
     (HEAD.replace(",fluency", "") + "\nbcdfg,1,1,1,1,1,1,1\n", "0 columns 'fluency'"),
-    (HEAD + ",item\nbcdfg,1,1,1,1,1,1,1,1,bcdfg\n", "2 columns 'item'"),
     (HEAD + "\nzzzzz,1,1,1,1,1,1,1,1\n", "line 2: the key has no item 'zzzzz'"),
     (HEAD + "\nbcdfg,1,1,1,1,1,1,1,6\n", "line 2: readability is '6' (expected 1 to 5 or blank)"),
-    (HEAD + "\nbcdfg,1,0,1,1,1,1,1,1\n", "relevance is '0'"),
     (HEAD + "\nbcdfg,4.5,1,1,1,1,1,1,1\n", "factuality is '4.5'"),
-    (HEAD + "\nbcdfg,nan,1,1,1,1,1,1,1\n", "factuality is 'nan'"),
-    (HEAD + "\nbcdfg,=1+1,1,1,1,1,1,1,1\n", "factuality is '=1+1'"),
-    (HEAD + "\nbcdfg,٣,1,1,1,1,1,1,1\n", r"factuality is '\u0663'"),
-    (HEAD + f"\nbcdfg,{'9' * 5000},1,1,1,1,1,1,1\n", f"factuality is '{'9' * 40}' (expected"),
     (HEAD + "\nbcdfg,1,1,1,1,1,1,1,1\nhjkmn,2,,,,,,,\nbcdfg,1,1,1,1,1,1,1,1\n", "line 4: item bcdfg a second time"),
     (HEAD + "\nbcdfg,1,1,1,1,1,1,1,1,5\n", "line 2 has more cells than there are columns"),
     (HEAD + "\nbcdfg,,,,,,,,\n", "no rating in it"),
     ((HEAD + "\nbcdfg,1,1,1,1,1,1,1,1\n").encode("utf-16"), "not UTF-8 text"),
-    ((HEAD + ",é\nbcdfg,1,1,1,1,1,1,1,1,\n").encode("latin-1"), "not UTF-8 text"),
-    (HEAD + "\nbcdfg,1,1,1\0,1,1,1,1,1\n", "NUL characters"),
-    (HEAD + f'\nbcdfg,"{"x" * 200_000}",1,1,1,1,1,1,1\n', "line 2 is no CSV (field larger"),
     (HEAD + '\nbcdfg,"1,1,1,1,1,1,1,1\n', "no CSV"),
     (b" " * (2**24 + 1), "larger than 16 MiB"),
 ])  # fmt: skip
@@ -394,6 +377,22 @@ def test_a_bad_file_of_ratings_ends_in_one_sentence(tmp_path, content, sentence)
     with pytest.raises(UserError) as error:
         ratings.read_ratings(path, NAMES)
     assert sentence in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+GOOD = (HEAD + "\r\nbcdfg,1,2,3,4,5,,1,2\r\nhjkmn,5,5,5,5,5,5,5,5\r\n").encode()
+PIECES = [b"\0", b'"', b",", b";", b"\t", b"\r", b"\n", b"\xff", b"\xef\xbb\xbf", b"item", b"6", b"=1", b":",
+          "\u2028٣".encode(), b"x" * 140_000]  # fmt: skip
+
+
+@given(st.integers(0, len(GOOD)), st.integers(0, 40), st.lists(st.sampled_from(PIECES), max_size=4))
+def test_any_damage_to_a_file_of_ratings_gives_ratings_of_1_to_5_or_one_sentence(tmp_path_factory, at, length, pieces):
+    path = tmp_path_factory.getbasetemp() / "damaged.csv"
+    path.write_bytes(GOOD[:at] + b"".join(pieces) + GOOD[at + length :])
+    try:
+        found = ratings.read_ratings(path, NAMES)
+        assert found.shape == (2, 8) and set(found[~np.isnan(found)]) <= {1, 2, 3, 4, 5}
+    except UserError as error:
+        assert "\n" not in str(error)
 
 
 def test_what_spreadsheets_do_to_a_good_file_is_read_over(tmp_path):
@@ -410,30 +409,23 @@ def test_what_spreadsheets_do_to_a_good_file_is_read_over(tmp_path):
 
 @pytest.mark.parametrize("command, sentence", [
     ([], "say export, or import KEY FILE.csv"),
-    (["import", "{key}"], "say export, or import"),
     (["export", "--run", "{here}/none"], "none is no run folder of eval.py"),
     (["export", "--run", "{here}/run", "--questions", "9", "--out", "{here}/new"], "has 3 questions, fewer than the 9"),
     (["export", "--run", "{here}/kd only", "--out", "{here}/new"], "no rationales of LM-guided, RL and CoT"),
     (["export", "--run", "{here}/unfinished", "--out", "{here}/new"], "has not ended: give its command once more"),
     (["export", "--run", "{here}/moved", "--questions", "3", "--out", "{here}/new"], "is not in the data of its"),
-    (["import", "{here}/none.json", "{here}/a.csv"], "No such file"),
     (["import", "{here}/run/settings.json", "{here}/a.csv"], "no key that `ratings.py export` wrote"),
-    (["import", "{here}/run/answers.jsonl", "{here}/a.csv"], "not JSON"),
     (["import", "{key}", "{here}/none.csv"], "there is no such file"),
-    (["import", "{key}", "{here}"], "there is no such file"),
     (["import", "{key}", "{here}/a.csv", "{here}/a (1).csv"], "a second file of the rater a"),
 ])  # fmt: skip
 def test_a_wrong_command_ends_in_one_sentence(tmp_path, capsys, command, sentence):
     items, folder = exported(tmp_path, plain(3))
-    scores = {item["item"]: [3] * 8 for item in items}
     for name in ("a.csv", "a (1).csv"):
-        (tmp_path / name).write_text(filled(folder / "sheet.csv", scores))
+        (tmp_path / name).write_text(filled(folder / "sheet.csv", {item["item"]: [3] * 8 for item in items}))
     answers = (tmp_path / "run" / "answers.jsonl").read_text()
-    write_run(tmp_path / "kd only", plain(3))
-    (tmp_path / "kd only" / "answers.jsonl").write_text(answers.partition("\n")[0] + "\n")
+    (write_run(tmp_path / "kd only", plain(3)) / "answers.jsonl").write_text(answers.partition("\n")[0] + "\n")
     (write_run(tmp_path / "unfinished", plain(3)) / "results.json").unlink()
-    write_run(tmp_path / "moved", plain(2))
-    (tmp_path / "moved" / "answers.jsonl").write_text(answers)
+    (write_run(tmp_path / "moved", plain(2)) / "answers.jsonl").write_text(answers)
     capsys.readouterr()
     given = [part.format(here=tmp_path, key=tmp_path / "sheet" / "key.json") for part in command]
     assert call(*given) == 2
@@ -443,20 +435,15 @@ def test_a_wrong_command_ends_in_one_sentence(tmp_path, capsys, command, sentenc
 
 
 @pytest.mark.parametrize("change", [
-    lambda key: key.pop("items"), lambda key: key.update(items={}), lambda key: key.update(items=[]),
-    lambda key: key["items"].pop(), lambda key: key["items"].append(7), lambda key: key["items"][0].pop("item"),
-    lambda key: key["items"][0].update(sources=["x"]), lambda key: key["items"][0].update(sources=[[], {}]),
-    lambda key: key["items"][0].update(rationale=None), lambda key: key["items"][0].update(question_id=3),
-    lambda key: key["items"].append(key["items"][0]), lambda key: key["items"][0].update(item=key["items"][1]["item"]),
+    lambda items: items.pop(), lambda items: items[0].pop("item"), lambda items: items[0].update(sources=["x"]),
+    lambda items: items.append(items[0]), lambda items: items[0].update(item=items[1]["item"]),
 ])  # fmt: skip
 def test_a_damaged_key_ends_in_one_sentence(tmp_path, change):
-    exported(tmp_path, plain(2))
-    path = tmp_path / "sheet" / "key.json"
-    key = json.loads(path.read_text())
-    change(key)
-    path.write_text(json.dumps(key))
+    items, _ = exported(tmp_path, plain(2))
+    change(items)
+    (tmp_path / "key.json").write_text(json.dumps({"items": items}))
     with pytest.raises(UserError, match="no key that"):
-        ratings.read_key(path)
+        ratings.read_key(tmp_path / "key.json")
 
 
 @given(st.text(alphabet="=+-@＝ab;,\"'\t\r\n ", max_size=12))
@@ -471,47 +458,6 @@ def test_no_cell_of_the_sheet_is_a_formula(text):
     assert kept.replace("'", "") == (ratings.clean(text) or "(nothing was written)").replace("'", "")
 
 
-def fuzz(tmp_path, count):
-    """Mutated files of ratings: a UserError, or ratings of 1 to 5; nothing else, and each in moments."""
-    rng = random.Random(0)
-    good = (HEAD + "\r\nbcdfg,1,2,3,4,5,,1,2\r\nhjkmn,5,5,5,5,5,5,5,5\r\n").encode()
-    parts = [b"\0", b'"', b",", b";", b"\t", b"\r", b"\n", b"\xff", b"\xef\xbb\xbf", b"item", b"bcdfg", b"6", b"=1",
-             b":", "\u2028".encode(), "３".encode(), b"9" * 50, b'"' * 7, b"x" * 140_000]  # fmt: skip
-    path, read = tmp_path / "fuzz.csv", 0
-    for i in range(count):
-        raw = bytearray(good)
-        for _ in range(rng.randint(1, 6)):
-            at = rng.randrange(len(raw) + 1)
-            match rng.randrange(4):
-                case 0:
-                    raw[at:at] = rng.choice(parts[:-1] if i % 50 else parts)
-                case 1:
-                    del raw[at : at + rng.randint(1, 40)]
-                case 2:
-                    raw[at : at + 1] = bytes([rng.randrange(256)])
-                case 3:
-                    raw[at:at] = raw[rng.randrange(len(raw) + 1) :][: rng.randint(1, 60)]
-        path.write_bytes(raw)
-        begun = time.process_time()
-        try:
-            found = ratings.read_ratings(path, NAMES)
-            read += 1
-            assert found.shape == (2, 8) and set(found[~np.isnan(found)]) <= {1, 2, 3, 4, 5}
-        except UserError as error:
-            assert "\n" not in str(error)
-        assert time.process_time() - begun < 1
-    assert 0 < read < count
-
-
-def test_mutated_files_of_ratings(tmp_path):
-    fuzz(tmp_path, 500)
-
-
-@pytest.mark.slow
-def test_ten_thousand_mutated_files_of_ratings(tmp_path):
-    fuzz(tmp_path, 10_000)
-
-
 # ---- The page --------------------------------------------------------------------------------------------------------
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -522,6 +468,7 @@ class Browser:
     """Headless Chromium by the WebDriver protocol: JSON over HTTP on this machine, which needs no package."""
 
     def __init__(self, downloads):
+        self.downloads = downloads
         self.driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True)
         line = next(line for line in self.driver.stdout if "successfully on port" in line)
         port = re.search(r"on port (\d+)", line)[1]
@@ -539,11 +486,32 @@ class Browser:
         except urllib.error.HTTPError as error:
             raise AssertionError(json.load(error)["value"]["message"]) from None
 
+    def emulate(self, what, **how):
+        self.ask("/goog/cdp/execute", cmd=f"Emulation.set{what}", params=how)
+
+    def size(self, width, height):
+        self.emulate("DeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2, mobile=width < 500)
+
     def open(self, path):
         self.ask("/url", url=path.as_uri())
 
+    def begin(self, sheet, rater="ann"):
+        self.size(1100, 800)
+        self.open(sheet)
+        self.name(rater)
+
+    def name(self, rater):
+        self.js(f"document.getElementById('rater').value = '{rater}'")
+        self.click("#who button")
+
     def js(self, script):
         return self.ask("/execute/sync", script=f"return {script}", args=[])
+
+    def text(self, name):
+        return self.js(f"document.getElementById('{name}').textContent")
+
+    def checked(self):
+        return self.js("document.querySelectorAll('input:checked').length")
 
     def click(self, selector):
         """As a person does it: scrolls there, and hits only what nothing covers."""
@@ -552,25 +520,21 @@ class Browser:
         self.ask(f"/element/{next(iter(element.values()))}/click")
 
     def press(self, *keys):
-        """Real key presses; "\\ue007" is Enter, "\\ue008" Shift."""
-        steps = [(kind, key) for key in keys for kind in ("keyDown", "keyUp")]
-        if keys[0] == "\ue008":
-            steps = [*(("keyDown", key) for key in keys), *(("keyUp", key) for key in keys)]
+        """Real key presses; "\\ue007" is Enter, and "\\ue008" Shift, which stays down for those after it."""
+        steps = []
+        for key in keys:
+            steps += [("keyDown", key)] if key == "\ue008" else [("keyDown", key), ("keyUp", key)]
+        steps += [("keyUp", "\ue008")]
         actions = [{"type": kind, "value": key} for kind, key in steps]
         self.ask("/actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
 
-    def size(self, width, height):
-        self.ask("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params={
-            "width": width, "height": height, "deviceScaleFactor": 2, "mobile": width < 500})  # fmt: skip
-
-    def scheme(self, name):
-        self.ask("/goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params={
-            "features": [{"name": "prefers-color-scheme", "value": name}]})  # fmt: skip
-
-    def shot(self, name):
-        if folder := os.environ.get("RATINGS_SHOTS"):
-            found = self.ask("/goog/cdp/execute", cmd="Page.captureScreenshot", params={})
-            Path(folder, f"{name}.png").write_bytes(base64.b64decode(found["data"]))
+    def download(self, name):
+        self.click("#download")
+        for _ in range(300):
+            if (self.downloads / name).exists() and (self.downloads / name).stat().st_size:
+                return self.downloads / name
+            time.sleep(0.1)
+        raise AssertionError(f"{name} was not downloaded: {list(self.downloads.iterdir())}")
 
     def close(self):
         try:
@@ -584,67 +548,38 @@ class Browser:
 def browser(tmp_path_factory):
     if not (CHROMIUM and DRIVER):
         pytest.skip("no Chromium with chromedriver here")
-    folder = tmp_path_factory.mktemp("downloads")
-    browser = Browser(folder)
-    browser.downloads = folder
+    browser = Browser(tmp_path_factory.mktemp("downloads"))
     yield browser
     browser.close()
 
 
-def begin(browser, sheet, rater="ann"):
-    browser.size(1100, 800)
-    browser.scheme("light")
-    browser.open(sheet)
-    browser.js(f"document.getElementById('rater').value = '{rater}'")
-    browser.click("#who button")
-
-
-def wait_for(path):
-    for _ in range(300):
-        if path.exists() and path.stat().st_size:
-            return path
-        time.sleep(0.1)
-    raise AssertionError(f"{path.name} was not downloaded: {list(path.parent.iterdir())}")
-
-
 def test_rating_by_clicks_and_keys_survives_a_reload_and_comes_back_by_import(browser, tmp_path, quick):
-    items, folder = exported(tmp_path, plain(2))
+    items, folder = exported(tmp_path, plain(1))
     level = {KD: 2, RL: 4, COT: 1}
-    begin(browser, folder / "sheet.html")
-    assert browser.js("performance.getEntriesByType('resource').length") == 0
-    for k, item in enumerate(items):
-        assert browser.js("document.getElementById('where').textContent") == f"Reasoning {k + 1} of 6"
-        value = level[item["sources"][0]]
-        if k == 1:  # by keys alone; the third line is left as "can't say"
-            browser.press(*[str(value), str(value), "0", *[str(value)] * 5])
-        else:
-            for aspect in ASPECTS[: 8 if k < 5 else 3]:  # the last item is left half done
-                browser.click(f"#{aspect} input[value='{value}']")
-        if k == 2:  # closed and opened again in the middle of an item
-            browser.open(folder / "sheet.html")
-            assert browser.js("document.getElementById('where').textContent") == "Reasoning 3 of 6"
-            assert browser.js("document.querySelectorAll('input:checked').length") == 8
-            assert browser.js("document.getElementById('bar').value") == 3
-        if k == 3:  # there and back again
-            browser.press("\ue008", "\ue007")
-            browser.click("#next")
-        if k % 2:
-            browser.press("\ue007")
-        else:
-            browser.click("#next")
-    assert browser.js("document.getElementById('thanks').textContent") == "5 of 6 are complete"
-    assert browser.js("document.getElementById('list').textContent") == "6"
-    browser.click("#download")
-    file = wait_for(browser.downloads / "ratings-ann.csv")
-    assert call("import", tmp_path / "sheet" / "key.json", file) == 0
+    one, two, three = (level[item["sources"][0]] for item in items)
+    browser.begin(folder / "sheet.html")
+    assert browser.js("performance.getEntriesByType('resource').length") == 0  # it loads nothing
+    for aspect in ASPECTS:
+        browser.click(f"#{aspect} input[value='{one}']")
+    browser.open(folder / "sheet.html")  # closed and opened again in the middle of an item
+    assert (browser.text("where"), browser.checked()) == ("Reasoning 1 of 3", 8)
+    browser.click("#next")
+    browser.press(str(two), str(two), "0", *[str(two)] * 5)  # by keys alone; the third line is left as "can't say"
+    browser.press("\ue008", "\ue007")
+    assert browser.text("where") == "Reasoning 1 of 3"  # there and back again
+    browser.click("#next")
+    assert browser.text("where") == "Reasoning 2 of 3" and browser.js("document.getElementById('bar').value") == 2
+    browser.press("\ue007")
+    for aspect in ASPECTS[:3]:  # left half done
+        browser.click(f"#{aspect} input[value='{three}']")
+    browser.click("#next")
+    assert (browser.text("thanks"), browser.text("list")) == ("2 of 3 are complete", "3")
+
+    file = browser.download("ratings-ann.csv")
+    expected = [[one] * 8, [two, two, NAN, *[two] * 5], [three] * 3 + [NAN] * 5]
     found = ratings.read_ratings(file, [item["item"] for item in items])
-    for k, item in enumerate(items):
-        expected = [float(level[item["sources"][0]])] * 8
-        if k == 1:
-            expected[2] = NAN
-        if k == 5:
-            expected[3:] = [NAN] * 5
-        assert found[k].tolist() == pytest.approx(expected, nan_ok=True)
+    assert found == pytest.approx(np.array(expected, float), nan_ok=True)
+    assert call("import", tmp_path / "sheet" / "key.json", file) == 0
     table = json.loads((tmp_path / "sheet" / "results.json").read_text())
     assert [table["columns"]["factuality"][s]["mean"] for s in (KD, RL, COT)] == [2, 4, 1]
 
@@ -652,30 +587,27 @@ def test_rating_by_clicks_and_keys_survives_a_reload_and_comes_back_by_import(br
 def test_two_raters_and_two_sheets_in_one_browser_do_not_mix(browser, tmp_path):
     _, folder = exported(tmp_path / "a", plain(2))
     _, other = exported(tmp_path / "b", plain(2))
-    checked = "document.querySelectorAll('input:checked').length"
-    begin(browser, folder / "sheet.html")
+    browser.begin(folder / "sheet.html")
     browser.press("5", "5")
     browser.click("#help")
-    browser.js("document.getElementById('rater').value = 'bo'")
-    browser.click("#who button")
-    assert browser.js(checked) == 0
+    browser.name("bo")
+    assert browser.checked() == 0
     browser.press("4")
     browser.open(folder / "sheet.html")  # the last rater goes on
-    assert browser.js(checked) == 1
-    begin(browser, other / "sheet.html", "bo")
-    assert browser.js(checked) == 0
+    assert browser.checked() == 1
+    browser.begin(other / "sheet.html", "bo")
+    assert browser.checked() == 0
     browser.open(folder / "sheet.html")
     browser.click("#help")
-    browser.js("document.getElementById('rater').value = 'ann'")
-    browser.click("#who button")
-    assert browser.js(checked) == 2
+    browser.name("ann")
+    assert browser.checked() == 2
 
 
 def test_hostile_texts_are_shown_as_text(browser, tmp_path):
-    items, folder = exported(tmp_path, [[a, b, c] for a, b, c in zip(HOSTILE, HOSTILE[1:], HOSTILE[2:], strict=False)])
-    begin(browser, folder / "sheet.html")
+    items, folder = exported(tmp_path, [HOSTILE[0:3], HOSTILE[3:6], HOSTILE[5:8]])
+    browser.begin(folder / "sheet.html")
     for item in items:
-        assert browser.js("document.getElementById('rationale').textContent") == item["rationale"]
+        assert browser.text("rationale") == item["rationale"]
         assert browser.js("[document.title, document.scripts.length, document.images.length]") == ["Rating sheet", 2, 0]
         browser.click("#next")
     assert {item["rationale"] for item in items} == {ratings.clean(text) for text in HOSTILE}
@@ -710,15 +642,13 @@ def test_the_page_fits_reads_and_can_be_touched(browser, tmp_path, width):
     """No scrolling sideways, contrast of 4.5 in both schemes, targets of 44 pixels, and a name for every control."""
     long = ["Pneumonoultramicroscopicsilicovolcanoconiosis" * 3 + " is a word. " * 40, *HOSTILE[3:5]]
     _, folder = exported(tmp_path, [long])
-    begin(browser, folder / "sheet.html")
+    browser.begin(folder / "sheet.html")
     browser.size(width, 700)
     for view in ("rate", "rate", "rate", "end", "start"):
         if view == "rate":
             browser.click("#fluency input[value='0']")
-        browser.js("document.getElementById('where').scrollIntoView()")
         for scheme in ("dark", "light"):
-            browser.scheme(scheme)
-            browser.shot(f"{view}-{width}-{scheme}")
+            browser.emulate("EmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
             contrasts = browser.js(CONTRASTS)
             assert len(contrasts) > 5 and min(contrasts)[0] >= 4.5, min(contrasts)
         assert browser.js("document.documentElement.scrollWidth") <= width
