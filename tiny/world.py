@@ -17,11 +17,19 @@ import argparse
 import itertools
 import json
 import random
+import re
+import sys
 import zlib
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
+
+from tokenizers import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from plumbing.errors import UserError  # noqa: E402
 
 SPLITS = ("train", "dev", "test", "ood")
 SEED = 4  # of the TinyWiki that results are reported on; 0 to 3 served development
@@ -407,6 +415,24 @@ def records(split: str, seed: int = SEED, size: int | None = None) -> list[dict]
                 out.append({"_id": f"tiny-{split}-{seed}-{len(out)}", **record})
             if len(out) == (size or SIZES[split]):
                 return out
+
+
+def refuse_unknown_words(where: str, example, *tokenizers: Tokenizer) -> None:
+    """Raises UserError where the embedded pair has never read a word of this `data.Example`, which comes from `where`.
+
+    The pair's tokenizer has one piece for each word of TinyWiki, so that of any other word the pair reads single
+    letters that mean nothing to it. Other tokenizers have pieces for all English and refuse nothing.
+    """
+    words = re.findall(r"[^\s.,?:!]+", f"{example.question} {example.context}")
+    for tokenizer in tokenizers:
+        if tokenizer.token_to_id("▁Stormgate") is None:  # a film of TinyWiki, so this is not the embedded pair's
+            continue
+        unknown = [word for word in dict.fromkeys(words) if tokenizer.token_to_id("▁" + word) is None]
+        if unknown:
+            some = ", ".join(map(repr, unknown[:8]))
+            more = " …" if len(unknown) > 8 else ""
+            raise UserError(f"{where} is outside TinyWiki: the tiny pair has never read {some}{more} and could only "
+                            "guess: give other models with --small and --large")  # fmt: skip
 
 
 def main() -> None:
