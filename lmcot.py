@@ -373,7 +373,8 @@ def main() -> None:
             verdict = ""
             if example.answer:  # a question of your own has none
                 verdict = " (right)" if data.exact_match(found.prediction, example.answers) else " (wrong)"
-            show(f"\n{method}", found.prediction + verdict)
+            print()
+            show(method, found.prediction + verdict)
             show("", found.rationale)
         print("-" * 80)
     if large.cut:
@@ -382,7 +383,8 @@ def main() -> None:
 
 def show(label: str, text: str) -> None:
     """A label and a text in 80 columns."""
-    print(textwrap.fill(f"{label:28}{text}", 80, subsequent_indent=" " * 28, replace_whitespace=False))
+    if text:
+        print(textwrap.fill(f"{label:28}{text}", 80, subsequent_indent=" " * 28))
 
 
 if __name__ == "__main__":
