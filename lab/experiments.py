@@ -48,12 +48,7 @@ from eval import BASELINES, align, interval  # noqa: E402
 from eval import Settings as EvalSettings  # noqa: E402
 from plumbing.command import at_least_one, parse_settings, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
-from plumbing.files import (  # noqa: E402
-    as_json,
-    atomic_write,
-    read_json,  # noqa: E402
-    read_jsonl,
-)
+from plumbing.files import as_json, atomic_write, read_json, read_jsonl  # noqa: E402
 from plumbing.run import Run  # noqa: E402
 
 SCRIPTS = {"train_kd.py": train_kd.Settings, "train_rl.py": train_rl.Settings, "eval.py": EvalSettings}
