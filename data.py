@@ -305,25 +305,27 @@ def _supporting_facts(place: str, record: dict, paragraphs: list[Paragraph]) -> 
 
 
 def fit_context(
-    example: Example, prompt_of: Callable[[str], str], count_tokens: Callable[[str], int], max_tokens: int
+    example: Example, prompt_of: Callable[..., str], count_tokens: Callable[[str], int], max_tokens: int
 ) -> tuple[str, bool]:
     """
     (context, whether it was cut), such that the prompt built around the context has at most `max_tokens` tokens.
 
     A tokenizer's own truncation would cut the end of the prompt, where the question's cue stands. Here the context
-    alone loses whole sentences, from its end. `prompt_of` puts a context into the prompt, `count_tokens` is its length
-    for the model. Where even an empty context is too long, the result is ("", True), for the caller to report.
+    alone loses whole sentences, from its end. `prompt_of(context=…)` puts a context into the prompt, `count_tokens` is
+    its length for the model. Where even an empty context is too long, the result is ("", True).
     """
-    if count_tokens(prompt_of(example.context)) <= max_tokens:
+    prompt = prompt_of(context=example.context)
+    # A token has at least one byte, so most prompts need no counting.
+    if len(prompt.encode(errors="replace")) < max_tokens or count_tokens(prompt) <= max_tokens:
         return example.context, False
     sentences = example.sentences
 
-    def first(n: int) -> str:
-        return " ".join(sentences[:n])
+    def tokens_with(n: int) -> int:
+        return count_tokens(prompt_of(context=" ".join(sentences[:n])))
 
     # Binary search over the shorter contexts: a tokenizer call per halving, not per sentence.
-    fitting = bisect.bisect_right(range(len(sentences)), max_tokens, key=lambda n: count_tokens(prompt_of(first(n))))
-    return first(max(0, fitting - 1)), True
+    fitting = bisect.bisect_right(range(len(sentences)), max_tokens, key=tokens_with)
+    return " ".join(sentences[: max(0, fitting - 1)]), True
 
 
 # ---- 4. Metrics ------------------------------------------------------------------------------------------------------

@@ -5,36 +5,36 @@
     python eval.py --small google/flan-t5-small --large google/flan-t5-xxl --large-dtype bfloat16 --data hotpotqa \\
         --kd runs/kd-hotpotqa --rl runs/rl-hotpotqa --direct none --out runs/eval-hotpotqa
 
-Every method sees the same questions, so differences are paired. Intervals are 95 % percentile bootstrap over questions
-and seeds together (both are resampled, 2,000 times). The pair of LMs is fixed: seeds vary what is random given the pair
-(KD's batches, RL's rollouts, what is sampled), not its pretraining.
+Every method sees the same questions, so differences are paired. Intervals are 95 % percentile bootstrap: seeds and
+questions are both resampled, 2,000 times. The pair of LMs is fixed: seeds vary what is random given the pair.
 Other files import from here with `from eval import …`: `eval` is also the name of a builtin.
 """
 
 import glob
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from tqdm import tqdm
 
 import data
 import lmcot
 import rewards
 from data import Example
-from lmcot import LM
-from plumbing import processes
-from plumbing.command import at_least_one, parse_settings, run_main
+from lmcot import LM, Answer
+from plumbing.command import align, at_least_one, parse_settings, run_main
 from plumbing.errors import UserError
 from plumbing.files import read_json
 from plumbing.run import Run
+from tiny import world
 
 METRICS = {"EM": data.exact_match, "F1": data.token_f1, "AI": data.answer_inclusion}
-BASELINES = ("standard", "CoT", "LM-guided, KD")  # the methods that differences are taken to
 QUALITY = ("R_aspect", *rewards.ASPECTS)  # of rationales, R_aspect with all weights 1
+BASELINES = ("standard", "CoT", "LM-guided, KD")  # the methods that differences are taken to
 BOOTSTRAPS = 2000
 
 # name → (the M_S it needs, whether it differs from seed to seed)
@@ -57,64 +57,47 @@ WITHOUT_RATIONALE = ("standard", "M_S alone")
 NEED_FACTS = ("gold rationale", "other's rationale")  # left out where the data names no supporting sentences
 
 
-@dataclass
-class Outcome:
-    """One answer of one method. `note` is "" or says what was unusual ("two-stage": no answer in the first pass)."""
+def run_method(name: str, examples: Sequence[Example], large: LM, small: LM | None, s: "Settings") -> list[Answer]:
+    """Answers the examples by one method of METHODS. Of the settings `s` it reads samples (N), temperature and
+    max_new_tokens (of a rationale)."""
+    if name in WITHOUT_RATIONALE:
+        return lmcot.standard(small if name == "M_S alone" else large, examples)
+    samples, temperature = 1, 0.0
+    if name.endswith((" + SC", " best of N")):
+        samples, temperature = s.samples, s.temperature
+    if name.startswith("CoT"):
+        return voted(lmcot.chain_of_thought(large, examples, s.max_new_tokens, samples, temperature), samples)
 
-    prediction: str
-    rationale: str = ""
-    note: str = ""
+    gold = [" ".join(example.supporting_sentences) for example in examples]
+    if name == "gold rationale":
+        rationales = gold
+    elif name == "other's rationale":
+        rationales = gold[1:] + gold[:1]
+    else:
+        rationales = lmcot.write_rationales(small, examples, s.max_new_tokens, samples, temperature)
+    if name.endswith(" best of N"):
+        rationales, samples = best(examples, rationales, samples), 1
+    return voted(lmcot.answer(large, examples, rationales), samples)
 
 
-def run_method(
-    name: str, examples: Sequence[Example], large: LM, small: LM | None, samples: int, temperature: float,
-    max_new_tokens: int,
-) -> list[Outcome]:  # fmt: skip
-    """Answer this process's share of the examples by one method of METHODS."""
-    everyone, examples = examples, processes.share(examples)
-    many = [example for example in examples for _ in range(samples)]  # N in a row for each example
+def voted(answers: list[Answer], samples: int) -> list[Answer]:
+    """`samples` answers in a row for each question → the one that wins the majority vote of each."""
+    winners = []
+    for start in range(0, len(answers), samples):
+        group = answers[start : start + samples]
+        winners.append(group[lmcot.majority([answer.prediction for answer in group])])
+    return winners
 
-    def grouped(rows: list) -> list[list]:
-        return [rows[i : i + samples] for i in range(0, len(rows), samples)]
 
-    def vote(outcomes: list[Outcome]) -> list[Outcome]:
-        return [group[lmcot.majority([o.prediction for o in group])] for group in grouped(outcomes)]
-
-    def think(examples: Sequence[Example], temperature: float) -> list[Outcome]:
-        thoughts = lmcot.chain_of_thought(large, examples, max_new_tokens, temperature, progress=name)
-        return [Outcome(t.prediction, t.rationale, "" if t.parsed else "two-stage") for t in thoughts]
-
-    def write(examples: Sequence[Example], temperature: float) -> list[str]:
-        return lmcot.write_rationales(small, examples, max_new_tokens, temperature, progress=f"{name}: rationales")
-
-    def guide(examples: Sequence[Example], rationales: Sequence[str]) -> list[Outcome]:
-        predictions = lmcot.answer(large, examples, rationales, progress=f"{name}: answers")
-        return [Outcome(*pair) for pair in zip(predictions, rationales, strict=True)]
-
-    match name:
-        case "standard":
-            return [Outcome(prediction) for prediction in lmcot.standard(large, examples, progress=name)]
-        case "CoT":
-            return think(examples, 0.0)
-        case "CoT + SC":
-            return vote(think(many, temperature))
-        case "LM-guided, untrained" | "LM-guided, KD" | "LM-guided, RL":
-            return guide(examples, write(examples, 0.0))
-        case "LM-guided, KD + SC" | "LM-guided, RL + SC":
-            return vote(guide(many, write(many, temperature)))
-        case "LM-guided, KD, best of N" | "LM-guided, RL, best of N":
-            best = []
-            for example, group in zip(examples, grouped(write(many, temperature)), strict=True):
-                # Judged before M_L answers: selection is to save its calls.
-                scores = [rewards.quality(text, example)["R_aspect"] for text in group]
-                best.append(group[lmcot.select(scores)])
-            return guide(examples, best)
-        case "M_S alone":
-            return [Outcome(prediction) for prediction in lmcot.standard(small, examples, progress=name)]
-        case "gold rationale" | "other's rationale":
-            gold = [" ".join(example.supporting_sentences) for example in everyone]
-            return guide(examples, processes.share(gold if name == "gold rationale" else gold[1:] + gold[:1]))
-    raise ValueError(f"no method {name!r}")
+def best(examples: Sequence[Example], rationales: list[str], samples: int) -> list[str]:
+    """`samples` rationales in a row for each example → the one of each with the highest R_aspect. They are judged
+    before M_L answers: selection is to save its calls."""
+    chosen = []
+    for i, example in enumerate(examples):
+        group = rationales[i * samples : (i + 1) * samples]
+        scores = [rewards.quality(rationale, example)["R_aspect"] for rationale in group]
+        chosen.append(group[lmcot.select(scores)])
+    return chosen
 
 
 # ------------------------------------------------------------------------------------------------ statistics
@@ -134,52 +117,54 @@ def bootstrap(scores: np.ndarray, draws: int = BOOTSTRAPS, seed: int = 0) -> np.
 
 def interval(values: np.ndarray) -> list[float]:
     """95 % percentile interval."""
-    return [float(v) for v in np.percentile(values, [2.5, 97.5])]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return [float(low), float(high)]
 
 
-def summarise(examples: Sequence[Example], outcomes: dict[str, list[list[Outcome]]], costs: dict[str, dict]) -> dict:
-    """Outcomes (method → seeds → questions) → everything the table shows, as plain JSON values.
+def summarise(examples: Sequence[Example], answers: dict[str, list[list[Answer]]], costs: dict[str, dict]) -> dict:
+    """Answers (method → seeds → questions) → everything the tables show, as plain JSON values.
 
     A method with one run (it is deterministic, or was trained once) stands for all seeds.
     """
-    seeds = max(len(runs) for runs in outcomes.values())
-    table: dict = {"questions": len(examples), "seeds": seeds, "methods": {name: {} for name in outcomes}}
+    seeds = max(map(len, answers.values()))
     types = np.array([example.type for example in examples])
+    scores: dict[str, dict[str, np.ndarray]] = {measure: {} for measure in (*METRICS, *QUALITY)}
+    methods: dict[str, dict] = {}
+    for name, runs in answers.items():
+        for measure, array in scores_of(examples, runs, name not in WITHOUT_RATIONALE).items():
+            scores[measure][name] = array
+        em = scores["EM"][name]
+        parsed = [answer.parsed for answer in itertools.chain(*runs)]
+        methods[name] = {"two-stage": parsed.count(False) / len(parsed), **costs[name]}
+        methods[name]["EM of each seed"] = em.mean(1).tolist()
+        methods[name]["EM by type"] = {kind: float(em[:, types == kind].mean()) for kind in sorted(set(types)) if kind}
 
-    def tabulate(measure: str, scores: dict[str, np.ndarray]) -> None:
-        """Means, intervals and differences of one measure; scores: method → (runs, questions)."""
-        names = list(scores)
-        every = np.stack([np.broadcast_to(rows, (seeds, len(examples))) for rows in scores.values()])
-        means, draws = every.mean((1, 2)), bootstrap(every)
-        for i, name in enumerate(names):
-            row = table["methods"][name]
-            row[measure] = {"mean": float(means[i]), "interval": interval(draws[i])}
+    for measure, of_method in scores.items():
+        every = [np.broadcast_to(array, (seeds, len(examples))) for array in of_method.values()]
+        draws = dict(zip(of_method, bootstrap(np.stack(every)), strict=True)) if every else {}
+        for name, array in of_method.items():
+            cell = methods[name][measure] = {"mean": float(array.mean()), "interval": interval(draws[name])}
             for base in BASELINES:
-                if base in names and name != base:
-                    j = names.index(base)
-                    difference = {"mean": float(means[i] - means[j]), "interval": interval(draws[i] - draws[j])}
-                    row[measure][f"minus {base}"] = difference
+                if base in of_method and base != name:
+                    mean = float(array.mean() - of_method[base].mean())
+                    cell[f"minus {base}"] = {"mean": mean, "interval": interval(draws[name] - draws[base])}
+    return {"questions": len(examples), "seeds": seeds, "methods": methods}
 
-    for metric, score in METRICS.items():
-        scores = {name: np.array([[score(o.prediction, e.answers) for o, e in zip(run, examples, strict=True)]
-                                  for run in runs]) for name, runs in outcomes.items()}  # fmt: skip
-        tabulate(metric, scores)
-        if metric == "EM":
-            for name, rows in scores.items():
-                row = table["methods"][name]
-                row["EM of each seed"] = rows.mean(1).tolist()
-                row["EM by type"] = {t: float(rows[:, types == t].mean()) for t in sorted(set(types)) if t}
-    rated = {name: [[rewards.quality(o.rationale, e, o.prediction) for o, e in zip(run, examples, strict=True)]
-                    for run in runs] for name, runs in outcomes.items() if name not in WITHOUT_RATIONALE}  # fmt: skip
-    for aspect in QUALITY:
-        if rated:
-            tabulate(aspect, {name: np.array([[each[aspect] for each in run] for run in runs])
-                              for name, runs in rated.items()})  # fmt: skip
-    for name in outcomes:
-        flat = [outcome for run in outcomes[name] for outcome in run]
-        table["methods"][name]["two-stage"] = sum(o.note == "two-stage" for o in flat) / len(flat)
-        table["methods"][name].update(costs[name])
-    return table
+
+def scores_of(examples: Sequence[Example], runs: list[list[Answer]], has_rationale: bool) -> dict[str, np.ndarray]:
+    """The runs of one method → each measure as an array (runs, questions)."""
+    scores = {measure: np.zeros((len(runs), len(examples))) for measure in (*METRICS, *QUALITY)}
+    for seed, answers in enumerate(runs):
+        for i, (answer, example) in enumerate(zip(answers, examples, strict=True)):
+            for metric, function in METRICS.items():
+                scores[metric][seed, i] = function(answer.prediction, example.answers)
+            if has_rationale:
+                for aspect, value in rewards.quality(answer.rationale, example, answer.prediction).items():
+                    scores[aspect][seed, i] = value
+    return scores if has_rationale else {metric: scores[metric] for metric in METRICS}
+
+
+# ------------------------------------------------------------------------------------------------ the table as text
 
 
 def number(value: float, measure: str, sign: str = "") -> str:
@@ -187,127 +172,126 @@ def number(value: float, measure: str, sign: str = "") -> str:
     return f"{100 * value:{sign}.1f}" if measure in METRICS else f"{value:{sign}.2f}"
 
 
-def with_interval(cell: dict, measure: str, sign: str = "") -> str:
+def with_interval(cell: dict | None, measure: str, sign: str = "") -> str:
+    if cell is None:  # no method is compared with itself
+        return ""
     low, high = (number(bound, measure, sign) for bound in cell["interval"])
     return f"{number(cell['mean'], measure, sign)} [{low}, {high}]"
 
 
+def per_method(title: str, methods: dict, columns: Sequence[str], cell: Callable[[dict, str], str]) -> str:
+    """A table with a row for each method; `cell` gives the text of its results in one column."""
+    rows = [[title, *columns]]
+    for name, row in methods.items():
+        rows.append([name, *(cell(row, column) for column in columns)])
+    return align(rows)
+
+
+def main_cell(row: dict, column: str) -> str:
+    if column == "EM [95 %]":
+        return with_interval(row["EM"], "EM")
+    if column.endswith("per question"):
+        return f"{row[column]:.3g}"
+    return number(row[column]["mean"], column) if column in row else ""
+
+
 def as_markdown(table: dict) -> str:
     """The tables of a summary; answers in per cent, aspects in [0, 1], R_aspect their sum."""
-
-    def percent(value: float) -> str:
-        return number(value, "EM")
-
     methods = table["methods"]
-    rows = [["method", "EM [95 %]", "F1", "AI", "R_aspect", "s/question", "tokens/question"]]
-    for name, row in methods.items():
-        rows.append([name, with_interval(row["EM"], "EM"), percent(row["F1"]["mean"]), percent(row["AI"]["mean"]),
-                     number(row["R_aspect"]["mean"], "R_aspect") if "R_aspect" in row else "",
-                     f"{row['seconds per question']:.3f}", f"{row['tokens per question']:.1f}"])  # fmt: skip
-    parts = [align(rows)]
+    columns = ("EM [95 %]", "F1", "AI", "R_aspect", "seconds per question", "tokens per question")
+    parts = [per_method("method", methods, columns, main_cell)]
     differences = [f"minus {base}" for base in BASELINES if base in methods]
     if differences and len(methods) > 1:
-        rows = [["EM", *differences]]
-        rows += [[name, *(with_interval(row["EM"][d], "EM", "+") if d in row["EM"] else "" for d in differences)]
-                 for name, row in methods.items()]  # fmt: skip
-        parts.append(align(rows))
+        parts.append(per_method("EM", methods, differences,
+                                lambda row, base: with_interval(row["EM"].get(base), "EM", "+")))  # fmt: skip
     rated = {name: row for name, row in methods.items() if "R_aspect" in row}
     if rated:
-        rows = [["aspect of rationales", *rewards.ASPECTS]]
-        rows += [[name, *(number(row[a]["mean"], a) for a in rewards.ASPECTS)] for name, row in rated.items()]
-        parts.append(align(rows))
-    if "LM-guided, RL" in rated and "LM-guided, KD" in rated:
-        row = methods["LM-guided, RL"]
-        rows = [["", "LM-guided, KD", "LM-guided, RL", "RL minus KD [95 %]"]]
-        rows += [[m, *(number(methods[name][m]["mean"], m) for name in rows[0][1:3]),
-                  with_interval(row[m]["minus LM-guided, KD"], m, "+")] for m in (*METRICS, *QUALITY)]  # fmt: skip
-        parts.append(align(rows))
-    types = next(iter(table["methods"].values()))["EM by type"]
+        parts.append(per_method("aspect of rationales", rated, rewards.ASPECTS,
+                                lambda row, aspect: number(row[aspect]["mean"], aspect)))  # fmt: skip
+    gains = [["", "RL minus KD [95 %]"]]
+    for measure in (*METRICS, *QUALITY):
+        gain = methods.get("LM-guided, RL", {}).get(measure, {}).get("minus LM-guided, KD")
+        gains.append([measure, with_interval(gain, measure, "+")])
+    if gains[1][1]:
+        parts.append(align(gains))
+    types = list(next(iter(methods.values()))["EM by type"])
     if types:
-        rows = [["EM by question type", *types]]
-        rows += [[name, *map(percent, row["EM by type"].values())] for name, row in methods.items()]
-        parts.append(align(rows))
-    if table["seeds"] > 1:
-        rows = [["EM of each seed", *map(str, range(table["seeds"]))]]
-        rows += [[name, *map(percent, row["EM of each seed"])]
-                 for name, row in methods.items() if len(row["EM of each seed"]) > 1]  # fmt: skip
-        parts.append(align(rows))
-    size = f"{table['questions']} questions, {table['seeds']} seed{'s' * (table['seeds'] > 1)}"
-    notes = [f"{size}; intervals: bootstrap over questions and seeds."]
+        parts.append(per_method("EM by question type", methods, types,
+                                lambda row, kind: number(row["EM by type"][kind], "EM")))  # fmt: skip
+
+    notes = [f"questions: {table['questions']}, seeds: {table['seeds']}; intervals: bootstrap over both."]
     for name, row in methods.items():
         if row["two-stage"]:
-            notes.append(f"{name}: {100 * row['two-stage']:.1f} % of the chains behind its answers named none and were "
-                         "asked again.")  # fmt: skip
+            share = f"{100 * row['two-stage']:.1f} %"
+            notes.append(f"{name}: in {share} of its chains M_L named no answer and was asked again.")
     notes += table.get("notes", [])
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes)]) + "\n"
-
-
-def align(rows: list[list[str]]) -> str:
-    """Rows of cells → a Markdown table that also reads well in a terminal."""
-    width = max(map(len, rows))
-    rows = [row + [""] * (width - len(row)) for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(width)]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    return "\n\n".join(parts) + "\n\n- " + "\n- ".join(notes) + "\n"
 
 
 # ------------------------------------------------------------------------------------------------ the comparison
 
 
-def evaluate(
-    run: Run, examples: list[Example], large: LM, smalls: dict[str, list[LM]], samples: int,
-    temperature: float, max_new_tokens: int,
-) -> str:  # fmt: skip
-    """Run every method whose M_S is in `smalls` ("untrained", "kd", "rl", "direct": one per seed) and write the table.
+def evaluate(run: Run, examples: list[Example], large: LM, smalls: dict[str, list[LM]], s: "Settings") -> str:
+    """Runs every method whose M_S is in `smalls` ("untrained", "kd", "rl", "direct": one per seed), writes results.json
+    and results.md into the run folder, and returns the Markdown.
 
-    Each method's answers go to answers.jsonl as it ends; called again, what is there is not asked again. Writes
-    results.json and results.md into the run folder and returns the Markdown.
+    Each method's answers go to answers.jsonl as it ends. Called again, it does not ask again what is there.
     """
-    seeds = max(map(len, smalls.values()), default=1)
-    kept = run.read("answers.jsonl", "method", "seed", "answers", "seconds", "tokens", "cut", "unfinished")
-    if any([answer["id"] for answer in row["answers"]] != [e.id for e in examples] for row in kept):
-        raise UserError(f"{run.path('answers.jsonl')} answers other questions: use --overwrite or another --out")
-    done = {(row["method"], row["seed"]): row for row in kept}
-    outcomes: dict[str, list[list[Outcome]]] = {}
+    done = {}
+    for row in run.read("answers.jsonl", "method", "seed", "answers", "seconds", "tokens", "cut", "unfinished"):
+        if [answer["id"] for answer in row["answers"]] != [example.id for example in examples]:
+            raise UserError(f"{run.path('answers.jsonl')} answers other questions: use --overwrite or another --out")
+        done[row["method"], row["seed"]] = row
+
+    has_facts = all(example.supporting_facts for example in examples)
+    most_seeds = max(map(len, smalls.values()), default=1)
+    answers: dict[str, list[list[Answer]]] = {}
     costs: dict[str, dict] = {}
-    for name, (role, varies) in METHODS.items():
-        if (role and role not in smalls) or (name in NEED_FACTS and not all(e.supporting_facts for e in examples)):
+    cut = unfinished = 0
+    bar = tqdm(METHODS.items(), desc="methods")
+    for name, (role, varies) in bar:
+        if (role and role not in smalls) or (name in NEED_FACTS and not has_facts):
             continue
-        rows = []
-        for seed in range(len(smalls[role]) if role else seeds if varies else 1):
+        bar.set_description(name)
+        seeds = most_seeds if varies else 1
+        if role:
+            seeds = len(smalls[role])
+        answers[name] = []
+        costs[name] = {"seconds per question": 0.0, "tokens per question": 0.0}
+        for seed in range(seeds):
             if (name, seed) not in done:
                 small = smalls[role][seed] if role else None
-                lms = [lm for lm in (large, small) if lm]
-                for lm in lms:
-                    lm.restart(seed)
-                begun = time.perf_counter()
-                mine = run_method(name, examples, large, small, samples, temperature, max_new_tokens)
-                answers = processes.gather(mine)
-                counts = processes.gather([(lm.tokens_written, lm.cut, lm.unfinished) for lm in lms])
-                tokens, cut, unfinished = map(sum, zip(*counts, strict=True))
-                row = {
-                    "method": name,
-                    "seed": seed,
-                    "seconds": time.perf_counter() - begun,
-                    "tokens": tokens,
-                    "cut": cut,
-                    "unfinished": unfinished,
-                    "answers": [{"id": e.id, **vars(a)} for e, a in zip(examples, answers, strict=True)],
-                }
-                run.append("answers.jsonl", row)
-                done[name, seed] = row
-            rows.append(done[name, seed])
-        outcomes[name] = [[Outcome(a["prediction"], a["rationale"], a["note"]) for a in r["answers"]] for r in rows]
-        costs[name] = {f"{unit} per question": sum(r[unit] for r in rows) / len(rows) / len(examples)
-                       for unit in ("seconds", "tokens")}  # fmt: skip
-    table = summarise(examples, outcomes, costs)
-    cut, unfinished = (sum(row[key] for row in done.values()) for key in ("cut", "unfinished"))
+                done[name, seed] = timed(name, seed, examples, large, small, s)
+                run.append("answers.jsonl", done[name, seed])
+            row = done[name, seed]
+            answers[name].append([Answer(a["prediction"], a["rationale"], a["parsed"]) for a in row["answers"]])
+            for unit in ("seconds", "tokens"):
+                costs[name][f"{unit} per question"] += row[unit] / len(examples) / seeds
+            cut += row["cut"]
+            unfinished += row["unfinished"]
+
+    table = summarise(examples, answers, costs)
     table["notes"] = [f"{cut} prompts were too long: their context was cut to the whole sentences that fit, if any.",
                       f"{unfinished} texts reached the length limit."]  # fmt: skip
     run.write("results.json", table)
-    markdown = as_markdown(table)
-    run.write("results.md", markdown)
-    return markdown
+    run.write("results.md", as_markdown(table))
+    return as_markdown(table)
+
+
+def timed(name: str, seed: int, examples: list[Example], large: LM, small: LM | None, s: "Settings") -> dict:
+    """One method with one seed → a row of answers.jsonl, with what it cost."""
+    lms = [large, small] if small else [large]
+    for lm in lms:
+        lm.restart(seed)
+    begun = time.perf_counter()
+    answers = run_method(name, examples, large, small, s)
+    row = {"method": name, "seed": seed, "seconds": time.perf_counter() - begun, "tokens": 0, "cut": 0, "unfinished": 0}
+    for lm in lms:
+        row["tokens"] += lm.tokens_written
+        row["cut"] += lm.cut
+        row["unfinished"] += lm.unfinished
+    row["answers"] = [{"id": example.id, **vars(answer)} for example, answer in zip(examples, answers, strict=True)]
+    return row
 
 
 @dataclass
@@ -334,65 +318,54 @@ class Settings(lmcot.Models):
             raise ValueError("--temperature must be above 0: it is for sampling")
 
 
-# kind of run → the settings by which it is known, all that others read of them
-KINDS = {
-    "kd": {"target", "data", "test_data", "test_limit", "context"},
-    "rl": {"kd", "ppo_epochs", "test_limit"},
-    "eval": {"data", "split", "limit", "context"},
-}
-
-
 def read_run(folder: str | Path) -> tuple[str, dict]:
     """What a run folder holds, "kd", "direct" (the control of KD), "rl" or "eval", and its settings; else "" and {}."""
     path = Path(folder) / "settings.json"
     settings = read_json(path) if path.is_file() else {}
-    for kind, names in KINDS.items():
-        if names <= settings.keys():
-            return "direct" if settings.get("target") == "answer" else kind, settings
+    if {"target", "data", "test_data"} <= settings.keys():
+        return ("direct" if settings["target"] == "answer" else "kd"), settings
+    if {"kd", "ppo_epochs"} <= settings.keys():
+        return "rl", settings
+    if {"data", "split", "limit"} <= settings.keys():
+        return "eval", settings
     return "", {}
 
 
-def questions_of(folder: str | Path) -> list[Example]:
-    """The questions that the table of a run is about; UserError where it is none, or its KD run is gone."""
-    kind, s = read_run(folder)
-    if kind == "eval":
-        return data.load(s["data"], s["split"], s["limit"], s["context"])
-    limit = s.get("test_limit")
-    if kind == "rl":  # the data are those of its KD run
-        folder = s["kd"]
-        kind, s = read_run(folder)
-    if kind not in ("kd", "direct"):
-        raise UserError(f"{folder} is no run of train_kd.py, which had the questions")
-    return data.load(s["test_data"] or s["data"], "test", limit, s["context"])
+def trained_folders(role: str, pattern: str) -> list[str]:
+    """The run folders that match a pattern and have an M_S; UserError if one is for another role."""
+    folders = sorted(folder for folder in glob.glob(pattern) if (Path(folder) / "model").is_dir())
+    for folder in folders:
+        kind, _ = read_run(folder)
+        if kind not in (role, ""):
+            raise UserError(f"{folder} is a folder for --{kind}, not for --{role}")
+    if not folders and role == "kd":
+        raise UserError(f"no trained M_S in {pattern}: run train_kd.py first, or name its folder with --kd")
+    if not folders and pattern not in (getattr(Settings, role), "none"):
+        print(f"no trained M_S in {pattern}: --{role} is left out\n")
+    return folders
 
 
 def main() -> None:
-    settings = parse_settings(Settings, __doc__)
-    examples = data.load(settings.data, settings.split, settings.limit, settings.context)
-    smalls = {"untrained": [lmcot.load_small(settings, settings.small)]}
-    trained: list[list[str]] = []  # their folders
+    s = parse_settings(Settings, __doc__)
+    examples = data.load(s.data, s.split, s.limit, s.context)
+    smalls = {"untrained": [lmcot.load_small(s, s.small)]}
+    weights = {}  # "kd 0" → the file with the M_S of the first KD run
     for role in ("kd", "rl", "direct"):
-        pattern = getattr(settings, role)
-        if folders := sorted(f for f in glob.glob(pattern) if (Path(f) / "model").is_dir()):
-            for folder in folders:
-                if (kind := read_run(folder)[0]) not in (role, ""):
-                    raise UserError(f"{folder} is a folder for --{kind}, not for --{role}")
-            smalls[role] = [lmcot.load_small(settings, Path(folder) / "model") for folder in folders]
-            trained.append(folders)
-        elif role == "kd":
-            raise UserError(f"no trained M_S in {pattern}: run train_kd.py first, or name its folder with --kd")
-        elif pattern not in (getattr(Settings, role), "none"):
-            print(f"no trained M_S in {pattern}: --{role} is left out\n")
-    for role in ("rl", "direct"):
-        if len(smalls.get(role, smalls["kd"])) not in (1, len(smalls["kd"])):
+        folders = trained_folders(role, getattr(s, role))
+        if folders:
+            smalls[role] = [lmcot.load_small(s, Path(folder) / "model") for folder in folders]
+        if role != "kd" and len(folders) not in (0, 1, len(smalls["kd"])):
             raise UserError(f"--{role} names another number of folders than --kd: give one, or one for each seed")
-    large = lmcot.load_large(settings, settings.out)
-    lmcot.refuse_unknown_words(settings.data, examples[0], *itertools.chain(*smalls.values()), large)
-    with Run(settings.out, settings, settings.overwrite) as run:
-        print(f"M_L {settings.large} · {len(examples)} questions · M_S of {', '.join(itertools.chain(*trained))} · "
-              f"folder {settings.out}\n")  # fmt: skip
-        run.uses(*trained)
-        print(evaluate(run, examples, large, smalls, settings.samples, settings.temperature, settings.max_new_tokens))
+        for seed, folder in enumerate(folders):
+            weights[f"{role} {seed}"] = Path(folder) / "model" / "model.safetensors"
+    large = lmcot.load_large(s, s.out)
+    world.refuse_unknown_words(s.data, examples[0], large, *itertools.chain(*smalls.values()))
+
+    with Run(s.out, s, s.overwrite) as run:
+        run.uses(weights)
+        names = ", ".join(str(path.parent.parent) for path in weights.values())
+        print(f"M_L {s.large} · {len(examples)} questions · M_S of {names} · folder {s.out}\n")
+        print(evaluate(run, examples, large, smalls, s))
         print(f"This is also in {run.path('results.md')}.")
 
 

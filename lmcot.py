@@ -1,27 +1,25 @@
 """LM-guided chain of thought: a small LM writes the rationale, a large frozen LM answers from it.
 
-    python lmcot.py                                          # one TinyWiki question: context, rationale, answer
+    python lmcot.py                                          # one TinyWiki question, answered by every method
     python lmcot.py --example tiny-test-4-7                  # another one, by its id
-    python lmcot.py --demo                                   # the first of each type, by every method side by side
+    python lmcot.py --demo                                   # the first of each type
     python lmcot.py --question "…" --context "…"             # your own
     python lmcot.py --large http://localhost:8000/v1 --large-model NAME       # M_L on an OpenAI-compatible server
 
-Lee et al. 2024 (arXiv 2404.03414). M_S, the small LM, is the only one that is ever trained (`train_kd.py`,
-`train_rl.py`). M_L, the large LM, is a black box: texts in, texts out. It never sees a reward or a gold answer.
-A server that wants a key gets the one in the environment variable LMCOT_API_KEY, and no other server ever does.
-Departures from the paper: its prompts are not public beyond their structure (Figure 1), so these are ours.
+The method is that of Lee et al. 2024 (arXiv 2404.03414). M_S, the small LM, is the only one that is trained. M_L, the
+large LM, is a black box: texts in, texts out. It never sees a reward or a gold answer.
+Departures from the paper: it shows the structure of its prompts (Figure 1) but not their words, so these are ours.
 """
 
-import itertools
-import os
 import re
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -29,11 +27,12 @@ from tqdm import tqdm
 
 import data
 from data import Example
-from model import T5, load_tokenizer, log_softmax, never_written, pad_batch
+from model import T5, load_tokenizer, never_written, pad_batch
 from plumbing import processes
 from plumbing.command import at_least_one, parse_settings, run_main
 from plumbing.errors import UserError
-from plumbing.server import ServedLM
+from plumbing.server import Completion, ServedLM
+from tiny import world
 
 # ------------------------------------------------------------------------------------------------ prompts, all of them
 
@@ -49,6 +48,182 @@ GUIDED = (
     "Question: {question}\nContext: {context}\nReasoning: {rationale}\nAnswer:"
 )
 CONCLUSION = "So the answer is {answer}."  # how a chain of thought ends; `parse_cot` finds it
+ANSWER_TOKENS = 32  # room for an answer
+
+
+def fill(template: str, lm: "LM", examples: Sequence[Example], rationales: Sequence[str] | None = None) -> list[str]:
+    """One prompt for each example. A context too long for `lm` loses whole sentences; `lm.cut` counts these prompts."""
+    prompts = []
+    for i, example in enumerate(examples):
+        rationale = rationales[i] if rationales else ""
+        prompt_of = partial(template.format, question=example.question, rationale=rationale)
+        context, was_cut = data.fit_context(example, prompt_of, lm.count_tokens, lm.max_input_tokens)
+        prompts.append(prompt_of(context=context))
+        lm.cut += was_cut
+    return prompts
+
+
+# ------------------------------------------------------------------------------------------------ the methods
+
+
+@dataclass
+class Answer:
+    """What M_L answers, and the rationale that it answers from ("" where there is none). `parsed` is False where M_L's
+    own chain of thought named no answer, so that a second stage asked for it."""
+
+    prediction: str
+    rationale: str = ""
+    parsed: bool = True
+
+
+def standard(large: "LM", examples: Sequence[Example]) -> list[Answer]:
+    """Standard prompting: M_L answers each question from its context."""
+    completions = large.complete(fill(STANDARD, large, examples), ANSWER_TOKENS)
+    return [Answer(parse_answer(completion.text)) for completion in completions]
+
+
+def chain_of_thought(
+    large: "LM", examples: Sequence[Example], max_new_tokens: int = 256, samples: int = 1, temperature: float = 0.0
+) -> list[Answer]:
+    """Zero-shot CoT (Kojima et al. 2022): M_L writes reasoning and answer in one pass, `samples` times in a row for
+    each example. Where no answer is found in the text, a second pass asks for one."""
+    answers, unanswered = [], []
+    for i, completion in enumerate(large.complete(fill(COT, large, examples), max_new_tokens, samples, temperature)):
+        rationale, prediction = parse_cot(completion.text)
+        answers.append(Answer(prediction, rationale, parsed=prediction != ""))
+        if not prediction:
+            unanswered.append(i)
+
+    asked_again = [examples[i // samples] for i in unanswered]
+    prompts = fill(TWO_STAGE, large, asked_again, [answers[i].rationale for i in unanswered])
+    for i, completion in zip(unanswered, large.complete(prompts, ANSWER_TOKENS), strict=True):
+        answers[i].prediction = parse_answer(completion.text)
+    return answers
+
+
+def write_rationales(
+    small: "LM", examples: Sequence[Example], max_new_tokens: int = 256, samples: int = 1, temperature: float = 0.0
+) -> list[str]:
+    """M_S's rationales, `samples` in a row for each example."""
+    completions = small.complete(fill(RATIONALE, small, examples), max_new_tokens, samples, temperature)
+    return [completion.text for completion in completions]
+
+
+def answer(large: "LM", examples: Sequence[Example], rationales: Sequence[str]) -> list[Answer]:
+    """LM-guided answering: M_L answers from question, context and a rationale that somebody else wrote. Where there are
+    N times as many rationales as examples, N in a row belong to each."""
+    samples = len(rationales) // max(1, len(examples))
+    asked = [example for example in examples for _ in range(samples)]
+    completions = large.complete(fill(GUIDED, large, asked, rationales), ANSWER_TOKENS)
+    predictions = [parse_answer(completion.text) for completion in completions]
+    return list(map(Answer, predictions, rationales))
+
+
+def majority(predictions: Sequence[str]) -> int:
+    """Self-consistency (Wang et al. 2023): the index of the prediction that wins the vote over normalised answers.
+    Among tied answers the one sampled first wins; what names no answer has no vote."""
+    normalised = list(map(data.normalize_answer, predictions))
+    votes = Counter(normalised)
+    votes[""] = 0
+    winner = max(normalised, key=votes.__getitem__)  # max takes the first of equals
+    return normalised.index(winner)
+
+
+def select(scores: Sequence[float]) -> int:
+    """Rationale selection: the index of the best of N rationales by their scores; the first among equals."""
+    return scores.index(max(scores))
+
+
+# ------------------------------------------------------------------------------------------------ the two LMs
+
+
+class LM(Protocol):
+    """A language model as a black box, and all that the methods know of one: `LocalLM` and `ServedLM`.
+
+    `complete` writes `samples` completions in a row for each prompt; greedy at temperature 0. Under torchrun all
+    processes call it with the same prompts, each writes its share, and all get everything. `restart` sets the three
+    counters to 0, and its seed decides what is sampled from then on.
+    """
+
+    complete: Callable[..., list[Completion]]  # (prompts, max_new_tokens, samples=1, temperature=0.0)
+    restart: Callable[[int], None]
+    count_tokens: Callable[[str], int]
+    max_input_tokens: int  # the longest prompt that `fill` builds, as `count_tokens` counts
+    batch_size: int  # texts that are written at once
+    cut: int  # prompts whose context was shortened
+    unfinished: int  # completions that reached their length limit
+    tokens_written: int  # of all completions
+
+
+class LocalLM:
+    """A T5 on this machine."""
+
+    def __init__(self, model: T5, tokenizer: Tokenizer, max_input_tokens: int = 1024, batch_size: int = 64):
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.max_input_tokens, self.batch_size = max_input_tokens, batch_size
+        self.device = model.shared.weight.device
+        self.forbid = never_written(model, tokenizer)
+        self.restart(0)
+
+    @classmethod
+    def load(cls, place: str | Path, dtype=torch.float32, device="cpu", **options) -> "LocalLM":
+        """A folder or a name of the hub → LM; `options` are those of the constructor."""
+        return cls(T5.from_pretrained(place, dtype, device), load_tokenizer(place), **options)
+
+    def restart(self, seed: int) -> None:
+        self.tokens_written = self.cut = self.unfinished = 0
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    def count_tokens(self, text: str) -> int:
+        return len(self.tokenizer.encode(text).ids)
+
+    def decode(self, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
+        """Generated ids and their mask, (R, T) each → R texts."""
+        lengths = mask.sum(1).tolist()
+        rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
+        return list(map(str.strip, self.tokenizer.decode_batch(rows)))
+
+    def complete(
+        self, prompts: Sequence[str], max_new_tokens: int, samples: int = 1, temperature: float = 0.0
+    ) -> list[Completion]:
+        """See `LM`. Equal greedy prompts are computed once."""
+        if temperature > 0:
+            return self._write(prompts, max_new_tokens, samples, temperature)
+        different = list(dict.fromkeys(prompts))
+        completions = self._write(different, max_new_tokens, 1, 0.0)
+        of_prompt = dict(zip(different, completions, strict=True))
+        return [of_prompt[prompt] for prompt in prompts for _ in range(samples)]
+
+    def _write(self, prompts: Sequence[str], max_new_tokens: int, samples: int, temperature: float) -> list[Completion]:
+        mine = processes.share(prompts)
+        encoded = self.tokenizer.encode_batch(list(mine))
+        order = sorted(range(len(mine)), key=lambda i: -len(encoded[i].ids))  # batches of like lengths: little padding
+        size = max(1, self.batch_size // samples)
+
+        written: list[list[Completion]] = [[] for _ in mine]
+        tokens = 0
+        bar = tqdm(total=len(mine), desc="writing", unit="prompt", leave=False, delay=2, mininterval=0.5)
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            source, source_mask = pad_batch([encoded[i].ids for i in batch], device=self.device)
+            out = self.model.generate(source, source_mask, max_new_tokens, samples, temperature,
+                                      forbid=self.forbid, generator=self.generator)  # fmt: skip
+            ids, mask = out.ids.flatten(0, 1), out.mask.flatten(0, 1)  # (batch · samples, T)
+            ended = ((ids == self.model.config.eos_token_id) & mask).any(1)
+            for row, text in enumerate(self.decode(ids, mask)):
+                finish = "stop" if ended[row] else "length"
+                written[batch[row // samples]].append(Completion(text, finish))
+            tokens += int(mask.sum())
+            bar.update(len(batch))
+        bar.close()
+
+        everyones = processes.gather(list(chain.from_iterable(written)))
+        self.tokens_written += sum(processes.gather([tokens]))
+        self.unfinished += sum(completion.finish == "length" for completion in everyones)
+        return everyones
+
+
+# ------------------------------------------------------------------------------------------------ parsing
 
 _CONCLUSION = re.compile(
     r"(?:[\s,;:]{0,9}(?:\b(?:so|thus|hence|therefore)\b,?\s*)?"  # "So the answer is", "The final answer is:"
@@ -98,185 +273,6 @@ def parse_answer(text: str) -> str:
     return prediction if prediction and ("\n" in text or not _END.search(before)) else bare(text.partition("\n")[0])
 
 
-# ------------------------------------------------------------------------------------------------ the methods
-
-
-class LM:
-    """A language model as a black box, and all that the methods know of one: `complete` turns texts into texts.
-
-    `max_input_tokens`, as `count_tokens` counts, is the longest prompt `fill` will build; `batch_size` texts are
-    written at once. Since `restart`, `cut` counts the prompts whose context was shortened, `unfinished` the texts that
-    reached their length limit, `tokens_written` all tokens generated, for the cost columns of `eval.py`.
-    """
-
-    complete: Callable[..., list[str]]  # (prompts, max_new_tokens, temperature=0.0, progress="") → a text for each
-    count_tokens: Callable[[str], int]
-    max_input_tokens: int
-    batch_size: int
-
-    def restart(self, seed: int) -> None:
-        """Sets the counters to 0; `seed` decides what is sampled from here on."""
-        self.tokens_written = self.cut = self.unfinished = 0
-
-
-def fill(template: str, lm: LM, examples: Sequence[Example], rationales: Sequence[str] | None = None) -> list[str]:
-    """One prompt per example. A context too long for `lm` loses whole sentences; `lm.cut` counts these prompts."""
-    prompts = []
-    for i, example in enumerate(examples):
-        parts = {"question": example.question, "rationale": rationales[i] if rationales else ""}
-
-        def prompt_of(context: str, parts: dict = parts) -> str:
-            return template.format(context=context, **parts)
-
-        prompt = prompt_of(example.context)
-        if len(prompt.encode()) >= lm.max_input_tokens:  # a token has at least one byte: most prompts need no counting
-            context, cut = data.fit_context(example, prompt_of, lm.count_tokens, lm.max_input_tokens)
-            prompt, lm.cut = prompt_of(context), lm.cut + cut
-        prompts.append(prompt)
-    return prompts
-
-
-@dataclass
-class Thought:
-    """One chain of thought of M_L. `parsed` is False where the prediction needed the second stage."""
-
-    rationale: str
-    prediction: str
-    parsed: bool = True
-
-
-def standard(large: LM, examples: Sequence[Example], progress: str = "") -> list[str]:
-    """Standard prompting: M_L's answers to question and context."""
-    return list(map(parse_answer, large.complete(fill(STANDARD, large, examples), ANSWER_TOKENS, progress=progress)))
-
-
-def chain_of_thought(
-    large: LM, examples: Sequence[Example], max_new_tokens: int = 256, temperature: float = 0.0, progress: str = ""
-) -> list[Thought]:
-    """Zero-shot CoT (Kojima et al. 2022): M_L writes reasoning and answer in one pass; where no answer is found in it,
-    a second pass asks for one."""
-    texts = large.complete(fill(COT, large, examples), max_new_tokens, temperature, progress)
-    thoughts = [Thought(*parse_cot(text)) for text in texts]
-    failed = [i for i, thought in enumerate(thoughts) if not thought.prediction]
-    prompts = fill(TWO_STAGE, large, [examples[i] for i in failed], [thoughts[i].rationale for i in failed])
-    for i, text in zip(failed, large.complete(prompts, ANSWER_TOKENS), strict=True):
-        thoughts[i] = Thought(thoughts[i].rationale, parse_answer(text), parsed=False)
-    return thoughts
-
-
-def write_rationales(
-    small: LM, examples: Sequence[Example], max_new_tokens: int = 256, temperature: float = 0.0, progress: str = ""
-) -> list[str]:
-    """M_S's rationale for each example (repeat an example to sample several)."""
-    return small.complete(fill(RATIONALE, small, examples), max_new_tokens, temperature, progress)
-
-
-def answer(large: LM, examples: Sequence[Example], rationales: Sequence[str], progress: str = "") -> list[str]:
-    """LM-guided answering: M_L's answer to question, context and a rationale that somebody else wrote."""
-    texts = large.complete(fill(GUIDED, large, examples, rationales), ANSWER_TOKENS, progress=progress)
-    return list(map(parse_answer, texts))
-
-
-ANSWER_TOKENS = 32  # room for an answer, in tokens
-
-
-def majority(predictions: Sequence[str]) -> int:
-    """Self-consistency (Wang et al. 2023): the index of the prediction that wins the vote over normalised answers.
-    Among tied answers the one sampled first wins; what names no answer has no vote."""
-    votes = Counter(map(data.normalize_answer, predictions))
-    votes[""] = 0
-    return max(range(len(predictions)), key=lambda i: (votes[data.normalize_answer(predictions[i])], -i))
-
-
-def select(scores: Sequence[float]) -> int:
-    """Rationale selection: the index of the best of N rationales by their scores; the first among equals."""
-    return max(range(len(scores)), key=lambda i: (scores[i], -i))
-
-
-def side_by_side(examples: Sequence[Example], before: LM, after: LM, max_new_tokens: int) -> str:
-    """What training did to the rationales of some questions, to be read."""
-    rows = zip(examples, *(write_rationales(lm, examples, max_new_tokens) for lm in (before, after)), strict=True)
-    return "\n\n".join(f"Question  {example.question}\n  rationale before  {old}\n  rationale after   {new}\n"
-                       f"  gold answer       {example.answer}"
-                       for example, old, new in rows)  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------ two black boxes
-
-
-class LocalLM(LM):
-    """A T5 on this machine."""
-
-    def __init__(self, model: T5, tokenizer: Tokenizer, max_input_tokens=1024, batch_size=64, seed=0):
-        self.model, self.tokenizer = model.eval(), tokenizer
-        self.max_input_tokens, self.batch_size = max_input_tokens, batch_size
-        self.device = model.shared.weight.device
-        entries = 1 + max((*tokenizer.get_vocab().values(), *tokenizer.encode("").ids))
-        if entries > model.config.vocab_size:
-            raise UserError(f"this tokenizer has {entries} entries and the model only "
-                            f"{model.config.vocab_size}: they do not belong together")  # fmt: skip
-        self.forbid = never_written(model, tokenizer)
-        self.restart(seed)
-
-    @classmethod
-    def load(cls, folder: str | Path, dtype=torch.float32, device="cpu", frozen=False, **options) -> "LocalLM":
-        model = T5.from_pretrained(folder, dtype, device).requires_grad_(not frozen)
-        return cls(model, load_tokenizer(folder), **options)
-
-    def restart(self, seed: int) -> None:
-        super().restart(seed)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
-
-    def count_tokens(self, text: str) -> int:
-        return len(self.tokenizer.encode(text).ids)
-
-    def decode(self, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
-        """Generated ids and their mask, (R, T) each → R texts."""
-        rows = [row[:length] for row, length in zip(ids.tolist(), mask.sum(1).tolist(), strict=True)]
-        return [text.strip() for text in self.tokenizer.decode_batch(rows)]
-
-    def complete(self, prompts: Sequence[str], max_new_tokens: int, temperature=0.0, progress="") -> list[str]:
-        """One text for each prompt, in order; greedy at temperature 0. A prompt that occurs n times is encoded once and
-        gets n samples (or, when greedy, one text n times). `progress` names a progress bar."""
-        copies = Counter(prompts)
-        written: dict[str, list[str]] = {}
-        ids = {p: e.ids for p, e in zip(copies, self.tokenizer.encode_batch(list(copies)), strict=True)}
-        todo = sorted(copies, key=lambda p: (copies[p], len(ids[p])), reverse=True)  # batches of like lengths
-        bar = tqdm(total=len(copies), desc=progress, disable=not progress, mininterval=0.5)
-        while todo:
-            samples = copies[todo[0]] if temperature else 1
-            size = max(1, self.batch_size // samples)
-            batch = [p for p in todo[:size] if not temperature or copies[p] == samples]
-            todo = todo[len(batch) :]
-            source, mask = pad_batch([ids[p] for p in batch], device=self.device)
-            out = self.model.generate(source, mask, max_new_tokens, samples, temperature,
-                                      forbid=self.forbid, generator=self.generator)  # fmt: skip
-            self.tokens_written += int(out.mask.sum())
-            eos = self.model.config.eos_token_id
-            self.unfinished += int(out.mask.any(2).sum() - (out.ids == eos).any(2).sum())
-            texts = self.decode(out.ids.flatten(0, 1), out.mask.flatten(0, 1))
-            for i, prompt in enumerate(batch):
-                written[prompt] = texts[i * samples : (i + 1) * samples]
-            bar.update(len(batch))
-        bar.close()
-        turns = {prompt: itertools.cycle(texts) for prompt, texts in written.items()}
-        return [next(turns[prompt]) for prompt in prompts]
-
-    @torch.no_grad()
-    def score(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        """Log-probability (nats, summed over tokens and EOS) of each answer after its prompt."""
-        scores: list[float] = []
-        for start in range(0, len(prompts), self.batch_size):
-            (source, mask), (target, target_mask) = (
-                pad_batch([e.ids for e in self.tokenizer.encode_batch(list(texts))], device=self.device)
-                for texts in (prompts[start : start + self.batch_size], answers[start : start + self.batch_size])
-            )
-            logp = log_softmax(self.model(source, mask, self.model.shift_right(target)), self.forbid)
-            logp = logp.gather(2, target[..., None])[..., 0].masked_fill(target_mask == 0, 0.0)
-            scores += logp.sum(1).tolist()
-        return scores
-
-
 # ------------------------------------------------------------------------------------------------ settings
 
 
@@ -288,13 +284,12 @@ class Models:
     large: str = "tiny/large"  # M_L: the same, or the address of an OpenAI-compatible server, http://host:8000/v1
     large_model: str = ""  # the name of M_L on that server
     concurrency: int = 8  # requests that a server gets at once
-    device: str = "auto"  # where M_S computes: auto (cuda if there, else mps, else cpu), cpu, cuda, cuda:1, mps
-    large_device: str = ""  # where M_L computes (default: where M_S does)
+    device: str = "auto"  # where they compute: auto (cuda if there, else mps, else cpu), cpu, cuda, cuda:1, mps
     large_dtype: str = "float32"  # of M_L on this machine: float32, or bfloat16, which halves its memory
     max_input_tokens: int = 1024  # longer contexts lose whole sentences
     decode_batch_size: int = 128  # texts written at once on this machine; smaller for large models
 
-    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("concurrency", "device", "large_device")
+    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("concurrency", "device")
 
     def check(self) -> None:
         if self.large_dtype not in ("float32", "bfloat16"):
@@ -306,130 +301,90 @@ class Models:
 
 def load_small(models: Models, place: str | Path) -> LocalLM:
     """The M_S of `models`, or one that training left in a folder."""
-    return LocalLM.load(here(place), device=find_device(models.device), max_input_tokens=models.max_input_tokens,
+    return LocalLM.load(place, device=processes.find_device(models.device), max_input_tokens=models.max_input_tokens,
                         batch_size=models.decode_batch_size)  # fmt: skip
 
 
 def load_large(models: Models, run_folder: str | None = None) -> LM:
-    """M_L, frozen. What a server answers stays in http_cache.jsonl in the run's folder, for this run alone."""
+    """M_L, frozen. What a server answers stays in the run's folder, so that nothing is asked twice."""
     if models.large_model:
-        rank, _ = processes.rank_and_size()  # each process writes its own
-        cache = Path(run_folder) / f"http_cache{rank or ''}.jsonl" if run_folder else None
+        cache = Path(run_folder) / "http_cache.jsonl" if run_folder else None
         return ServedLM(models.large, models.large_model, models.max_input_tokens, models.concurrency, cache)
-    device, dtype = find_device(models.large_device or models.device), getattr(torch, models.large_dtype)
-    return LocalLM.load(here(models.large), dtype=dtype, device=device, frozen=True,
+    dtype, device = getattr(torch, models.large_dtype), processes.find_device(models.device)
+    return LocalLM.load(models.large, dtype, device,
                         max_input_tokens=models.max_input_tokens, batch_size=models.decode_batch_size)  # fmt: skip
 
 
-def find_device(name: str) -> str:
-    """auto: the best there is; cuda: under torchrun, one GPU for each process. UserError if there is none such."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        torch.Generator(name)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"there is no device {name!r} on this machine (auto takes the best there is)") from None
-    return name
-
-
-def here(place: str | Path) -> str | Path:
-    """A folder or hub name as given, or, for the embedded pair from elsewhere, the folder beside this file."""
-    beside = Path(__file__).resolve().parent / place
-    return beside if not Path(place).exists() and beside.exists() else place
-
-
-# ------------------------------------------------------------------------------------------------ one question
+# -------------------------------------------------------------------------------------------- a script on one question
 
 
 @dataclass
 class Settings(Models):
-    demo: bool = False  # every method side by side, on the first question of each type or on the one that you name
+    demo: bool = False  # the first question of each type
     question: str = ""  # your own question; needs --context
     context: str = ""  # the text in which the answer stands
-    example: str = ""  # id of an example of --data (default: the first)
+    example: str = ""  # id of an example of --data
     data: str = "tiny"  # tiny, hotpotqa, 2wiki (downloaded once), or a file (forms: data.py, load)
-    small: str = ""  # M_S (default: the first that there is of --rl, --kd, tiny/small; in the demo, tiny/small)
-    kd: str = "runs/kd"  # run folder of train_kd.py
-    rl: str = "runs/rl"  # run folder of train_rl.py
+    kd: str = "runs/kd"  # run folder of train_kd.py: its M_S guides, too, if it is there
+    rl: str = "runs/rl"  # the same of train_rl.py
 
     def check(self) -> None:
         super().check()
         if bool(self.question) != bool(self.context):
             raise ValueError("--question and --context go together")
-        if self.question and self.example:
-            raise ValueError("give --question or --example, not both")
-        if re.search("[\ud800-\udfff]", self.question + self.context):  # how Python keeps bytes that are no text
-            raise ValueError("--question and --context must be UTF-8 text")
 
 
-def refuse_unknown_words(where: str, example: Example, *lms: LM) -> None:
-    """UserError where the embedded pair has never read a word of the example; other LMs have pieces for all English."""
-    words = re.findall(r"[^\s.,?:!]+", f"{example.question} {example.context}")
-    for tokenizer in (lm.tokenizer for lm in lms if isinstance(lm, LocalLM)):
-        if tokenizer.token_to_id("▁Stormgate") is not None:  # a film of TinyWiki
-            unknown = [word for word in dict.fromkeys(words) if tokenizer.token_to_id("▁" + word) is None]
-            if unknown:
-                some = ", ".join(map(repr, unknown[:8])) + " …" * (len(unknown) > 8)
-                raise UserError(f"{where} is outside TinyWiki: the tiny pair has never read {some} and could only "
-                                "guess: give other models with --small and --large")  # fmt: skip
-
-
-def show(examples: Sequence[Example], methods: dict[str, Sequence[tuple[str, str]]]) -> None:
-    """Prints each question and, side by side, every method's (rationale, prediction), in 80 columns."""
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    for i, example in enumerate(examples):
-        for name, text in (("Question", example.question), ("Context", example.context), ("Gold", example.answer)):
-            if text:  # your own question has no gold answer
-                print(textwrap.fill(f"{name:11}{text}", 80, subsequent_indent=" " * 11))
-        for name, answers in methods.items():
-            rationale, prediction = answers[i]
-            right = data.exact_match(prediction, example.answers) == 1
-            verdict = f"{'right' if right else 'wrong':7}" * bool(example.answer)
-            text = textwrap.fill(f"{name:22}{verdict}{prediction}", 80, subsequent_indent=" " * 22)
-            print("\n" + (f"\033[{32 if right else 31}m{text}\033[0m" if coloured and verdict else text))
-            if rationale:
-                print(textwrap.fill(rationale, 80, initial_indent=" " * 4, subsequent_indent=" " * 4))
-        print("\n" + "-" * 80)
+def chosen_examples(s: Settings) -> list[Example]:
+    if s.question:
+        paragraph = data.Paragraph("", data.split_sentences(s.context))
+        return [Example("yours", s.question, (paragraph,), answer="")]
+    examples = data.load(s.data)
+    if s.demo:
+        first_of_type: dict[str, Example] = {}
+        for example in examples:
+            first_of_type.setdefault(example.type, example)
+        return list(first_of_type.values())
+    if s.example:
+        examples = [example for example in examples if example.id == s.example]
+    if not examples:
+        raise UserError(f"{s.data} has no example with the id {s.example!r}")
+    return examples[:1]
 
 
 def main() -> None:
-    settings = parse_settings(Settings, __doc__)
-    if settings.question:
-        paragraph = data.Paragraph("", data.split_sentences(settings.context))
-        examples = [Example("yours", settings.question, (paragraph,), answer="")]
-    else:
-        examples = data.load(settings.data)
-        if settings.example:
-            examples = [e for e in examples if e.id == settings.example]
-        elif settings.demo:
-            kinds = dict.fromkeys(e.type for e in examples)  # a set in their order
-            examples = [next(e for e in examples if e.type == kind) for kind in kinds]
-        else:
-            examples = examples[:1]
-        if not examples:
-            raise UserError(f"{settings.data} has no example with the id {settings.example!r}")
-    trained = {"KD": Path(settings.kd) / "model", "RL": Path(settings.rl) / "model"}
-    places = {"untrained": settings.small or "tiny/small"}
-    places |= {name: place for name, place in trained.items() if place.exists()}
-    best = settings.small or list(places.values())[-1]  # the M_S that has learned most
-    places = {f"LM-guided, {name}": place for name, place in places.items()} if settings.demo else {"LM-guided": best}
-    smalls, large = {name: load_small(settings, place) for name, place in places.items()}, load_large(settings)
-    refuse_unknown_words("this", examples[0], *smalls.values(), large)
+    s = parse_settings(Settings, __doc__)
+    examples = chosen_examples(s)
+    large = load_large(s)
+    smalls = {s.small: load_small(s, s.small)}
+    for folder in (f"{s.kd}/model", f"{s.rl}/model"):
+        if Path(folder).exists():
+            smalls[folder] = load_small(s, folder)
+    world.refuse_unknown_words("this", examples[0], large, *smalls.values())
 
-    methods = {}  # name → (rationale, prediction) of each example
-    if settings.demo:
-        methods["standard"] = [("", prediction) for prediction in standard(large, examples)]
-        methods["CoT"] = [(thought.rationale, thought.prediction) for thought in chain_of_thought(large, examples)]
-    for name, small in smalls.items():
-        rationales = write_rationales(small, examples)
-        methods[name] = list(zip(rationales, answer(large, examples, rationales), strict=True))
-    show(examples, methods)
-    if cut := sum(lm.cut for lm in (large, *smalls.values())):
-        print(f"{cut} prompts had their context cut to whole sentences: --max-input-tokens {settings.max_input_tokens}")
-    for name in [name for name, place in trained.items() if settings.demo and not place.exists()]:
-        print(f"LM-guided, {name}: no M_S in {trained[name].parent}; python train_{name.lower()}.py trains one")
+    for example in examples:
+        show("Question", example.question)
+        show("Context", example.context)
+        show("Gold answer", example.answer)
+        answers = {"Standard prompting": standard(large, [example])[0]}
+        answers["Chain of thought"] = chain_of_thought(large, [example])[0]
+        for place, small in smalls.items():
+            answers[f"Guided by {place}"] = answer(large, [example], write_rationales(small, [example]))[0]
+        for method, found in answers.items():
+            verdict = ""
+            if example.answer:  # a question of your own has none
+                verdict = " (right)" if data.exact_match(found.prediction, example.answers) else " (wrong)"
+            print()
+            show(method, found.prediction + verdict)
+            show("", found.rationale)
+        print("-" * 80)
+    if large.cut:
+        print(f"Contexts were cut to whole sentences: --max-input-tokens {s.max_input_tokens}")
+
+
+def show(label: str, text: str) -> None:
+    """A label and a text in 80 columns."""
+    if text:
+        print(textwrap.fill(f"{label:28}{text}", 80, subsequent_indent=" " * 28))
 
 
 if __name__ == "__main__":

@@ -95,6 +95,11 @@ def rollout(
     return Rollout(source, source_mask, ids, mask, logp_old, logp_ref, values, ended)
 
 
+def rows_of(prompts: Tensor, samples: int) -> Tensor:
+    """Numbers of prompts (B,) → those of their rationales (B·N,), N = samples in a row for each."""
+    return (prompts[:, None] * samples + torch.arange(samples)).flatten()
+
+
 def join(parts: Sequence[Rollout]) -> Rollout:
     """Rollouts of parts of a batch, or of several processes → one, with all rows as long as the longest."""
 
@@ -163,6 +168,15 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------ losses
+
+
+def check_first_ratio(logp: Tensor, logp_old: Tensor) -> None:
+    """Before any update every ratio π / π_old is 1. If not, sampling and scoring differ."""
+    assert float((logp.detach() - logp_old).abs().max()) < 1e-4, "a ratio is not 1 before any update"
+
+
+def all_finite(*tensors: Tensor) -> bool:
+    return all(bool(x.isfinite().all()) for x in tensors)
 
 
 def ppo_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:

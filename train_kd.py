@@ -18,7 +18,6 @@ The same command continues a run that was interrupted and prints the table of on
 
 import math
 import random
-import reprlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +29,16 @@ from tqdm import tqdm
 
 import data
 import lmcot
-from eval import align, evaluate
+from data import Example
+from eval import evaluate
 from lmcot import LM, LocalLM
-from model import pad_batch
-from plumbing import downloads, files, processes
-from plumbing.command import at_least_one, parse_settings, run_main
-from plumbing.errors import UserError
-from plumbing.files import read_json
+from model import T5, pad_batch
+from plumbing import downloads, processes
+from plumbing.command import align, at_least_one, parse_settings, run_main
+from plumbing.errors import UserError, shown
+from plumbing.files import read_json, read_jsonl
 from plumbing.run import Run
-from plumbing.server import ServedLM
+from tiny import world
 
 
 @dataclass
@@ -85,10 +85,45 @@ class Settings(lmcot.Models):
 TEACHER = ("id", "rationale", "parsed", "right", "tokens")  # of rationales.jsonl, what is read from it again
 
 
+def ask_teacher(run: Run, large: LM, small: LocalLM, examples: list[Example], max_new_tokens: int) -> list[dict]:
+    """M_L's chain of thought for each example, as rows of rationales.jsonl. They are written chunk by chunk, and a
+    chunk that is there is not asked again. Lengths are counted in tokens of M_S, which is to write such texts."""
+    done = {row["id"]: row for row in run.read("rationales.jsonl", *TEACHER)}
+    size = 4 * large.batch_size
+    for start in tqdm(range(0, len(examples), size), desc="M_L writes rationales"):
+        chunk = examples[start : start + size]
+        missing = [example.id for example in chunk if example.id not in done]
+        if not missing:
+            continue
+        # A chunk of which a crash left a part is asked whole: M_L rounds differently in other batches.
+        thoughts = lmcot.chain_of_thought(large, chunk, max_new_tokens)
+        for example, thought in zip(chunk, thoughts, strict=True):
+            right = data.exact_match(thought.prediction, example.answers) == 1
+            row = {"id": example.id, "question": example.question, **vars(thought), "right": right}
+            done.setdefault(example.id, row | {"tokens": small.count_tokens(thought.rationale)})
+        run.append("rationales.jsonl", *(done[each] for each in missing))
+    return [done[example.id] for example in examples]
+
+
+def taken_over(s: Settings) -> list[dict]:
+    """The rationales of another run with the same M_L, data and limits; UserError if it had others."""
+    folder = Path(s.rationales)
+    if not (folder / "settings.json").is_file():
+        raise UserError(f"{folder} is no run folder of train_kd.py (no settings.json there)")
+    theirs = vars(lmcot.Models()) | read_json(folder / "settings.json")
+    for name in ("large", "large_model", "large_dtype", "data", "context", "max_input_tokens", "max_new_tokens"):
+        mine = getattr(s, name)
+        if theirs.get(name) != mine:
+            raise UserError(f"the rationales of {folder} were made with {name} {shown(theirs.get(name))}, "
+                            f"and this run has {shown(mine)}")  # fmt: skip
+    return read_jsonl(folder / "rationales.jsonl", *TEACHER)
+
+
 def is_looping(text: str) -> bool:
     """Whether some four words in a row occur three times (twice is what a comparison of two things looks like)."""
     words = text.split()
-    return any(n > 2 for n in Counter(zip(words, words[1:], words[2:], words[3:], strict=False)).values())
+    fours = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
+    return max(fours.values(), default=0) > 2
 
 
 def fault(row: dict, max_new_tokens: int, check_answer: bool = True) -> str:
@@ -104,51 +139,41 @@ def fault(row: dict, max_new_tokens: int, check_answer: bool = True) -> str:
     return ""
 
 
-def taken_over(s: Settings) -> list[dict]:
-    """The rationales of another run with the same M_L, data and limits; UserError if it had others."""
-    folder = Path(s.rationales)
-    if not (folder / "settings.json").is_file():
-        raise UserError(f"{folder} is no run folder of train_kd.py (no settings.json there)")
-    theirs = vars(lmcot.Models()) | read_json(folder / "settings.json")
-    for name in ("large", "large_model", "large_dtype", "data", "context", "max_input_tokens", "max_new_tokens"):
-        if theirs.get(name) != getattr(s, name):
-            raise UserError(f"the rationales of {folder} were made with {name} {reprlib.repr(theirs.get(name))}, "
-                            f"and this run has {getattr(s, name)!r}")  # fmt: skip
-    return files.read_jsonl(folder / "rationales.jsonl", *TEACHER)
-
-
-def ask_teacher(
-    run: Run, large: LM, small: LocalLM, examples: list[data.Example], split: str, limit: int
-) -> list[dict]:
-    """M_L's chain of thought for each example, appended to rationales.jsonl in chunks; a chunk that is there is not
-    asked. Its length is counted in tokens of M_S, which is to write it."""
-    done = {row["id"]: row for row in run.read("rationales.jsonl", *TEACHER)}
-    size = 4 * large.batch_size * processes.rank_and_size()[1]
-    with tqdm(total=len(examples), desc=f"M_L writes rationales, {split}") as bar:  # closed also after an error
-        for start in range(0, len(examples), size):
-            chunk = examples[start : start + size]
-            # A chunk of which a crash left a part is asked whole: M_L rounds differently in other batches.
-            if missing := [example.id for example in chunk if example.id not in done]:
-                mine = processes.share(chunk)  # of this process
-                thoughts = lmcot.chain_of_thought(large, mine, limit)
-                rows = [{"id": example.id, "question": example.question, "rationale": thought.rationale,
-                         "prediction": thought.prediction, "parsed": thought.parsed,
-                         "right": data.exact_match(thought.prediction, example.answers) == 1,
-                         "tokens": small.count_tokens(thought.rationale)}
-                        for example, thought in zip(mine, thoughts, strict=True)]  # fmt: skip
-                for row in processes.gather(rows):
-                    done.setdefault(row["id"], row)
-                run.append("rationales.jsonl", *(done[each] for each in missing))
-            bar.update(len(chunk))
-    return [done[example.id] for example in examples]
+def filtered(rows: list[dict], s: Settings) -> tuple[dict[str, str], Counter]:
+    """Rows of rationales.jsonl → example id → rationale of those that pass the filter, and how often what happened."""
+    kept: dict[str, str] = {}
+    counts = Counter(asked=len(rows))
+    for row in rows:
+        why = fault(row, s.max_new_tokens, s.filter)
+        counts["no answer in the first pass"] += not row["parsed"]
+        counts[f"dropped: {why}" if why else "kept"] += 1
+        if not why:
+            kept[row["id"]] = row["rationale"]
+    return kept, counts
 
 
 # ------------------------------------------------------------------------------------------------ student
 
 
-def make_batches(pairs: list[tuple[list[int], list[int]]], size: int, rng: random.Random | None = None):
-    """(source ids, target ids) → batches of similar length, so that little is padding; rng shuffles their order."""
-    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), len(pairs[i][1]), rng.random() if rng else 0))
+Pair = tuple[list[int], list[int]]  # source ids, target ids
+
+
+def encode_pairs(small: LocalLM, examples: list[Example], targets: dict[str, str], template: str) -> list[Pair]:
+    """The examples that have a target → what M_S reads and what it learns to write."""
+    kept = [example for example in examples if example.id in targets]
+    sources = small.tokenizer.encode_batch(lmcot.fill(template, small, kept))
+    labels = small.tokenizer.encode_batch([targets[example.id] for example in kept])
+    return [(source.ids, label.ids) for source, label in zip(sources, labels, strict=True)]
+
+
+def make_batches(pairs: list[Pair], size: int, rng: random.Random | None = None):
+    """Batches (ids, mask, labels) of similar length, so that little is padding; rng shuffles their order."""
+
+    def length(i: int) -> tuple:
+        source, target = pairs[i]
+        return len(source), len(target), rng.random() if rng else 0
+
+    order = sorted(range(len(pairs)), key=length)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     if rng:
         rng.shuffle(batches)
@@ -158,7 +183,7 @@ def make_batches(pairs: list[tuple[list[int], list[int]]], size: int, rng: rando
         yield ids, mask, labels.masked_fill(label_mask == 0, -100)
 
 
-def token_loss(model, ids, mask, labels, bf16: bool = False) -> torch.Tensor:
+def token_loss(model: T5, ids, mask, labels, bf16: bool = False) -> torch.Tensor:
     """Cross-entropy summed over the target's tokens, in nats; divide by their number for the mean."""
     ids, mask, labels = (x.to(model.shared.weight.device) for x in (ids, mask, labels))
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
@@ -167,8 +192,20 @@ def token_loss(model, ids, mask, labels, bf16: bool = False) -> torch.Tensor:
     return F.cross_entropy(logits.float(), labels[labels != -100], reduction="sum")
 
 
+def backward(model: T5, batch: tuple, s: Settings) -> float:
+    """Mean loss per token of a batch. Its gradient is added up from micro-batches and over all processes."""
+    tokens = (batch[2] != -100).sum().item()
+    loss = 0.0
+    for part in zip(*(processes.micro_batches(rows, s.micro_batch) for rows in batch), strict=True):
+        part_loss = token_loss(model, *part, s.bf16) / tokens
+        part_loss.backward()
+        loss += part_loss.item()
+    processes.sum_gradients(model.parameters())
+    return sum(processes.gather([loss]))
+
+
 @torch.no_grad()
-def held_out_loss(model, pairs: list, batch_size: int, bf16: bool = False) -> float:
+def held_out_loss(model: T5, pairs: list[Pair], batch_size: int, bf16: bool = False) -> float:
     """Mean cross-entropy per token on the held-out pairs, in nats."""
     model.eval()
     batches = processes.share(list(make_batches(pairs, batch_size)))
@@ -185,121 +222,112 @@ def main() -> None:
     test = data.load(s.test_data or s.data, "test", s.test_limit, s.context)
     large = lmcot.load_large(s, s.out)
     small = lmcot.load_small(s, s.small)
-    lmcot.refuse_unknown_words(s.data, train[0], small, large)
+    world.refuse_unknown_words(s.data, train[0], small, large)
     teachers = taken_over(s) if s.rationales else []
     with Run(s.out, s, s.overwrite) as run:  # only now: a mistyped path must not leave a folder with its settings
         if run.has_ended():
             return
-        print(f"M_S {s.small}, {described(small)} · M_L {s.large}, {described(large)} · "
-              f"{len(train)} training, {len(dev)} held-out, {len(test)} test questions · folder {s.out}\n")  # fmt: skip
+        print(f"M_S {s.small} · M_L {s.large_model or s.large} · {len(train)} training, {len(dev)} held-out, "
+              f"{len(test)} test questions · folder {s.out}\n")  # fmt: skip
 
         # ---- 1, 2: M_L writes rationales; the filter keeps those that are worth learning
-        targets: dict[str, str] = {}  # example id → what M_S learns to write
         if s.target == "answer":
             targets = {example.id: example.answer for example in train + dev}
         else:
-            has_rationales = processes.gather([run.path("rationales.jsonl").exists()])[0]  # what the first process sees
-            if teachers and not has_rationales:
+            if teachers and not run.has("rationales.jsonl"):
                 run.rewrite("rationales.jsonl", teachers)
-            counts = []
-            for split, examples in (("train", train), ("dev", dev)):
-                rows = ask_teacher(run, large, small, examples, split, s.max_new_tokens)
-                faults = {row["id"]: fault(row, s.max_new_tokens, s.filter) for row in rows}
-                targets |= {row["id"]: row["rationale"] for row in rows if not faults[row["id"]]}
-                count = {"asked": len(rows), "no answer in the first pass": sum(not row["parsed"] for row in rows)}
-                count |= Counter(f"dropped: {why}" if why else "kept" for why in faults.values())
-                counts.append(count)
-            run.write("filter.json", counts)
+            kept, counts = filtered(ask_teacher(run, large, small, train, s.max_new_tokens), s)
+            kept_dev, counts_dev = filtered(ask_teacher(run, large, small, dev, s.max_new_tokens), s)
+            targets = kept | kept_dev
+            run.write("filter.json", [counts, counts_dev])
             table = [["rationales of M_L", "train", "held out"]]
-            table += [[name, *(str(count.get(name, 0)) for count in counts)] for name in sorted(counts[0] | counts[1])]
+            for what in sorted(counts | counts_dev):
+                table.append([what, str(counts[what]), str(counts_dev[what])])
             print(f"\n{align(table)}\n")
         template = lmcot.RATIONALE if s.target == "rationale" else lmcot.STANDARD
-        pairs = {}
-        for split, examples in (("train", train), ("dev", dev)):
-            kept = [example for example in examples if example.id in targets]
-            prompts = small.tokenizer.encode_batch(lmcot.fill(template, small, kept))
-            answers = small.tokenizer.encode_batch([targets[example.id] for example in kept])
-            pairs[split] = [(p.ids, a.ids) for p, a in zip(prompts, answers, strict=True)]
-            if not pairs[split]:
-                raise UserError(f"nothing to learn from: the filter dropped all {len(examples)} {split} rationales "
-                                f"of {s.large} (see the table); ask more questions or another M_L")  # fmt: skip
+        pairs = encode_pairs(small, train, targets, template)
+        pairs_dev = encode_pairs(small, dev, targets, template)
+        if not pairs or not pairs_dev:
+            raise UserError(f"nothing to learn from: the filter dropped all training or all held-out rationales of "
+                            f"{s.large} (see the table); ask more questions or another M_L")  # fmt: skip
 
         # ---- 3: M_S learns to write them
         model = small.model
         optimizer = torch.optim.AdamW(model.parameters(), s.lr, weight_decay=0.0, fused=True)
-        steps_per_epoch = math.ceil(len(pairs["train"]) / s.batch_size)
-        total, warmup = s.epochs * steps_per_epoch, max(1, s.epochs * steps_per_epoch // 20)
+        steps_per_epoch = math.ceil(len(pairs) / s.batch_size)
+        steps = s.epochs * steps_per_epoch
+        warmup = max(1, steps // 20)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / warmup, (total - step) / (total - warmup + 1))
+            optimizer, lambda step: min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
         )
-        if run.path("state.pt").exists():
-            saved = run.load("state.pt", small.device)
-            model.load_state_dict(saved.pop("model"))
-            optimizer.load_state_dict(saved.pop("optimizer"))
-            schedule.load_state_dict(saved.pop("schedule"))
-            state = saved
+        parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        if run.has("state.pt"):
+            state = run.load("state.pt", small.device)
+            for name, part in parts.items():
+                part.load_state_dict(state.pop(name))
             rows = run.read("metrics.jsonl", "epoch")
             run.rewrite("metrics.jsonl", [row for row in rows if row["epoch"] <= state["epoch"]])
         else:
-            state = {"epoch": 0, "best": held_out_loss(model, pairs["dev"], s.batch_size, s.bf16), "best_epoch": 0}
+            state = {"epoch": 0, "best": held_out_loss(model, pairs_dev, s.batch_size, s.bf16), "best_epoch": 0}
             run.rewrite("metrics.jsonl", [{"epoch": 0, "held_out_loss": state["best"]}])
             print(f"held-out loss before training: {state['best']:.3f} nats per token")
+
         while state["epoch"] < s.epochs and state["epoch"] - state["best_epoch"] < s.patience:
             epoch = state["epoch"] + 1
             model.train()
             # Dropout: each epoch has a seed of its own, so that resuming repeats it, and so has each process.
             torch.manual_seed(s.seed * 1000 + epoch + 10**9 * processes.rank_and_size()[0])
             losses, norms = [], []
-            batches = make_batches(pairs["train"], s.batch_size, random.Random(f"{s.seed} {epoch}"))
+            batches = make_batches(pairs, s.batch_size, random.Random(f"{s.seed} {epoch}"))
             bar = tqdm(batches, total=steps_per_epoch, desc=f"M_S learns, epoch {epoch}/{s.epochs}", mininterval=0.5)
             for batch in bar:
-                loss, tokens = 0.0, (batch[2] != -100).sum().item()
-                for part in zip(*(processes.micro_batches(rows, s.micro_batch) for rows in batch), strict=True):
-                    part_loss = token_loss(model, *part, s.bf16) / tokens
-                    part_loss.backward()  # the gradients of the parts add up to the batch's
-                    loss += part_loss.item()
-                processes.sum_gradients(model.parameters())
-                loss = sum(processes.gather([loss]))
+                loss = backward(model, batch, s)
                 norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    what = dict(zip(("ids", "mask", "labels"), batch, strict=True))
-                    run.stop("a loss or its gradient", what | {"epoch": epoch, "loss": loss, "grad_norm": norm})
+                if not math.isfinite(loss + norm):
+                    run.stop("a loss or its gradient", {"batch": batch, "epoch": epoch, "loss": loss, "norm": norm})
                 optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
                 losses.append(loss)
                 norms.append(norm)
                 bar.set_postfix_str(f"loss {sum(losses[-20:]) / len(losses[-20:]):.3f}")
-            held_out = held_out_loss(model, pairs["dev"], s.batch_size, s.bf16)
+
+            # The M_S with the lowest held-out loss is kept; the state lets the same command go on from here.
+            held_out = held_out_loss(model, pairs_dev, s.batch_size, s.bf16)
             state["epoch"] = epoch
-            if held_out < state["best"]:
+            is_best = held_out < state["best"]
+            if is_best:
                 state |= {"best": held_out, "best_epoch": epoch}
                 if run.writes:
                     model.save_pretrained(run.path("model"), small.tokenizer)
-            record = {"epoch": epoch, "train_loss": sum(losses) / len(losses), "held_out_loss": held_out,
-                      "grad_norm": sum(norms) / len(norms)}  # fmt: skip
-            run.append("metrics.jsonl", record)
-            print(f"epoch {epoch}: training loss {record['train_loss']:.3f}, held-out loss {held_out:.3f}"
-                  f"{' (best so far, saved)' if state['best_epoch'] == epoch else ''}")  # fmt: skip
-            parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+            train_loss, grad_norm = sum(losses) / len(losses), sum(norms) / len(norms)
+            run.append("metrics.jsonl", {"epoch": epoch, "train_loss": train_loss, "held_out_loss": held_out,
+                                         "grad_norm": grad_norm})  # fmt: skip
+            print(f"epoch {epoch}: training loss {train_loss:.3f}, held-out loss {held_out:.3f}"
+                  f"{' (best so far, saved)' if is_best else ''}")  # fmt: skip
             run.save("state.pt", state | {name: part.state_dict() for name, part in parts.items()})
-        if not run.path("model").exists():
+        if not run.has("model"):
             raise UserError("training never lowered the held-out loss: another --lr, or more examples, "
                             "with --overwrite or another --out")  # fmt: skip
 
         # ---- 4: what it did to rationales and answers
-        untrained, trained = (lmcot.load_small(s, place) for place in (s.small, run.path("model")))
+        untrained, trained = lmcot.load_small(s, s.small), lmcot.load_small(s, run.path("model"))
         if s.target == "rationale":
-            print(f"\n{lmcot.side_by_side(dev[:3], untrained, trained, s.max_new_tokens)}\n")
+            print(side_by_side(dev[:3], untrained, trained, s.max_new_tokens))
         smalls = {"untrained": [untrained], "kd" if s.target == "rationale" else "direct": [trained]}
-        print("\n" + evaluate(run, test, large, smalls, s.samples, s.temperature, s.max_new_tokens))
+        print("\n" + evaluate(run, test, large, smalls, s))
         print(f"The trained M_S is in {run.path('model')}; this table is in {run.path('results.md')}.")
 
 
-def described(lm: LM) -> str:
-    if isinstance(lm, ServedLM):
-        return lm.name
-    return f"{sum(p.numel() for p in lm.model.parameters()) / 1e6:.1f} M parameters"
+def side_by_side(examples: list[Example], before: LM, after: LM, max_new_tokens: int) -> str:
+    """What training did to the rationales of some questions, to be read."""
+    old = lmcot.write_rationales(before, examples, max_new_tokens)
+    new = lmcot.write_rationales(after, examples, max_new_tokens)
+    text = ""
+    for i, example in enumerate(examples):
+        text += f"\nQuestion  {example.question}\n  rationale before  {old[i]}\n  rationale after   {new[i]}\n"
+        text += f"  gold answer       {example.answer}\n"
+    return text
 
 
 if __name__ == "__main__":

@@ -24,18 +24,22 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import data
 import lmcot
 import rewards
 import rl
+from data import Example
 from eval import evaluate, read_run
+from lmcot import Answer, LocalLM
 from model import pad_batch
 from plumbing import processes
 from plumbing.command import at_least_one, parse_settings, run_main
 from plumbing.errors import UserError
 from plumbing.run import Run
+from train_kd import side_by_side
 
 
 @dataclass
@@ -79,162 +83,11 @@ class Settings:
             raise ValueError("--reward is sum or standardized, --task-metric is em or f1")
         rewards.parse_weights(self.weights)
         at_least_one(self, "steps", "prompts", "samples_per_prompt", "minibatch", "ppo_epochs", "max_new_tokens",
-                          "train_limit", "eval_every", "dev_limit", "test_limit", "samples")  # fmt: skip
+                     "train_limit", "eval_every", "dev_limit", "test_limit", "samples")  # fmt: skip
         if self.prompts < processes.rank_and_size()[1]:
             raise ValueError("--prompts must be at least the number of processes")
         if self.temperature <= 0:
             raise ValueError("--temperature must be above 0: it is for sampling")
-
-
-def main() -> None:
-    s = parse_settings(Settings, __doc__)
-    kd = distilled(s.kd)
-    train = data.load(kd["data"], "train", s.train_limit, kd["context"])
-    dev = data.load(kd["data"], "dev", s.dev_limit, kd["context"])
-    test = data.load(kd["test_data"] or kd["data"], "test", s.test_limit, kd["context"])
-    models = lmcot.Models(**{name: kd[name] for name in vars(lmcot.Models())})
-    large = lmcot.load_large(models, s.out)
-    small, distilled_small = (lmcot.load_small(models, Path(s.kd) / "model") for _ in range(2))
-    policy, reference = small.model, distilled_small.model  # dropout stays off in both: it would change the ratios
-    head = rl.ValueHead(policy.config.d_model).to(small.device)
-    groups = [{"params": policy.parameters(), "lr": s.lr}, {"params": head.parameters(), "lr": s.critic_lr}]
-    optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
-    weights, combination = rewards.parse_weights(s.weights), rewards.Combination(s.reward, s.task_weight)
-    autocast = torch.autocast(small.device.type, torch.bfloat16, enabled=s.bf16)
-
-    def judge(examples: list[data.Example], rationales: list[str], predictions: list[str]) -> list[dict[str, float]]:
-        """R_aspect, the eight aspects and R_task of each rationale."""
-        return [{**rewards.quality(rationale, example, prediction, weights),
-                 "R_task": rewards.r_task(prediction, example.answers, s.task_metric)}
-                for example, rationale, prediction in zip(examples, rationales, predictions, strict=True)]  # fmt: skip
-
-    with Run(s.out, s, s.overwrite) as run:
-        run.uses([s.kd])
-        if run.has_ended():
-            return
-        print(f"M_S {s.kd}/model · M_L {kd['large']} · {s.steps} steps of {s.prompts} × {s.samples_per_prompt} "
-              f"rationales from {len(train)} questions · folder {s.out}\n")  # fmt: skip
-        state = {"step": 0, "best": -float("inf"), "best_step": 0, "beta": s.beta}
-        if run.path("state.pt").exists():
-            saved = run.load("state.pt", small.device)
-            for name, part in (("policy", policy), ("head", head), ("optimizer", optimizer)):
-                part.load_state_dict(saved.pop(name))
-            combination = rewards.Combination(**saved.pop("combination"))
-            state = saved
-        for name, first in (("metrics.jsonl", 1), ("dev.jsonl", 0)):  # what came after the last saved state comes again
-            run.rewrite(name, [row for row in run.read(name, "step") if row["step"] < state["step"] + first])
-        log = run.read("metrics.jsonl")
-
-        bar = tqdm(total=s.steps, initial=state["step"], desc="PPO")
-        while True:
-            step = state["step"]
-            if step % s.eval_every == 0 or step == s.steps:  # look at held-out questions, keep the best, save all
-                mine = processes.share(dev)
-                texts = lmcot.write_rationales(small, mine, s.max_new_tokens)
-                look = means(processes.gather(judge(mine, texts, lmcot.answer(large, mine, texts))))
-                look = {"step": step, "reward": look["R_aspect"] + s.task_weight * look["R_task"], **look}
-                run.append("dev.jsonl", look)
-                if look["reward"] > state["best"]:
-                    state |= {"best": look["reward"], "best_step": step}
-                    if run.writes:
-                        policy.save_pretrained(run.path("model"), small.tokenizer)
-                parts = {"policy": policy, "head": head, "optimizer": optimizer}
-                parts = {name: part.state_dict() for name, part in parts.items()} | {"combination": vars(combination)}
-                run.save("state.pt", state | parts)
-            if step == s.steps:
-                break
-            rng = random.Random(f"{s.seed} {step}")  # every step has its own: a run that goes on repeats nothing
-            generator = torch.Generator(small.device).manual_seed(rng.getrandbits(62) + processes.rank_and_size()[0])
-            asked = rng.sample(train, min(s.prompts, len(train)))
-            mine = processes.share(asked)  # of this process
-
-            # ---- 1 rollout
-            prompts = small.tokenizer.encode_batch(lmcot.fill(lmcot.RATIONALE, small, mine))
-            source, source_mask = pad_batch([prompt.ids for prompt in prompts], device=small.device)
-            size = s.micro_batch or len(source)
-            with autocast:
-                r = rl.join([rl.rollout(policy, reference, head, *part, s.samples_per_prompt, s.max_new_tokens,
-                                        small.forbid, generator)
-                             for part in zip(source.split(size), source_mask.split(size), strict=True)])  # fmt: skip
-            rationales = small.decode(r.ids, r.mask)
-
-            # ---- 2 M_L answers, every rationale gets its reward
-            many = [example for example in mine for _ in range(s.samples_per_prompt)]
-            predictions = lmcot.answer(large, many, rationales)
-            scored = processes.gather(judge(many, rationales, predictions))
-            r = rl.join(processes.gather([r.to("cpu")])).to(small.device)  # from here on, that of all processes
-            scores = combination([each["R_aspect"] for each in scored], [each["R_task"] for each in scored])
-            scores = torch.tensor(scores, device=small.device) - s.missing_eos_penalty * ~r.ended  # (R,)
-            batch = vars(r) | {"scores": scores, "questions": [example.id for example in asked]}
-            if not all(x.isfinite().all() for x in (scores, r.logp_old, r.logp_ref, r.values)):
-                run.stop("a reward, log-probability or value", batch)
-
-            # ---- 3 rewards per token, advantages
-            above = scores - rl.leave_one_out_baseline(scores, s.samples_per_prompt)  # what else the question got
-            token_rewards = rl.token_rewards(r.logp_old, r.logp_ref, above, r.mask, state["beta"])
-            advantages, returns = rl.gae(token_rewards, r.values, r.mask, s.gamma, s.lam)
-            whitened = rl.whiten(advantages, r.mask)
-
-            # ---- 4 epochs × minibatches
-            optimizer.param_groups[0]["lr"] = s.lr * (1 - step / s.steps)
-            updates: list[dict] = []
-            for _ in range(s.ppo_epochs):
-                order = rng.sample(range(len(asked)), len(asked))
-                for start in range(0, len(order), s.minibatch):
-                    minibatch = torch.tensor(order[start : start + s.minibatch])
-                    tokens, parts = r.mask[rows_of(minibatch, s.samples_per_prompt)].sum(), []
-                    optimizer.zero_grad()
-                    for b in processes.micro_batches(minibatch, s.micro_batch):  # their gradients add up
-                        rows = rows_of(b, s.samples_per_prompt)
-                        mask, logp_old = r.mask[rows], r.logp_old[rows]
-                        with autocast:
-                            encoded = policy.encode(r.source[b], r.source_mask[b])
-                            logp, entropy, values = rl.teacher_forced(
-                                policy, head, encoded, r.source_mask[b], r.ids[rows], mask, small.forbid
-                            )
-                        policy_loss = rl.ppo_loss(logp, logp_old, whitened[rows], mask, s.clip)
-                        value_loss = rl.value_loss(values, r.values[rows], returns[rows], mask, s.value_clip)
-                        loss = policy_loss + value_loss  # of separate parameters: no coefficient weighs them
-                        (loss * (mask.sum() / tokens)).backward()  # a mean over all tokens of the minibatch
-                        found = rl.update_metrics(logp, logp_old, entropy, mask, s.clip)
-                        moved = updates or s.bf16  # before any update every ratio is 1, or scoring has a fault
-                        assert moved or float((logp.detach() - logp_old).abs().max()) < 1e-4, "ratios before any update"
-                        parts.append(found | {"policy_loss": policy_loss.item(), "value_loss": value_loss.item()})
-                    processes.sum_gradients([*policy.parameters(), *head.parameters()])
-                    norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0))
-                    parts = processes.gather([part | {"grad_norm": norm} for part in parts])
-                    if not all(math.isfinite(x) for part in parts for x in part.values()):
-                        run.stop("a loss, a ratio or a gradient", batch | {"minibatch": minibatch, "updates": parts})
-                    optimizer.step()
-                    updates += parts
-
-            # ---- log
-            row = {"step": step + 1, "reward": float(scores.mean()), "beta": state["beta"], **rl.rollout_metrics(r)}
-            row |= means(scored) | means(updates)
-            row["ratio_max"] = max(each["ratio_max"] for each in updates)
-            row["explained_variance"] = rl.explained_variance(r.values, returns, r.mask)
-            run.append("metrics.jsonl", row)
-            log.append(row)
-            bar.set_postfix_str(f"R {row['reward']:.2f} aspects {row['R_aspect']:.2f} task {row['R_task']:.2f} "
-                                f"KL {row['kl']:.2f} length {row['length']:.0f}")  # fmt: skip
-            bar.update()
-            if (step + 1) % s.eval_every == 0:
-                show(bar, step + 1, many, rationales, predictions, scored)
-                for warning in rl.warnings(log, s.max_new_tokens):
-                    bar.write(f"warning, step {step + 1}: {warning}")
-            if s.target_kl:
-                state["beta"] = rl.adapt_beta(state["beta"], row["kl"], s.target_kl, len(scores))
-            state["step"] += 1
-        bar.close()
-        print(f"kept: M_S after step {state['best_step']}, mean R {state['best']:.3f} on {len(dev)} held-out questions"
-              f"{'' if state['best_step'] else ': PPO did not raise it, this is the M_S of distillation'}")  # fmt: skip
-
-        # ---- what it did to rationales and answers
-        refined = lmcot.load_small(models, run.path("model"))
-        print(f"\n{lmcot.side_by_side(dev[:3], distilled_small, refined, s.max_new_tokens)}\n")
-        smalls = {"kd": [distilled_small], "rl": [refined]}
-        print("\n" + evaluate(run, test, large, smalls, s.samples, s.temperature, s.max_new_tokens))
-        print(f"The refined M_S is in {run.path('model')}; this table is in {run.path('results.md')}.")
 
 
 def distilled(folder: str) -> dict:
@@ -249,23 +102,194 @@ def distilled(folder: str) -> dict:
     return vars(lmcot.Models()) | settings  # an older run lacks some
 
 
-def rows_of(prompts: torch.Tensor, samples: int) -> torch.Tensor:
-    """Numbers of prompts → those of their rationales, `samples` in a row for each."""
-    return (prompts[:, None] * samples + torch.arange(samples)).flatten()
+def sample_rationales(
+    small: LocalLM, reference: LocalLM, head: rl.ValueHead, asked: list[Example], s: Settings, seed: int
+) -> rl.Rollout:
+    """N rationales for each question. Each process samples for its share of the questions, and gets everyone's."""
+    mine = processes.share(asked)
+    prompts = small.tokenizer.encode_batch(lmcot.fill(lmcot.RATIONALE, small, mine))
+    source, source_mask = pad_batch([prompt.ids for prompt in prompts], device=small.device)
+    generator = torch.Generator(small.device).manual_seed(seed + processes.rank_and_size()[0])
+    size = s.micro_batch or len(source)
+    parts = []
+    for start in range(0, len(source), size):
+        part = source[start : start + size], source_mask[start : start + size]
+        parts.append(rl.rollout(small.model, reference.model, head, *part, s.samples_per_prompt, s.max_new_tokens,
+                                small.forbid, generator))  # fmt: skip
+    everyones = processes.gather([rl.join(parts).to("cpu")])
+    return rl.join(everyones).to(small.device)
+
+
+def judge(examples: list[Example], answers: list[Answer], s: Settings) -> list[dict[str, float]]:
+    """R_aspect, the eight aspects and R_task of each rationale, of which N in a row belong to each example."""
+    weights = rewards.parse_weights(s.weights)
+    samples = len(answers) // len(examples)
+    scored = []
+    for i, answer in enumerate(answers):
+        example = examples[i // samples]
+        scores = rewards.quality(answer.rationale, example, answer.prediction, weights)
+        scores["R_task"] = rewards.r_task(answer.prediction, example.answers, s.task_metric)
+        scored.append(scores)
+    return scored
+
+
+def learn(
+    small: LocalLM, head: rl.ValueHead, r: rl.Rollout, minibatch: Tensor, advantages: Tensor, returns: Tensor,
+    s: Settings, is_first: bool,
+) -> list[dict[str, float]]:  # fmt: skip
+    """The gradients of a minibatch, added up from micro-batches and over all processes → metrics of each part.
+
+    minibatch holds numbers of questions; advantages and returns are (R, T). Both losses are means over all tokens of
+    the minibatch. They are of separate parameters, so that no coefficient has to weigh them.
+    """
+    policy, samples = small.model, s.samples_per_prompt
+    tokens = r.mask[rl.rows_of(minibatch, samples)].sum()
+    parts = []
+    for b in processes.micro_batches(minibatch, s.micro_batch):
+        rows = rl.rows_of(b, samples)
+        mask, logp_old = r.mask[rows], r.logp_old[rows]
+        with torch.autocast(small.device.type, torch.bfloat16, enabled=s.bf16):
+            encoded = policy.encode(r.source[b], r.source_mask[b])
+            logp, entropy, values = rl.teacher_forced(
+                policy, head, encoded, r.source_mask[b], r.ids[rows], mask, small.forbid
+            )
+        if is_first and not s.bf16:
+            rl.check_first_ratio(logp, logp_old)
+        policy_loss = rl.ppo_loss(logp, logp_old, advantages[rows], mask, s.clip)
+        value_loss = rl.value_loss(values, r.values[rows], returns[rows], mask, s.value_clip)
+        ((policy_loss + value_loss) * (mask.sum() / tokens)).backward()
+        found = rl.update_metrics(logp, logp_old, entropy, mask, s.clip)
+        parts.append(found | {"policy_loss": policy_loss.item(), "value_loss": value_loss.item()})
+    processes.sum_gradients([*policy.parameters(), *head.parameters()])
+    norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0))
+    return processes.gather([part | {"grad_norm": norm} for part in parts])
+
+
+def main() -> None:
+    s = parse_settings(Settings, __doc__)
+    kd = distilled(s.kd)
+    train = data.load(kd["data"], "train", s.train_limit, kd["context"])
+    dev = data.load(kd["data"], "dev", s.dev_limit, kd["context"])
+    test = data.load(kd["test_data"] or kd["data"], "test", s.test_limit, kd["context"])
+    models = lmcot.Models(**{name: kd[name] for name in vars(lmcot.Models())})
+    large = lmcot.load_large(models, s.out)
+    small = lmcot.load_small(models, Path(s.kd) / "model")
+    reference = lmcot.load_small(models, Path(s.kd) / "model")
+    policy = small.model  # without dropout, as the reference: it would change the ratios
+    head = rl.ValueHead(policy.config.d_model).to(small.device)
+    optimizer = torch.optim.Adam([{"params": policy.parameters(), "lr": s.lr},
+                                  {"params": head.parameters(), "lr": s.critic_lr}], eps=1e-5, fused=True)  # fmt: skip
+    combination = rewards.Combination(s.reward, s.task_weight)
+
+    with Run(s.out, s, s.overwrite) as run:
+        run.uses({"M_S": Path(s.kd) / "model" / "model.safetensors"})
+        if run.has_ended():
+            return
+        print(f"M_S {s.kd}/model · M_L {kd['large']} · {s.steps} steps of {s.prompts} × {s.samples_per_prompt} "
+              f"rationales from {len(train)} questions · folder {s.out}\n")  # fmt: skip
+        parts = {"policy": policy, "head": head, "optimizer": optimizer}
+        state = {"step": 0, "best": -math.inf, "best_step": 0, "beta": s.beta}
+        if run.has("state.pt"):
+            state = run.load("state.pt", small.device)
+            for name, part in parts.items():
+                part.load_state_dict(state.pop(name))
+            combination = rewards.Combination(**state.pop("combination"))
+        # What was logged after the last saved state will be logged again.
+        log = [row for row in run.read("metrics.jsonl", "step") if row["step"] <= state["step"]]
+        run.rewrite("metrics.jsonl", log)
+        run.rewrite("dev.jsonl", [row for row in run.read("dev.jsonl", "step") if row["step"] < state["step"]])
+
+        bar = tqdm(total=s.steps, initial=state["step"], desc="PPO")
+        while True:
+            step = state["step"]
+            if step % s.eval_every == 0 or step == s.steps:  # look at held-out questions, keep the best, save all
+                answers = lmcot.answer(large, dev, lmcot.write_rationales(small, dev, s.max_new_tokens))
+                look = means(judge(dev, answers, s))
+                reward = look["R_aspect"] + s.task_weight * look["R_task"]
+                run.append("dev.jsonl", {"step": step, "reward": reward, **look})
+                if reward > state["best"]:
+                    state |= {"best": reward, "best_step": step}
+                    if run.writes:
+                        policy.save_pretrained(run.path("model"), small.tokenizer)
+                saved = {name: part.state_dict() for name, part in parts.items()}
+                run.save("state.pt", state | saved | {"combination": vars(combination)})
+            if step == s.steps:
+                break
+            rng = random.Random(f"{s.seed} {step}")  # every step has its own: a run that goes on repeats nothing
+
+            # ---- 1 rollout: R = prompts × samples_per_prompt rationales
+            seed = rng.getrandbits(62)
+            asked = rng.sample(train, min(s.prompts, len(train)))
+            with torch.autocast(small.device.type, torch.bfloat16, enabled=s.bf16):
+                r = sample_rationales(small, reference, head, asked, s, seed)
+
+            # ---- 2 M_L answers, every rationale gets its reward
+            answers = lmcot.answer(large, asked, small.decode(r.ids, r.mask))
+            scored = judge(asked, answers, s)
+            scores = combination([each["R_aspect"] for each in scored], [each["R_task"] for each in scored])
+            scores = torch.tensor(scores, device=small.device) - s.missing_eos_penalty * ~r.ended  # (R,)
+            batch = vars(r) | {"scores": scores, "questions": [example.id for example in asked]}
+            if not rl.all_finite(scores, r.logp_old, r.logp_ref, r.values):
+                run.stop("a reward, log-probability or value", batch)
+
+            # ---- 3 rewards per token, advantages
+            above = scores - rl.leave_one_out_baseline(scores, s.samples_per_prompt)  # what else the question got
+            token_rewards = rl.token_rewards(r.logp_old, r.logp_ref, above, r.mask, state["beta"])
+            advantages, returns = rl.gae(token_rewards, r.values, r.mask, s.gamma, s.lam)
+            whitened = rl.whiten(advantages, r.mask)
+
+            # ---- 4 epochs × minibatches
+            optimizer.param_groups[0]["lr"] = s.lr * (1 - step / s.steps)
+            updates: list[dict] = []
+            for _ in range(s.ppo_epochs):
+                order = torch.tensor(rng.sample(range(len(asked)), len(asked)))
+                for minibatch in order.split(s.minibatch):
+                    optimizer.zero_grad()
+                    found = learn(small, head, r, minibatch, whitened, returns, s, is_first=not updates)
+                    if not all(math.isfinite(sum(part.values())) for part in found):
+                        run.stop("a loss, a ratio or a gradient", batch | {"minibatch": minibatch, "updates": found})
+                    optimizer.step()
+                    updates += found
+
+            # ---- log
+            row = {"step": step + 1, "reward": float(scores.mean()), "beta": state["beta"], **rl.rollout_metrics(r)}
+            row |= means(scored) | means(updates)
+            row["ratio_max"] = max(each["ratio_max"] for each in updates)
+            row["explained_variance"] = rl.explained_variance(r.values, returns, r.mask)
+            run.append("metrics.jsonl", row)
+            log.append(row)
+            bar.set_postfix_str(f"R {row['reward']:.2f} aspects {row['R_aspect']:.2f} task {row['R_task']:.2f} "
+                                f"KL {row['kl']:.2f} length {row['length']:.0f}")  # fmt: skip
+            bar.update()
+            if (step + 1) % s.eval_every == 0:
+                for i in (0, len(answers) - 1):
+                    bar.write(described(step + 1, asked[i // s.samples_per_prompt], answers[i], scored[i]))
+                for warning in rl.warnings(log, s.max_new_tokens):
+                    bar.write(f"warning, step {step + 1}: {warning}")
+            if s.target_kl:
+                state["beta"] = rl.adapt_beta(state["beta"], row["kl"], s.target_kl, len(scores))
+            state["step"] += 1
+        bar.close()
+        print(f"kept: M_S after step {state['best_step']}, mean R {state['best']:.3f} on {len(dev)} held-out questions")
+        if state["best_step"] == 0:
+            print("PPO did not raise it: this is the M_S of distillation")
+
+        # ---- what it did to rationales and answers
+        refined = lmcot.load_small(models, run.path("model"))
+        print(side_by_side(dev[:3], reference, refined, s.max_new_tokens))
+        print("\n" + evaluate(run, test, large, {"kd": [reference], "rl": [refined]}, s))
+        print(f"The refined M_S is in {run.path('model')}; this table is in {run.path('results.md')}.")
 
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def show(
-    bar: tqdm, step: int, examples: list, rationales: list[str], predictions: list[str], scored: list[dict]
-) -> None:
-    """Two sampled rationales with every part of their reward: reading them is how reward hacking is seen."""
-    for i in (0, len(examples) - 1):
-        parts = " ".join(f"{name} {value:.2f}" for name, value in scored[i].items())
-        bar.write(f"\nstep {step}  {examples[i].question}\n  rationale   {rationales[i]}\n"
-                  f"  M_L answers {predictions[i]} (gold: {examples[i].answer})\n  {parts}")  # fmt: skip
+def described(step: int, example: Example, answer: Answer, scores: dict[str, float]) -> str:
+    """A sampled rationale with every part of its reward: reading them is how reward hacking is seen."""
+    parts = " ".join(f"{name} {value:.2f}" for name, value in scores.items())
+    return (f"\nstep {step}  {example.question}\n  rationale   {answer.rationale}\n"
+            f"  M_L answers {answer.prediction} (gold: {example.answer})\n  {parts}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -83,3 +84,15 @@ def run_main(main: Callable[[], Any]) -> None:
         is_named = isinstance(error, OSError) and error.filename
         print(f"error: {error.filename}: {error.strerror}" if is_named else f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def align(rows: list[list[str]]) -> str:
+    """Rows of cells, the first one being the head → a Markdown table that also reads well in a terminal."""
+    columns = list(itertools.zip_longest(*rows, fillvalue=""))
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for row in zip(*columns, strict=True):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("| " + " | ".join(cells) + " |")
+    rule = "|".join("-" * (width + 2) for width in widths)
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])

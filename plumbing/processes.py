@@ -13,6 +13,8 @@ import torch
 import torch.distributed
 from tqdm import tqdm
 
+from plumbing.errors import UserError
+
 
 def join_processes() -> None:
     """Under torchrun, let the processes find each other; all but the first then print nothing and show no bars."""
@@ -55,3 +57,16 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     for p in parameters if rank_and_size()[1] > 1 else ():
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         torch.distributed.all_reduce(p.grad)
+
+
+def find_device(name: str) -> str:
+    """auto: the best there is; cuda: under torchrun, one GPU for each process. UserError if there is none such."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.Generator(name)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"there is no device {name!r} on this machine (auto takes the best there is)") from None
+    return name

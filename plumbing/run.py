@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -60,6 +59,10 @@ class Run(contextlib.AbstractContextManager):
 
     def path(self, name: str) -> Path:
         return self.folder / name
+
+    def has(self, name: str) -> bool:
+        """Whether the first process sees this file or folder: all of them must go on in the same way."""
+        return gather([self.path(name).exists()])[0]
 
     def write(self, name: str, content: Any) -> None:
         """Replaces a file in one step. Text and bytes are written as they are, anything else as JSON."""
@@ -118,24 +121,17 @@ class Run(contextlib.AbstractContextManager):
             print(f"{self.folder} has ended already (--overwrite starts anew):\n\n{table.read_text('utf-8')}")
         return table.exists()
 
-    def uses(self, *seeds: Sequence[str]) -> None:
-        """Keeps the SHA-256 of the M_S in these run folders, of which this run is made, in trained.json. Each argument
-        is a role, with a folder for each seed. UserError where a folder that is kept there holds another M_S now, or
-        where a new one has taken the place of such a folder's seed."""
-        kept = read_json(self.path("trained.json")) if self.path("trained.json").exists() else {}
+    def uses(self, files: dict[str, Path]) -> None:
+        """Keeps the SHA-256 of the files of which this run is made, by their names, in inputs.json. UserError where a
+        name that is kept there has another content now."""
+        kept = read_json(self.path("inputs.json")) if self.path("inputs.json").exists() else {}
         now = {}
-        for folders in seeds:
-            known = [folder in kept for folder in folders]
-            if known != sorted(known, reverse=True):
-                raise UserError(f"{self.folder} was made before {folders[known.index(False)]} came between its seeds: "
+        for name, path in files.items():
+            now[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+            if name in kept and kept[name] != now[name]:
+                raise UserError(f"{self.folder} was made from another {name} than {path}: "
                                 "use --overwrite or another --out")  # fmt: skip
-        for folder in dict.fromkeys([*kept, *itertools.chain(*seeds)]):
-            weights = Path(folder) / "model" / "model.safetensors"
-            now[folder] = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
-            if folder in kept and kept[folder] != now[folder]:
-                raise UserError(f"{self.folder} was made from an M_S that is no longer the one in {folder}: "
-                                "use --overwrite or another --out")  # fmt: skip
-        self.write("trained.json", now)
+        self.write("inputs.json", kept | now)
 
     def stop(self, what: str, batch: dict) -> NoReturn:
         """Ends a run whose numbers went wrong, before they reach its weights. All processes come here together."""

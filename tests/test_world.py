@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from functools import cache
 from itertools import combinations, pairwise, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -332,13 +333,14 @@ def test_a_saved_folder_opens_with_transformers_and_gives_the_same_ids(tmp_path,
 
 def test_only_the_embedded_pairs_tokenizer_refuses_words_and_names_those_that_it_has_never_read(tmp_path):
     for example in data.load("tiny", "dev", limit=20):
-        world.refuse_unknown_words("this", example, TOKENIZER)
+        world.refuse_unknown_words("this", example, SimpleNamespace(tokenizer=TOKENIZER))
     english = data.Example("1", "Who wrote Hamlet?", (data.Paragraph("", ("Shakespeare wrote Hamlet.",)),), "")
-    other = Tokenizer(WordLevel({"who": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    other = SimpleNamespace(tokenizer=Tokenizer(WordLevel({"who": 0, "[UNK]": 1}, unk_token="[UNK]")))
+    embedded = SimpleNamespace(tokenizer=load_tokenizer(ROOT / "tiny" / "small"))
     world.refuse_unknown_words("this", english, other)
     said = "^this is outside TinyWiki: .* never read 'Hamlet', 'Shakespeare' and could only guess: give other models"
     with pytest.raises(UserError, match=said):
-        world.refuse_unknown_words("this", english, other, load_tokenizer(ROOT / "tiny" / "small"))
+        world.refuse_unknown_words("this", english, other, SimpleNamespace(name="a server's"), embedded)
 
 
 # ------------------------------------------------------------------------------------------------ pretraining texts

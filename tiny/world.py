@@ -25,8 +25,6 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from plumbing.errors import UserError  # noqa: E402
@@ -417,15 +415,16 @@ def records(split: str, seed: int = SEED, size: int | None = None) -> list[dict]
                 return out
 
 
-def refuse_unknown_words(where: str, example, *tokenizers: Tokenizer) -> None:
+def refuse_unknown_words(where: str, example, *lms) -> None:
     """Raises UserError where the embedded pair has never read a word of this `data.Example`, which comes from `where`.
 
     The pair's tokenizer has one piece for each word of TinyWiki, so that of any other word the pair reads single
-    letters that mean nothing to it. Other tokenizers have pieces for all English and refuse nothing.
+    letters that mean nothing to it. Other LMs have pieces for all English, and nothing is refused.
     """
     words = re.findall(r"[^\s.,?:!]+", f"{example.question} {example.context}")
-    for tokenizer in tokenizers:
-        if tokenizer.token_to_id("▁Stormgate") is None:  # a film of TinyWiki, so this is not the embedded pair's
+    for lm in lms:
+        tokenizer = getattr(lm, "tokenizer", None)  # a served LM has none here
+        if tokenizer is None or tokenizer.token_to_id("▁Stormgate") is None:  # a film of TinyWiki
             continue
         unknown = [word for word in dict.fromkeys(words) if tokenizer.token_to_id("▁" + word) is None]
         if unknown:
