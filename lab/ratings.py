@@ -41,8 +41,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import data  # noqa: E402
 import rewards  # noqa: E402
-from eval import BOOTSTRAPS, align, interval, questions_of, read_run, with_interval  # noqa: E402
-from plumbing.command import at_least_one, parse_settings, run_main  # noqa: E402
+from eval import BOOTSTRAPS, interval, read_run, with_interval  # noqa: E402
+from lab.experiments import questions_of  # noqa: E402
+from plumbing.command import align, at_least_one, parse_settings, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
 from plumbing.files import as_json, atomic_write, read_json, read_jsonl  # noqa: E402
 from rewards import ASPECTS  # noqa: E402

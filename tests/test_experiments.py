@@ -15,16 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from harness import SAMPLES, call, save_flan_form
 from hypothesis import given
 from hypothesis import strategies as st
 
 import data
+import lmcot
 import rewards
 from lab import experiments as lab
 from model import T5
 from plumbing.command import parse_settings
 from plumbing.run import Run
+from tiny import world
 
 ROOT = Path(__file__).parents[1]
 
@@ -312,6 +315,37 @@ def test_every_arm_is_trained_with_the_flags_that_its_name_says_from_runs_that_a
         assert differ <= {"weights", "kd", "rationales", "out"}, name
 
 
+# ------------------------------------------------------------------------------------------------ score
+
+
+PROMPTS = [lmcot.STANDARD.format(question="Who directed Stormgate?", context=text)
+           for text in ("Fitront directed Stormgate.", "Fitront directed Stormgate. Stormgate has music by Cobla.")]
+
+
+def test_scores_are_those_of_one_token_after_the_other():
+    lm = lmcot.LocalLM.load(ROOT / "tiny" / "small", batch_size=2)
+    prompts, answers = PROMPTS + PROMPTS, ["Fitront", "no", "The director of Stormgate is Fitront.", ""]
+    for prompt, answer, score in zip(prompts, answers, lab.score(lm, prompts, answers), strict=True):
+        ids = torch.tensor([lm.tokenizer.encode(prompt).ids])
+        inputs, total = [0], 0.0
+        for token in lm.tokenizer.encode(answer).ids:
+            with torch.no_grad():
+                logits = lm.model(ids, torch.ones_like(ids), torch.tensor([inputs]))[0, -1].double()
+            allowed = logits[1 : lm.tokenizer.get_vocab_size()]  # neither pad nor rows without a token
+            total += float(logits[token] - torch.logsumexp(allowed, 0))
+            inputs.append(token)
+        assert inputs[-1] == 1  # EOS is part of the answer
+        assert score == pytest.approx(total, abs=1e-3)
+
+
+def test_the_greedy_answer_scores_highest_of_all_names_and_all_of_them_have_less_than_one_in_all():
+    lm = lmcot.LocalLM.load(ROOT / "tiny" / "small")
+    answers = ["yes", "no", *world.NAMES["person"], *world.NAMES["city"]]
+    scores = lab.score(lm, PROMPTS[:1] * len(answers), answers)
+    (greedy,) = lm.complete(PROMPTS[:1], 8)
+    assert answers[scores.index(max(scores))] == greedy.text and sum(map(math.exp, scores)) < 1
+
+
 # ------------------------------------------------------------------------------------------------ what can go wrong
 
 
@@ -427,14 +461,14 @@ def test_an_m_s_that_was_trained_anew_is_asked_anew_and_comparisons_of_the_old_o
     here = lab.Lab(lab.Settings(seeds=2, limit=1, out=str(folder)))
     eval_flags = ["--kd", f"{folder}/kd-[0-1]", f"--out={folder / 'eval'}"]
     with Run(folder / "eval", parse_settings(lab.EvalSettings, None, eval_flags)) as run:
-        run.uses([str(folder / "kd-1")])
+        run.uses({f"kd {seed}": folder / f"kd-{seed}/model/model.safetensors" for seed in range(2)})
         run.write("results.md", "a table")
     before = here.answers(here.kd(), "dev")
     assert here.answers(here.kd(), "dev") == before and here.run("eval.py", "eval", *eval_flags[:2]) and len(asked) == 2
     T5.from_pretrained(folder / "kd-1/model").init_weights(1).save_pretrained(folder / "kd-1/model")
     after = here.answers(here.kd(), "dev")
     assert after[0] == before[0] and after[1] != before[1] and len(asked) == 3
-    with pytest.raises(data.UserError, match=rf"no longer the one in {folder}/kd-1: delete {folder}/eval"):
+    with pytest.raises(data.UserError, match=rf"another kd 1 than {folder}/kd-1/.*: delete {folder}/eval"):
         here.run("eval.py", "eval", *eval_flags[:2])
 
 

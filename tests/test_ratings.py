@@ -177,7 +177,7 @@ def write_run(folder, texts, seeds=1, right=()):
     rows = []
     for k, source in enumerate(ratings.SOURCES):
         for seed in range(1 if source == COT else seeds):
-            answers = [{"id": f"q{i}", "prediction": f"Ann {i}" if i in right else "nobody", "note": "",
+            answers = [{"id": f"q{i}", "prediction": f"Ann {i}" if i in right else "nobody", "parsed": True,
                         "rationale": of[k] + (f" {seed}" if seed else "")} for i, of in enumerate(texts)]  # fmt: skip
             rows.append({"method": source, "seed": seed, "answers": answers})
     write_lines(folder / "answers.jsonl", rows)

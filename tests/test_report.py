@@ -68,7 +68,7 @@ def comparison_run(folder, questions):
     examples, outcomes = data.load(questions), {}
     for method, texts in RATIONALES.items():
         answers = [row[2 if method.endswith("KD") else 3] for row in ASKED]
-        outcomes[method] = [[comparison.Outcome(*pair) for pair in zip(answers, texts, strict=True)]]
+        outcomes[method] = [[comparison.Answer(*pair) for pair in zip(answers, texts, strict=True)]]
     costs = {method: {"seconds per question": 0.25, "tokens per question": 7.5} for method in outcomes}
     settings = {"data": str(questions), "split": "test", "limit": 6, "context": "gold", "samples": 5,
                 "max_new_tokens": 64}  # fmt: skip
@@ -132,7 +132,7 @@ def whole(tmp_path_factory):
     (place / "x.json").write_text(json.dumps(result))
     with pytest.MonkeyPatch.context() as patch:
         png = report.Picture.png  # drawn for one of the two grounds, which takes half the time
-        patch.setattr(report.Picture, "png", lambda self, colours: png(self, colours) if colours is report.DARK else b"")
+        patch.setattr(report.Picture, "png", lambda self, c: png(self, c) if c is report.DARK else b"")
         assert run(patch, *runs, place / "x.json", "--out", place / "report") == 0
     return (place / "report" / "report.html").read_text(), place / "report", runs
 
