@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -44,16 +45,12 @@ import rewards  # noqa: E402
 import rl  # noqa: E402
 import train_kd  # noqa: E402
 import train_rl  # noqa: E402
-from eval import BASELINES, align, interval  # noqa: E402
+from eval import BASELINES, interval, read_run, trained_folders  # noqa: E402
 from eval import Settings as EvalSettings  # noqa: E402
-from plumbing.command import at_least_one, parse_settings, run_main  # noqa: E402
+from model import log_softmax, pad_batch  # noqa: E402
+from plumbing.command import align, at_least_one, parse_settings, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
-from plumbing.files import (  # noqa: E402
-    as_json,
-    atomic_write,
-    read_json,  # noqa: E402
-    read_jsonl,
-)
+from plumbing.files import as_json, atomic_write, read_json, read_jsonl  # noqa: E402
 from plumbing.run import Run  # noqa: E402
 
 SCRIPTS = {"train_kd.py": train_kd.Settings, "train_rl.py": train_rl.Settings, "eval.py": EvalSettings}
@@ -122,8 +119,9 @@ class Lab:
         self.used.add(name)
         if (folder / "results.md").exists():
             try:
-                with Run(folder, parse_settings(SCRIPTS[script], None, arguments)) as run:
-                    run.uses()
+                settings = parse_settings(SCRIPTS[script], None, arguments)
+                with Run(folder, settings) as run:
+                    run.uses(trained(settings))
                     return folder
             except UserError as error:
                 advice = r"(use|start again with) --overwrite"  # which is no flag of this script
@@ -184,7 +182,7 @@ class Lab:
         runs = []
         for seed, folder in enumerate(folders):
             model = Path(folder) / "model" if (Path(folder) / "model").is_dir() else folder
-            weights = Path(lmcot.here(model)) / "model.safetensors"
+            weights = Path(model) / "model.safetensors"
             of = [weights.read_bytes() if weights.is_file() else str(model).encode()]  # a name of the hub
             of += [repr((self.s.large, self.s.large_model, self.s.large_dtype, place)).encode()]
             key = hashlib.sha256(b"".join(of)).hexdigest()[:10]
@@ -201,24 +199,79 @@ class Lab:
         return runs
 
 
+def trained(settings: Any) -> dict[str, Path]:
+    """The trained M_S from which a run with these settings starts: its files, by the names that the scripts give to
+    `Run.uses`."""
+    if isinstance(settings, train_rl.Settings):
+        return {"M_S": Path(settings.kd) / "model" / "model.safetensors"}
+    files = {}
+    if isinstance(settings, EvalSettings):
+        for role in ("kd", "rl", "direct"):
+            for seed, folder in enumerate(trained_folders(role, getattr(settings, role))):
+                files[f"{role} {seed}"] = Path(folder) / "model" / "model.safetensors"
+    return files
+
+
+def questions_of(folder: str | Path) -> list[data.Example]:
+    """The questions that the table of a run folder is about; UserError where it is none, or its KD run is gone."""
+    kind, s = read_run(folder)
+    if kind == "eval":
+        return data.load(s["data"], s["split"], s["limit"], s["context"])
+    limit = s.get("test_limit")
+    if kind == "rl":  # the data are those of its KD run
+        folder = s["kd"]
+        kind, s = read_run(folder)
+    if kind not in ("kd", "direct"):
+        raise UserError(f"{folder} is no run of train_kd.py, which had the questions")
+    return data.load(s["test_data"] or s["data"], "test", limit, s["context"])
+
+
 def ask(small: lmcot.LM, large: lmcot.LM, examples: list[data.Example], samples: int) -> list[list[dict]]:
     """(questions, 1 + samples) of rationale, M_L's prediction and its confidence, and what both are worth."""
-    many = [e for e in examples for _ in range(samples)]
-    greedy = lmcot.write_rationales(small, examples, MAX_NEW_TOKENS, progress="greedy")
-    sampled = iter(lmcot.write_rationales(small, many, MAX_NEW_TOKENS, TEMPERATURE, progress="sampled"))
-    texts = [text for first in greedy for text in (first, *itertools.islice(sampled, samples))]
-    many = [e for e in examples for _ in range(1 + samples)]
-    predictions = lmcot.answer(large, many, texts, progress="answers")
-    rows = [{"rationale": text, "prediction": p, "right": data.exact_match(p, e.answers),
-             "tokens": small.count_tokens(text), "answer tokens": large.count_tokens(p),
-             "R_aspect before the answer": rewards.quality(text, e)["R_aspect"], **rewards.quality(text, e, p)}
-            for text, p, e in zip(texts, predictions, many, strict=True)]  # fmt: skip
-    if hasattr(large, "score"):  # log P(prediction), nats; a server does not say
-        pairs = list(zip(lmcot.fill(lmcot.GUIDED, large, many, texts), predictions, strict=True))
-        different = list(dict.fromkeys(pairs))
-        scores = dict(zip(different, large.score(*zip(*different, strict=True)), strict=True))
-        rows = [row | {"confidence": scores[pair]} for row, pair in zip(rows, pairs, strict=True)]
-    return [rows[i : i + 1 + samples] for i in range(0, len(rows), 1 + samples)]
+    each = 1 + samples  # rationales of a question
+    greedy = lmcot.write_rationales(small, examples, MAX_NEW_TOKENS)
+    sampled = lmcot.write_rationales(small, examples, MAX_NEW_TOKENS, samples, TEMPERATURE) if samples else []
+    rationales: list[str] = []
+    for i, first in enumerate(greedy):
+        rationales += [first, *sampled[i * samples : (i + 1) * samples]]
+
+    rows = []
+    for i, answer in enumerate(lmcot.answer(large, examples, rationales)):
+        example, text, prediction = examples[i // each], answer.rationale, answer.prediction
+        rows.append({
+            "rationale": text,
+            "prediction": prediction,
+            "right": data.exact_match(prediction, example.answers),
+            "tokens": small.count_tokens(text),
+            "answer tokens": large.count_tokens(prediction),
+            "R_aspect before the answer": rewards.quality(text, example)["R_aspect"],
+            **rewards.quality(text, example, prediction),
+        })  # fmt: skip
+    if isinstance(large, lmcot.LocalLM):  # a server does not say how sure it is
+        asked = [example for example in examples for _ in range(each)]
+        prompts = lmcot.fill(lmcot.GUIDED, large, asked, rationales)
+        confidences = score(large, prompts, [row["prediction"] for row in rows])
+        for row, confidence in zip(rows, confidences, strict=True):
+            row["confidence"] = confidence
+    return [rows[i : i + each] for i in range(0, len(rows), each)]
+
+
+@torch.no_grad()
+def score(lm: lmcot.LocalLM, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """log P(answer | prompt) of each pair, in nats, summed over the answer's tokens and EOS."""
+    pairs = list(zip(prompts, answers, strict=True))
+    different = list(dict.fromkeys(pairs))  # what was sampled twice is computed once
+    scores: dict[tuple[str, str], float] = {}
+    for start in range(0, len(different), lm.batch_size):
+        batch = different[start : start + lm.batch_size]
+        sources = lm.tokenizer.encode_batch([prompt for prompt, _ in batch])
+        targets = lm.tokenizer.encode_batch([answer for _, answer in batch])
+        ids, mask = pad_batch([source.ids for source in sources], device=lm.device)
+        labels, label_mask = pad_batch([target.ids for target in targets], device=lm.device)
+        logp = log_softmax(lm.model(ids, mask, lm.model.shift_right(labels)), lm.forbid)  # (B, T, V)
+        logp = logp.gather(2, labels[..., None])[..., 0].masked_fill(label_mask == 0, 0.0)  # (B, T)
+        scores |= zip(batch, logp.sum(1).tolist(), strict=True)
+    return [scores[pair] for pair in pairs]
 
 
 def grid(runs: list, key: str) -> np.ndarray:

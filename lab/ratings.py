@@ -41,15 +41,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import data  # noqa: E402
 import rewards  # noqa: E402
-from eval import BOOTSTRAPS, align, interval, questions_of, read_run, with_interval  # noqa: E402
-from plumbing.command import at_least_one, parse_settings, run_main  # noqa: E402
+from eval import BOOTSTRAPS, interval, read_run, with_interval  # noqa: E402
+from lab.experiments import questions_of  # noqa: E402
+from plumbing.command import align, at_least_one, parse_settings, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
-from plumbing.files import (  # noqa: E402
-    as_json,
-    atomic_write,
-    read_json,  # noqa: E402
-    read_jsonl,
-)
+from plumbing.files import as_json, atomic_write, read_json, read_jsonl  # noqa: E402
 from rewards import ASPECTS  # noqa: E402
 
 SOURCES = ("LM-guided, KD", "LM-guided, RL", "CoT")  # methods of eval.py whose rationales are rated
@@ -65,7 +61,6 @@ QUESTIONS = {  # aspect → what a rater is asked; 5 is always the best. No , an
     "readability": "Is it easy to understand at first reading?",
 }
 COLUMNS = (*ASPECTS, "all eight")
-LARGEST = 2**24  # bytes of a file of ratings
 PAGE = Path(__file__).resolve().parent / "ratings.html"
 
 # ---- Export ----------------------------------------------------------------------------------------------------------
@@ -180,16 +175,9 @@ def export(settings: Settings) -> None:
 
 
 def read_key(path: Path) -> list[dict]:
-    """The items of a key, each source once for each question. Raises UserError for anything else."""
+    """The items of a key that `export` wrote. Raises UserError for another file."""
     items = read_json(path).get("items")
-    texts = ("item", "question_id", "question", "context", "rationale")
-    good = isinstance(items, list) and items and all(
-        isinstance(item, dict) and all(isinstance(item.get(name), str) for name in texts)
-        and isinstance(item.get("sources"), list) and type(item.get("right")) is float and 0 <= item["right"] <= 1
-        for item in items)  # fmt: skip
-    pairs = [(item["question_id"], str(source)) for item in items for source in item["sources"]] if good else []
-    expected = {(item["question_id"], source) for item in items for source in SOURCES} if good else set()
-    if not good or sorted(pairs) != sorted(expected) or len({item["item"] for item in items}) < len(items):
+    if not items:
         raise UserError(f"{path}: this is no key that `ratings.py export` wrote")
     return items
 
@@ -198,14 +186,10 @@ def read_ratings(path: Path, names: list[str]) -> np.ndarray:
     """One rater's file → ratings (items, 8) in the order of `names`, NaN where there is none. Raises UserError."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
-    if path.stat().st_size > LARGEST:
-        raise UserError(f"{path}: larger than {LARGEST >> 20} MiB, so no file of ratings")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text (save it as CSV UTF-8)") from None
-    if "\0" in text:
-        raise UserError(f"{path}: NUL characters in it, so no CSV file (save it as CSV UTF-8)")
     delimiter = max(",;\t", key=re.split(r"[\r\n]", text, maxsplit=1)[0].count)  # spreadsheets write any of them
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:

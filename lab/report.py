@@ -29,15 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import data  # noqa: E402
 import rl  # noqa: E402
-from eval import BASELINES, METRICS, NEED_FACTS, bootstrap, interval, questions_of, read_run, with_interval  # noqa: E402
-from lab.experiments import cell_text, signatures  # noqa: E402
+from eval import BASELINES, METRICS, NEED_FACTS, bootstrap, interval, read_run, with_interval  # noqa: E402
+from lab.experiments import cell_text, questions_of, signatures  # noqa: E402
 from plumbing.command import run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
-from plumbing.files import (  # noqa: E402
-    atomic_write,
-    read_json,  # noqa: E402
-    read_jsonl,
-)
+from plumbing.files import atomic_write, read_json, read_jsonl  # noqa: E402
 from rewards import ASPECTS, quality  # noqa: E402
 
 try:

@@ -37,9 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import rewards  # noqa: E402
 from data import Example  # noqa: E402
-from eval import align  # noqa: E402
 from lmcot import CONCLUSION  # noqa: E402
-from plumbing.command import parse_settings, run_main  # noqa: E402
+from plumbing.command import align, parse_settings, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
 from plumbing.files import as_json, atomic_write  # noqa: E402
 from rewards import ASPECTS  # noqa: E402

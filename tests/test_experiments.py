@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -14,20 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from harness import SAMPLES, call, save_flan_form
 from hypothesis import given
 from hypothesis import strategies as st
 
+import data
+import lmcot
+import rewards
+from lab import experiments as lab
+from model import T5
+from plumbing.command import parse_settings
+from plumbing.run import Run
+from tiny import world
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "lab"))
-
-import experiments as lab  # noqa: E402
-
-import data  # noqa: E402
-import rewards  # noqa: E402
-from model import T5  # noqa: E402
-from plumbing.command import parse_settings  # noqa: E402
-from plumbing.run import Run  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------ statistics
 
@@ -190,9 +192,8 @@ def test_a_context_with_k_distractors_is_the_gold_one_and_k_more_paragraphs(k, t
 
 
 def told(right, quality, factuality):
-    """A question's answers, the greedy one first: what `arm_table` reads of them."""
-    return [{"right": r, "R_aspect": q, "R_aspect before the answer": q, "factuality": factuality}
-            for r, q in zip(right, quality, strict=True)]  # fmt: skip
+    """A question's answers, the greedy one first."""
+    return [answer("", r, q, factuality=factuality) for r, q in zip(right, quality, strict=True)]
 
 
 def test_arms_are_compared_with_the_first_by_hand(monkeypatch, tmp_path):
@@ -259,14 +260,20 @@ def test_other_questions_are_asked_and_compared_by_hand(monkeypatch, tmp_path):
     assert means(table, "number") == {**dict.fromkeys(gains, 4), "ood, 3-hop": 2, "ood, new pair": 2}
 
 
-def test_every_arm_is_trained_with_the_flags_that_its_name_says(monkeypatch, tmp_path):
-    """What the scripts make of the flags, for all trainings of all experiments."""
+def test_every_arm_is_trained_with_the_flags_that_its_name_says_from_runs_that_are_there(monkeypatch, tmp_path):
+    """What the scripts make of the flags, for all trainings of all experiments, with two seeds."""
     made = {}
 
     def run(self, script, name, *flags):
-        made[name] = parse_settings(lab.SCRIPTS[script], None, [*map(str, flags)])
-        (tmp_path / name).mkdir(exist_ok=True)
-        (tmp_path / name / "filter.json").write_text('[{"kept": 1, "asked": 2}]')
+        if name not in made:
+            settings = parse_settings(lab.SCRIPTS[script], None, [*map(str, flags)])
+            if script == "train_rl.py":
+                assert settings.kd == str(tmp_path / f"kd-{settings.seed}") and f"kd-{settings.seed}" in made
+            elif name not in ("kd-0", "tuned-large"):
+                assert settings.rationales == str(tmp_path / "kd-0") and "kd-0" in made
+            made[name] = settings
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "filter.json").write_text('[{"kept": 1, "asked": 2}]')
         return tmp_path / name
 
     monkeypatch.setattr(lab.Lab, "run", run)
@@ -275,37 +282,68 @@ def test_every_arm_is_trained_with_the_flags_that_its_name_says(monkeypatch, tmp
     for name in ("arm_table", "method_table", "of_sum"):
         monkeypatch.setattr(lab, name, lambda *a: (0.0, 0.0))
     monkeypatch.setattr(lab, "grid", lambda *a: np.zeros((1, 2, 3)))
-    here = lab.Lab(lab.Settings(seeds=1, out=str(tmp_path)))
+    here = lab.Lab(lab.Settings(seeds=2, out=str(tmp_path)))
     for make in (lab.reward, lab.aspects, lab.filter_, lab.sizes, lab.reader, lab.sensitivity):
         make(here)
 
-    def weights(name):
-        return {aspect for aspect, weight in rewards.parse_weights(made[name].weights).items() if weight}
+    everything = dict.fromkeys(rewards.ASPECTS, 1.0)
+    content = dict.fromkeys(("factuality", "relevance", "logicality", "coherence"), 0.0)
+    nothing = dict.fromkeys(everything, 0.0)
+    form = everything | content
+    weighted = {"rl-task": nothing, "rl20-factuality-only": nothing | {"factuality": 1}, "rl20-form-only": form,
+                "rl20-content-only": {name: 1 - form[name] for name in form},
+                "rl20-factuality-x-4": everything | {"factuality": 4}}  # fmt: skip
+    weighted |= {f"rl20-without-{name}": everything | {name: 0} for name in everything}
+    changed = {
+        "kd": {}, "kd-unfiltered": {"filter": False}, "kd-other": {"small": "tiny/large"},
+        "tuned-large": {"small": "tiny/large", "target": "answer", "epochs": 3},
+        "rl-both": {}, "rl-aspect": {"task_weight": 0}, "rl-standardized": {"reward": "standardized"},
+        "rl20-all-eight": {}, "rl20-beta-0": {"beta": 0}, "rl20-beta-0.2": {"beta": 0.2},
+        "rl20-lr-0.0001": {"lr": 1e-4}, "rl20-lr-0.0009": {"lr": 9e-4},
+        **{f"rl20-task-weight-{weight}": {"task_weight": weight} for weight in (0, 4, 16)},
+    }  # fmt: skip
+    arms = {name: re.sub(r"-[01]$", "", name) for name in made}
+    assert set(arms.values()) == weighted.keys() | changed.keys()
+    for name, arm in arms.items():
+        found, expected = vars(made[name]), vars(type(made[name])())
+        if "weights" in found:
+            assert rewards.parse_weights(found["weights"]) == weighted.get(arm, everything), name
+        expected |= {"test_limit": 20, "samples": 2, "seed": int(name.endswith("-1")), **changed.get(arm, {})}
+        if arm.startswith("rl20-"):
+            expected["steps"] = 20
+        differ = {key for key in expected if found[key] != expected[key]}
+        assert differ <= {"weights", "kd", "rationales", "out"}, name
 
-    everything, content = set(rewards.ASPECTS), {"factuality", "relevance", "logicality", "coherence"}
-    assert weights("rl20-all-eight-0") == weights("rl-both-0") == weights("rl-aspect-0") == everything
-    for aspect in rewards.ASPECTS:
-        assert weights(f"rl20-without-{aspect}-0") == everything - {aspect}
-    assert weights("rl20-factuality-only-0") == {"factuality"} and weights("rl20-content-only-0") == content
-    assert weights("rl20-form-only-0") == everything - content and weights("rl-task-0") == set()
-    heavier = rewards.parse_weights(made["rl20-factuality-x-4-0"].weights)
-    assert heavier == dict.fromkeys(everything, 1) | {"factuality": 4}
-    changed = {"rl-aspect-0": {"task_weight": 0}, "rl-standardized-0": {"reward": "standardized"},
-               "kd-unfiltered-0": {"filter": False}, "kd-other-0": {"small": "tiny/large"},
-               "tuned-large": {"small": "tiny/large", "target": "answer", "epochs": 3},
-               "rl20-beta-0-0": {"beta": 0}, "rl20-beta-0.2-0": {"beta": 0.2}, "rl20-lr-0.0001-0": {"lr": 1e-4},
-               "rl20-lr-0.0009-0": {"lr": 9e-4}} | {
-               f"rl20-task-weight-{w}-0": {"task_weight": w} for w in (0, 4, 16)}  # fmt: skip
-    always = {"test_limit": 20, "samples": 2, "seed": 0}
-    for name, settings in made.items():
-        kind = vars(lab.train_rl.Settings() if "kd" in vars(settings) else lab.train_kd.Settings())
-        expected = kind | always | ({"steps": 20} if name.startswith("rl20-") else {}) | changed.get(name, {})
-        free = ("weights", "kd", "rationales", "out")
-        assert {k: v for k, v in vars(settings).items() if k not in free} == {
-            k: v for k, v in expected.items() if k not in free}, name  # fmt: skip
-        if name not in ("kd-0", "tuned-large"):
-            assert (settings.kd if "kd" in vars(settings) else settings.rationales) == str(tmp_path / "kd-0")
-    assert changed.keys() <= made.keys()
+
+# ------------------------------------------------------------------------------------------------ score
+
+
+PROMPTS = [lmcot.STANDARD.format(question="Who directed Stormgate?", context=text)
+           for text in ("Fitront directed Stormgate.", "Fitront directed Stormgate. Stormgate has music by Cobla.")]
+
+
+def test_scores_are_those_of_one_token_after_the_other():
+    lm = lmcot.LocalLM.load(ROOT / "tiny" / "small", batch_size=2)
+    prompts, answers = PROMPTS + PROMPTS, ["Fitront", "no", "The director of Stormgate is Fitront.", ""]
+    for prompt, answer, score in zip(prompts, answers, lab.score(lm, prompts, answers), strict=True):
+        ids = torch.tensor([lm.tokenizer.encode(prompt).ids])
+        inputs, total = [0], 0.0
+        for token in lm.tokenizer.encode(answer).ids:
+            with torch.no_grad():
+                logits = lm.model(ids, torch.ones_like(ids), torch.tensor([inputs]))[0, -1].double()
+            allowed = logits[1 : lm.tokenizer.get_vocab_size()]  # neither pad nor rows without a token
+            total += float(logits[token] - torch.logsumexp(allowed, 0))
+            inputs.append(token)
+        assert inputs[-1] == 1  # EOS is part of the answer
+        assert score == pytest.approx(total, abs=1e-3)
+
+
+def test_the_greedy_answer_scores_highest_of_all_names_and_all_of_them_have_less_than_one_in_all():
+    lm = lmcot.LocalLM.load(ROOT / "tiny" / "small")
+    answers = ["yes", "no", *world.NAMES["person"], *world.NAMES["city"]]
+    scores = lab.score(lm, PROMPTS[:1] * len(answers), answers)
+    (greedy,) = lm.complete(PROMPTS[:1], 8)
+    assert answers[scores.index(max(scores))] == greedy.text and sum(map(math.exp, scores)) < 1
 
 
 # ------------------------------------------------------------------------------------------------ what can go wrong
@@ -324,24 +362,18 @@ def method(em, against_cot=None, r_against_kd=None, em_against_kd=None, seconds=
     return row
 
 
+def ppo(rewards_seen, **last):
+    steady = {"ratio_max": 1.5, "kl": 1.0, "entropy": 0.2, "length": 14.0, "ended": 1.0}
+    rows = [steady | {"reward": float(reward)} for reward in rewards_seen]
+    rows[-1] |= last
+    return rows
+
+
 HEALTHY = {
     "CoT": method(0.4),
     "LM-guided, KD": method(0.5, against_cot=(0.05, 0.15)),
     "LM-guided, RL": method(0.6, (0.1, 0.3), r_against_kd=(0.5, 0.9), em_against_kd=(0.02, 0.2)),
 }
-PROVOKED = {
-    "low accuracy despite high rationale scores":
-        {"LM-guided, RL": method(0.5, (0.05, 0.15), r_against_kd=(0.5, 0.9), em_against_kd=(-0.02, 0.02))},
-    "LM-guided worse than CoT": {"LM-guided, KD": method(0.3, against_cot=(-0.15, -0.05))},
-    "long inference times": {"LM-guided, KD": method(0.5, (0.05, 0.15), seconds=0.5)},
-}  # fmt: skip
-
-
-def ppo(rewards_seen):
-    steady = {"ratio_max": 1.5, "kl": 1.0, "entropy": 0.2, "length": 14.0, "ended": 1.0}
-    return [steady | {"reward": float(reward)} for reward in rewards_seen]
-
-
 RISING = [5 + 0.05 * i + 0.02 * (-1) ** i for i in range(20)]
 
 
@@ -349,23 +381,21 @@ def test_a_healthy_run_has_no_signature_of_failure():
     assert lab.signatures({"methods": HEALTHY}, ppo(RISING)) == [] == lab.signatures(None, [])
 
 
-@pytest.mark.parametrize("name", PROVOKED)
-def test_signatures_of_a_table_are_named_alone(name):
-    (found,) = lab.signatures({"methods": HEALTHY | PROVOKED[name]}, ppo(RISING))
-    assert found.startswith(name)
+@pytest.mark.parametrize("methods, metrics, name", [
+    ({"LM-guided, RL": method(0.5, (0.05, 0.15), r_against_kd=(0.5, 0.9), em_against_kd=(-0.02, 0.02))}, ppo(RISING),
+     "low accuracy despite high rationale scores"),
+    ({"LM-guided, KD": method(0.3, against_cot=(-0.15, -0.05))}, ppo(RISING), "LM-guided worse than CoT"),
+    ({"LM-guided, KD": method(0.5, (0.05, 0.15), seconds=0.5)}, ppo(RISING), "long inference times"),
+    ({}, ppo(5 + 0.5 * np.random.default_rng(0).standard_normal(20)), "high variance of rewards: ± 0."),
+    ({}, ppo(RISING, kl=80.0), "hacking"),  # what PPO warns of while it runs
+])  # fmt: skip
+def test_each_signature_of_failure_is_named_alone(methods, metrics, name):
+    (found,) = lab.signatures({"methods": HEALTHY | methods}, metrics)
+    assert name in found
 
 
-def test_rewards_that_vary_more_than_they_rise_are_named():
-    (found,) = lab.signatures(None, ppo(5 + 0.5 * np.random.default_rng(0).standard_normal(20)))
-    assert found.startswith("high variance of rewards: ± 0.")
-    assert lab.unsteadiness(ppo(np.arange(40))) == pytest.approx(0)  # a steady rise has no unsteadiness
-
-
-def test_what_ppo_warns_of_while_it_runs_is_among_the_signatures():
-    rows = ppo(RISING)
-    rows[-1] |= {"kl": 80.0}
-    (found,) = lab.signatures(None, rows)
-    assert "hacking" in found
+def test_a_steady_rise_is_not_unsteady():
+    assert lab.unsteadiness(ppo(np.arange(40))) == pytest.approx(0)
 
 
 # ------------------------------------------------------------------------------------------------ commands
@@ -431,14 +461,14 @@ def test_an_m_s_that_was_trained_anew_is_asked_anew_and_comparisons_of_the_old_o
     here = lab.Lab(lab.Settings(seeds=2, limit=1, out=str(folder)))
     eval_flags = ["--kd", f"{folder}/kd-[0-1]", f"--out={folder / 'eval'}"]
     with Run(folder / "eval", parse_settings(lab.EvalSettings, None, eval_flags)) as run:
-        run.uses([str(folder / "kd-1")])
+        run.uses({f"kd {seed}": folder / f"kd-{seed}/model/model.safetensors" for seed in range(2)})
         run.write("results.md", "a table")
     before = here.answers(here.kd(), "dev")
     assert here.answers(here.kd(), "dev") == before and here.run("eval.py", "eval", *eval_flags[:2]) and len(asked) == 2
     T5.from_pretrained(folder / "kd-1/model").init_weights(1).save_pretrained(folder / "kd-1/model")
     after = here.answers(here.kd(), "dev")
     assert after[0] == before[0] and after[1] != before[1] and len(asked) == 3
-    with pytest.raises(data.UserError, match=rf"no longer the one in {folder}/kd-1: delete {folder}/eval"):
+    with pytest.raises(data.UserError, match=rf"another kd 1 than {folder}/kd-1/.*: delete {folder}/eval"):
         here.run("eval.py", "eval", *eval_flags[:2])
 
 
@@ -449,22 +479,6 @@ def test_an_m_s_may_be_a_name_of_the_hub(ready, monkeypatch):
     monkeypatch.setattr(lab.lmcot, "load_small", lambda models, place: loaded.append(place) or small)
     assert here.answers(["google/flan-t5-small"], "dev") == [[[{}]]]
     assert loaded == ["google/flan-t5-small"]  # a text, which `load_small` takes for a name; a Path would be a folder
-
-
-def test_every_training_finds_the_runs_that_it_takes_over(monkeypatch, tmp_path):
-    made = []
-
-    def run(self, script, name, *flags):
-        needed = [Path(str(flag).partition("=")[2]) for flag in flags if str(flag).startswith("--rationales=")]
-        needed += [flags[i + 1] for i, flag in enumerate(flags) if flag == "--kd"]
-        assert set(needed) <= set(made)
-        made.append(self.out / name)
-        return made[-1]
-
-    monkeypatch.setattr(lab.Lab, "run", run)
-    for first in (lambda x: x.kd("kd-other"), lambda x: x.rl("rl-both")):
-        made.clear()
-        assert [folder.name[-2:] for folder in first(lab.Lab(lab.Settings(out=str(tmp_path))))] == ["-0", "-1", "-2"]
 
 
 def test_a_run_with_other_settings_is_refused_in_one_sentence(ready, monkeypatch, capsys):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval import align, with_interval  # noqa: E402
-from plumbing.command import run_main  # noqa: E402
+from eval import with_interval  # noqa: E402
+from plumbing.command import align, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
 from plumbing.files import read_json  # noqa: E402
 
