@@ -219,7 +219,7 @@ def as_markdown(table: dict) -> str:
         parts.append(per_method("EM by question type", methods, types,
                                 lambda row, kind: number(row["EM by type"][kind], "EM")))  # fmt: skip
 
-    notes = [f"{table['questions']} questions, {table['seeds']} seeds; intervals: bootstrap over both."]
+    notes = [f"questions: {table['questions']}, seeds: {table['seeds']}; intervals: bootstrap over both."]
     for name, row in methods.items():
         if row["two-stage"]:
             share = f"{100 * row['two-stage']:.1f} %"
