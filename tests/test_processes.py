@@ -28,12 +28,13 @@ from tiny import world
 from plumbing import processes
 from plumbing.command import run_main
 world.SIZES |= {sizes!r}
-think = lmcot.chain_of_thought
-def count(large, examples, *rest, **named):
-    with open({kept!r} + "/asked-{script}-{processes}-" + os.environ.get("RANK", "0"), "a") as file:
-        file.write("x" * len(examples))
-    return think(large, examples, *rest, **named)
-lmcot.chain_of_thought = count
+generate = lmcot.T5.generate
+def count(model, source, source_mask, max_new_tokens, *rest, **named):
+    if model.config.d_model > 32 and max_new_tokens == 40:  # a chain of thought of M_L
+        with open({kept!r} + "/asked-{script}-{processes}-" + os.environ.get("RANK", "0"), "a") as file:
+            file.write("x" * len(source))
+    return generate(model, source, source_mask, max_new_tokens, *rest, **named)
+lmcot.T5.generate = count
 original, steps = rl.rollout, iter(range(100))
 def rollout(policy, reference, head, source, mask, samples, *rest):
     path = {kept!r} + "/" + str(next(steps)) + ".pt"
@@ -77,7 +78,7 @@ def both(tmp_path_factory):
     save_random_small(place / "small", pretrain.make_tokenizer(), dropout=0.0)
     said = {}
     for n in (1, 2):
-        kd = ["--small", place / "small", "--epochs", 1, "--batch-size", 9, "--lr", 2e-4, "--samples", 1]
+        kd = ["--small", place / "small", "--large", ROOT / "tiny" / "large", "--epochs", 1, "--batch-size", 9, "--lr", 2e-4, "--samples", 1]
         said["train_kd", n] = run("train_kd", place / f"kd{n}", place, n, [*kd, "--no-filter", "--max-new-tokens", 40])
     for n in (1, 2):
         rl = ["--kd", place / "kd1", "--steps", 2, "--prompts", 5, "--samples-per-prompt", 3, "--minibatch", 2,
@@ -130,7 +131,7 @@ def test_the_evaluation_of_two_processes_gives_the_answers_of_one_and_is_printed
 def test_gradients_of_parts_add_up_to_those_of_the_batch(both, tmp_path):
     """Micro-batches are to memory what processes are to time: the same update, here to rounding."""
     _, place = both
-    kd = ["--small", place / "small", "--epochs", 1, "--batch-size", 9, "--lr", 2e-4, "--samples", 1]
+    kd = ["--small", place / "small", "--large", ROOT / "tiny" / "large", "--epochs", 1, "--batch-size", 9, "--lr", 2e-4, "--samples", 1]
     arguments = [*kd, "--no-filter", "--max-new-tokens", 40, "--micro-batch", 2]
     run("train_kd", place / "kd-micro", tmp_path, 1, arguments)
     assert distance(place / "kd1" / "model", place / "kd-micro" / "model") < 1e-5
