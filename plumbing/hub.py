@@ -19,6 +19,9 @@ def fetch(place: str | Path, *names: str) -> Path:
     huggingface_hub downloads that file only; its cache and its HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN count.
     UserError says that there is none, or why the hub did not give it, and what to do.
     """
+    beside = Path(__file__).resolve().parents[1] / place  # the embedded pair is there, wherever the program is called
+    if not Path(place).exists() and beside.exists():
+        place = beside
     failure = None
     if not is_hub_id(place):
         files = [Path(place).expanduser() / name for name in names]

@@ -78,7 +78,7 @@ def both(tmp_path_factory):
     save_random_small(place / "small", pretrain.make_tokenizer(), dropout=0.0)
     said = {}
     for n in (1, 2):
-        kd = ["--small", place / "small", "--large", ROOT / "tiny" / "large", "--epochs", 1, "--batch-size", 9, "--lr", 2e-4, "--samples", 1]
+        kd = ["--small", place / "small", "--epochs", 1, "--batch-size", 9, "--lr", 2e-4, "--samples", 1]
         said["train_kd", n] = run("train_kd", place / f"kd{n}", place, n, [*kd, "--no-filter", "--max-new-tokens", 40])
     for n in (1, 2):
         rl = ["--kd", place / "kd1", "--steps", 2, "--prompts", 5, "--samples-per-prompt", 3, "--minibatch", 2,
@@ -131,7 +131,7 @@ def test_the_evaluation_of_two_processes_gives_the_answers_of_one_and_is_printed
 def test_gradients_of_parts_add_up_to_those_of_the_batch(both, tmp_path):
     """Micro-batches are to memory what processes are to time: the same update, here to rounding."""
     _, place = both
-    kd = ["--small", place / "small", "--large", ROOT / "tiny" / "large", "--epochs", 1, "--batch-size", 9, "--lr", 2e-4, "--samples", 1]
+    kd = ["--small", place / "small", "--epochs", 1, "--batch-size", 9, "--lr", 2e-4, "--samples", 1]
     arguments = [*kd, "--no-filter", "--max-new-tokens", 40, "--micro-batch", 2]
     run("train_kd", place / "kd-micro", tmp_path, 1, arguments)
     assert distance(place / "kd1" / "model", place / "kd-micro" / "model") < 1e-5
