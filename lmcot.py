@@ -162,6 +162,10 @@ class LocalLM:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.max_input_tokens, self.batch_size = max_input_tokens, batch_size
         self.device = model.shared.weight.device
+        entries = 1 + max((*tokenizer.get_vocab().values(), *tokenizer.encode("").ids))
+        if entries > model.config.vocab_size:
+            raise UserError(f"this tokenizer has {entries} entries and the model only "
+                            f"{model.config.vocab_size}: they do not belong together")  # fmt: skip
         self.forbid = never_written(model, tokenizer)
         self.restart(0)
 
@@ -373,7 +377,8 @@ def main() -> None:
             verdict = ""
             if example.answer:  # a question of your own has none
                 verdict = " (right)" if data.exact_match(found.prediction, example.answers) else " (wrong)"
-            show(f"\n{method}", found.prediction + verdict)
+            print()
+            show(method, found.prediction + verdict)
             show("", found.rationale)
         print("-" * 80)
     if large.cut:
@@ -382,7 +387,8 @@ def main() -> None:
 
 def show(label: str, text: str) -> None:
     """A label and a text in 80 columns."""
-    print(textwrap.fill(f"{label:28}{text}", 80, subsequent_indent=" " * 28, replace_whitespace=False))
+    if text:
+        print(textwrap.fill(f"{label:28}{text}", 80, subsequent_indent=" " * 28))
 
 
 if __name__ == "__main__":
