@@ -239,7 +239,8 @@ def test_the_second_stage_asks_exactly_those_whose_first_pass_named_no_answer():
     assert len(first) == 4 and how == [50, 2, 0.7]
     second_prompts = [
         f"Answer the question based on the context.\nQuestion: {q}\nContext: Ann did. Bob did not.\n"
-        f"Let's think step by step. {texts[q]}\nTherefore, the answer is" for q in ("q1", "q1", "q3", "q3")]  # fmt: skip
+        f"Let's think step by step. {texts[q]}\nTherefore, the answer is" for q in ("q1", "q1", "q3", "q3")
+    ]  # fmt: skip
     assert second == (second_prompts, 32, 1, 0.0)
 
 
