@@ -217,16 +217,16 @@ class ServedLM:
             os.truncate(own, own.read_bytes().rfind(b"\n") + 1)  # a crash may have left half a line
         for file in sorted(self.cache.parent.glob(f"{self.cache.stem}*{self.cache.suffix}")):
             for answer in read_jsonl(file):
-                self.check_cached(answer)
+                self.check_cached(answer, file)
                 self.answers[answer["key"]] = answer
 
-    def check_cached(self, answer: dict) -> None:
-        """UserError if `ask` cannot have written this line of the cache."""
+    def check_cached(self, answer: dict, file: Path) -> None:
+        """UserError if `ask` cannot have written this line of the file."""
         key, text, tokens = map(answer.get, ("key", "text", "tokens"))
         is_text = isinstance(text, str) and text == text.encode(errors="replace").decode()
         is_count = type(tokens) is int and 0 <= tokens <= self.BYTES
         if not (isinstance(key, str) and is_text and is_count and answer.get("finish") in ("stop", "length")):
-            raise UserError(f"{self.cache} holds what is no answer of a server: delete it, and all is asked anew")
+            raise UserError(f"{file} holds what is no answer of a server: delete it, and all is asked anew")
 
     def shown(self, said: str) -> str:
         """What a server said, in one short line and without the key."""
