@@ -162,6 +162,10 @@ class LocalLM:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.max_input_tokens, self.batch_size = max_input_tokens, batch_size
         self.device = model.shared.weight.device
+        entries = 1 + max((*tokenizer.get_vocab().values(), *tokenizer.encode("").ids))
+        if entries > model.config.vocab_size:
+            raise UserError(f"this tokenizer has {entries} entries and the model only "
+                            f"{model.config.vocab_size}: they do not belong together")  # fmt: skip
         self.forbid = never_written(model, tokenizer)
         self.restart(0)
 
@@ -332,6 +336,8 @@ class Settings(Models):
         super().check()
         if bool(self.question) != bool(self.context):
             raise ValueError("--question and --context go together")
+        if re.search("[\ud800-\udfff]", self.question + self.context):  # how Python keeps bytes that are no text
+            raise ValueError("--question and --context must be UTF-8 text")
 
 
 def chosen_examples(s: Settings) -> list[Example]:

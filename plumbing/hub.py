@@ -8,9 +8,16 @@ from plumbing.errors import UserError
 HUB_ID = re.compile(r"(?![^@]*(--|\.\.))\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?")  # t5-small, google/flan-t5-xxl@main
 
 
+def beside_the_program(place: str | Path) -> Path:
+    """Where the embedded pair is, wherever the program is called from."""
+    return Path(__file__).resolve().parents[1] / place
+
+
 def is_hub_id(place: str | Path) -> bool:
     """Whether this text names a repository of the Hugging Face hub; a `Path`, and what exists here, does not."""
-    return isinstance(place, str) and HUB_ID.fullmatch(place) is not None and not Path(place).exists()
+    return isinstance(place, str) and HUB_ID.fullmatch(place) is not None and not (
+        Path(place).exists() or beside_the_program(place).exists()
+    )
 
 
 def fetch(place: str | Path, *names: str) -> Path:
@@ -19,6 +26,9 @@ def fetch(place: str | Path, *names: str) -> Path:
     huggingface_hub downloads that file only; its cache and its HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT and HF_TOKEN count.
     UserError says that there is none, or why the hub did not give it, and what to do.
     """
+    beside = beside_the_program(place)
+    if not Path(place).exists() and beside.exists():
+        place = beside
     failure = None
     if not is_hub_id(place):
         files = [Path(place).expanduser() / name for name in names]

@@ -355,7 +355,7 @@ def tokenizer(folder: Path) -> Loader:
         file.write_bytes(raw)
         lm = LocalLM(model, load_tokenizer(folder))
         texts = lm.complete([WORDS, "", "\0 \u202e שלום e\u0301 👩‍👩‍👧‍👦 \ue000"], 2)
-        assert all(isinstance(text, str) for text in texts) and lm.count_tokens(WORDS) < 10_000
+        assert all(isinstance(completion.text, str) for completion in texts) and lm.count_tokens(WORDS) < 10_000
 
     bases = [one.to_str().encode() for one in (bpe, unigram, word)]
     return Loader(bases, attempt, lambda rng, raw: mutate_json(rng, raw, words))
@@ -438,7 +438,7 @@ def http_cache(folder: Path) -> Loader:
 
     def attempt(raw: bytes) -> None:
         file.write_bytes(raw)
-        assert all(text.encode() or True for text in complete([]))
+        assert all(completion.text.encode() or True for completion in complete([]))
 
     return Loader([as_jsonl([{"key": key, **completion} for key in keys])], attempt, mutate_jsonl)
 

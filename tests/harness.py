@@ -13,10 +13,36 @@ import lmcot
 from lmcot import LocalLM
 from model import T5, T5Config, load_tokenizer, pad_batch
 from plumbing.command import run_main
+from plumbing.server import Completion
 from tiny import world
 
 # A folder with real records and FLAN-T5's tokenizer, where they are at hand.
 SAMPLES = Path(os.environ.get("LMCOT_SAMPLES", "no samples"))
+
+
+class ScriptedLM:
+    """An LM as a script: `say(prompt, n)` gives the text of the n-th sample of a prompt, 2 tokens each."""
+
+    max_input_tokens, batch_size = 10**6, 64
+
+    def __init__(self, say):
+        self.say = say
+        self.asked = []  # prompts, one for each text
+        self.restart(0)
+
+    def restart(self, seed):
+        self.tokens_written = self.cut = self.unfinished = 0
+
+    def count_tokens(self, text):
+        return len(text.split())
+
+    def complete(self, prompts, max_new_tokens, samples=1, temperature=0.0):
+        completions = []
+        for prompt in prompts:
+            self.asked += [prompt] * samples
+            completions += [Completion(self.say(prompt, n), "stop") for n in range(samples)]
+        self.tokens_written += 2 * len(completions)
+        return completions
 
 
 def call(patch, main, *arguments):
@@ -42,8 +68,8 @@ def run_script(patch, script, sizes, make_large, flags, arguments):
     patch.setattr(world, "SIZES", world.SIZES | sizes)
     load = LocalLM.load.__func__
 
-    def stub_or_load(cls, place, **options):
-        return make_large(**options) if str(place) == "teacher" else load(cls, place, **options)
+    def stub_or_load(cls, place, *rest, **options):
+        return make_large(**options) if str(place) == "teacher" else load(cls, place, *rest, **options)
 
     patch.setattr(LocalLM, "load", classmethod(stub_or_load))
     try:

@@ -34,7 +34,7 @@ import train_kd  # noqa: E402
 import train_rl  # noqa: E402
 from plumbing import files  # noqa: E402
 from plumbing import run as run_folder  # noqa: E402
-from plumbing.command import run_main  # noqa: E402
+from plumbing.command import align, run_main  # noqa: E402
 
 # KD stops early, by its patience; standardized rewards and an adaptive KL coefficient have a state that must come back.
 RUNS = {
@@ -155,7 +155,10 @@ def content(path: Path):
     if path.name == "results.json":
         return re.sub(r'"seconds per question": [\d.e-]+', "", path.read_text())
     if path.name == "results.md":
-        return re.sub(r" +\d+\.\d{3} +\|", "|", path.read_text())  # only seconds have three decimals
+        methods, rest = path.read_text().split("\n\n", 1)
+        rows = [line.rsplit("|", 3) for line in methods.splitlines()]
+        assert rows[0][1].strip() == "seconds per question"
+        return [[*row[:1], *row[2:]] for row in rows], rest
     return path.read_bytes()
 
 
@@ -221,7 +224,7 @@ def main() -> None:
             rows.append(kill_runs(functools.partial(command, script), out, kills, rng, Path(place)))
             if script == settings.script:
                 break
-    print("\n" + evaluation.align([list(rows[0]), *(list(map(str, row.values())) for row in rows)]))
+    print("\n" + align([list(rows[0]), *(list(map(str, row.values())) for row in rows)]))
     print(f"\n{(time.time() - begun) / 60:.0f} minutes")
     sys.exit(any(row["folders that differ"] for row in rows))
 

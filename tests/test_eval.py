@@ -4,21 +4,26 @@ worked by hand from scripted LMs, and the number of questions asked."""
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import call
+from harness import ScriptedLM, call, lines
 
 import data
 import rewards
 import train_kd
 import train_rl
 from data import Example, Paragraph
-from eval import METHODS, Outcome, align, as_markdown, bootstrap, evaluate, interval, main, summarise
+from eval import METHODS, Settings, as_markdown, bootstrap, evaluate, interval, main, summarise
+from lmcot import Answer
 from model import T5
+from plumbing.command import align
 from plumbing.run import Run
+
+TINY = Path(data.__file__).parent / "tiny"
+PAIR = ("--small", TINY / "small", "--large", TINY / "large")
 
 # ------------------------------------------------------------------------------------------------ statistics
 
@@ -86,7 +91,7 @@ COST = {"seconds per question": 0.5, "tokens per question": 10.0}
 def make_summary() -> dict:
     def run(*predictions, good=""):
         marks = good.ljust(4)
-        return [Outcome(p, "So it is." * (mark == "x")) for p, mark in zip(predictions, marks, strict=True)]
+        return [Answer(p, "So it is." * (mark == "x")) for p, mark in zip(predictions, marks, strict=True)]
 
     outcomes = {
         "CoT": [run("oslo", "no", "yes", "Lake")],  # EM 1 0 1 0 · F1 1 0 1 2/3 · AI 1 0 1 0
@@ -94,7 +99,7 @@ def make_summary() -> dict:
                           # EM 1 1 0 0 · F1 1 1 0 4/5 · AI 1 1 0 1
                           run("x", "Rome", "yes", "Bern Lake", good="x xx")],  # EM 0 1 1 1 · F1 the same · AI the same
     }  # fmt: skip
-    outcomes["CoT"][0][1].note = "two-stage"
+    outcomes["CoT"][0][1].parsed = False
     return summarise(EXAMPLES, outcomes, dict.fromkeys(outcomes, COST))
 
 
@@ -125,24 +130,23 @@ def test_markdown_tables_are_rectangles_with_the_figures_in_per_cent():
     text = as_markdown(make_summary())
     blocks = [block.splitlines() for block in text.strip().split("\n\n")]
     tables = [block for block in blocks if block[0].startswith("|")]
-    assert [cells(lines[0])[0] for lines in tables] == [
-        "method", "EM", "aspect of rationales", "EM by question type", "EM of each seed"
+    assert [cells(table[0])[0] for table in tables] == [
+        "method", "EM", "aspect of rationales", "EM by question type"
     ]  # fmt: skip
-    for lines in tables:
-        assert len({len(line) for line in lines}) == 1 and len({line.count("|") for line in lines}) == 1
-        assert set(lines[1]) == {"|", "-"}
-    methods, differences, aspects, types, seeds = tables
+    for table in tables:
+        assert len(set(map(len, table))) == 1 and len({row.count("|") for row in table}) == 1
+        assert set(table[1]) == {"|", "-"}
+    methods, differences, aspects, types = tables
     kd = cells(methods[3])
     assert kd[0] == "LM-guided, KD" and re.fullmatch(r"62\.5 \[\d+\.\d, \d+\.\d\]", kd[1])
-    assert kd[2:] == ["72.5", "75.0", "3.00", "0.500", "10.0"]  # R_aspect: six of eight rationales have 8 · ½
+    assert kd[2:] == ["72.5", "75.0", "3.00", "0.5", "10"]  # R_aspect: six of eight rationales have 8 · ½
     assert cells(differences[0]) == ["EM", "minus CoT", "minus LM-guided, KD"]
     assert cells(differences[2])[1] == "" and cells(differences[3])[2] == ""  # to itself
     assert re.fullmatch(r"\+12\.5 \[[+-]\d+\.\d, [+-]\d+\.\d\]", cells(differences[3])[1])
     assert cells(differences[2])[2].startswith("-12.5 [")
     assert cells(aspects[2]) == ["CoT", *["0.00"] * 8] and cells(aspects[3])[1:] == ["0.38"] * 8
     assert cells(types[0])[1:] == ["bridge", "compare"] and cells(types[3])[1:] == ["75.0", "50.0"]
-    assert [cells(line) for line in seeds[2:]] == [["LM-guided, KD", "50.0", "75.0"]]
-    assert "4 questions" in text and "CoT: 25.0 % of the chains behind its answers named none" in text
+    assert "questions: 4, seeds: 2" in text and "CoT: in 25.0 % of its chains M_L named no answer" in text
 
 
 def test_refined_rationales_are_compared_with_distilled_ones_in_answers_and_every_aspect(tmp_path):
@@ -154,8 +158,8 @@ def test_refined_rationales_are_compared_with_distilled_ones_in_answers_and_ever
     assert -0.5 <= low < -1 / 8 < high <= 0.5
     block = next(block for block in markdown.split("\n\n") if "RL minus KD" in block)
     rows = {row[0]: row[1:] for row in map(cells, block.splitlines())}
-    assert rows["EM"][:2] == ["75.0", "50.0"] and rows["EM"][2].startswith("-25.0 [")
-    assert rows["R_aspect"][:2] == ["3.00", "2.00"] and set(rows) >= set(rewards.ASPECTS)
+    assert rows["EM"][0].startswith("-25.0 [") and rows["R_aspect"][0].startswith("-1.00 [")
+    assert set(rows) >= {"EM", "F1", "AI", *rewards.ASPECTS}
 
 
 def test_align_pads_cells_and_missing_cells():
@@ -165,36 +169,17 @@ def test_align_pads_cells_and_missing_cells():
 # ------------------------------------------------------------------------------------------------ every method
 
 
-class Scripted:
-    """A black box: `say(kind, question, rationale, number)` answers; number counts what was asked with that prompt."""
+def kind_of(prompt):
+    """Which of the prompts this is."""
+    ends = {"Therefore, the answer is": "two-stage", "step by step.": "cot", " Reasoning:": "rationale"}
+    for end, kind in ends.items():
+        if prompt.endswith(end):
+            return kind
+    return "guided" if "\nReasoning: " in prompt else "standard"
 
-    max_input_tokens, batch_size = 10**6, 64
 
-    def __init__(self, say, stop_at=None):
-        self.say, self.stop_at, self.asked, self.seen = say, stop_at, [], {}
-        self.restart(0)
-
-    def restart(self, seed):
-        self.tokens_written = self.cut = self.unfinished = 0
-
-    def complete(self, prompts, max_new_tokens, temperature=0.0, progress=""):
-        progress = progress.partition(":")[0]  # the method
-        if progress and progress == self.stop_at:
-            raise KeyboardInterrupt
-        self.seen.clear()  # each call samples anew
-        texts = []
-        for prompt in prompts:
-            q = re.search(r"Question: (q\d)\s", prompt)[1]
-            rationale = (re.search(r"Reasoning: (.*)\nAnswer:$", prompt) or [None, ""])[1]
-            ends = {"Therefore, the answer is": "two-stage", "Reasoning:": "rationale", "step by step.": "cot"}
-            kind = "guided" if rationale else "standard"
-            kind = next((name for end, name in ends.items() if prompt.endswith(end)), kind)
-            key = (prompt, temperature)
-            texts.append(self.say(kind, q, rationale, self.seen.setdefault(key, 0)))
-            self.seen[key] += 1
-            self.asked.append((progress, kind))
-            self.tokens_written += 2
-        return texts
+def question_of(prompt):
+    return re.search(r"Question: (q\d)\s", prompt)[1]
 
 
 GOLD = {ex.question: ex.answer for ex in EXAMPLES}
@@ -206,8 +191,9 @@ COT = {  # the texts that M_L writes, sample by sample: greedy takes the first
 }
 
 
-def large_says(kind, q, rationale, number):
-    match kind:
+def large_says(prompt, number):
+    q = question_of(prompt)
+    match kind_of(prompt):
         case "standard":
             return GOLD[q] if q == "q3" else "dunno"
         case "cot":
@@ -215,17 +201,18 @@ def large_says(kind, q, rationale, number):
         case "two-stage":
             return "yes"
         case "guided":  # a faithful reader: right if and only if the rationale says so
-            return GOLD[q] if GOLD[q] in rationale else "lost"
-    raise AssertionError(kind)
+            return GOLD[q] if GOLD[q] in prompt.rpartition("Reasoning: ")[2] else "lost"
+    raise AssertionError(prompt)
 
 
 def small_says(good):
     """`good`: question → for each sample, whether the rationale holds the answer."""
 
-    def say(kind, q, rationale, number):
-        if kind == "standard":
+    def say(prompt, number):
+        q = question_of(prompt)
+        if kind_of(prompt) == "standard":
             return "yes"
-        assert kind == "rationale"
+        assert kind_of(prompt) == "rationale"
         return f"So it is {GOLD[q]}." if good[q][number] else "Who knows."
 
     return say
@@ -267,21 +254,17 @@ def scripted_quality(monkeypatch):
     monkeypatch.setattr(rewards, "aspects", aspects)
 
 
-@dataclass
-class Anything:
-    name: str = "stub"
-
-
-def make_lms(large=large_says, stop_at=None):
-    smalls = {"untrained": [Scripted(small_says(UNTRAINED))], "kd": [Scripted(small_says(kd)) for kd in KD],
-              "rl": [Scripted(small_says(rl)) for rl in RL],
-              "direct": [Scripted(small_says(UNTRAINED)) for _ in KD]}  # fmt: skip
-    return Scripted(large, stop_at), smalls
+def make_lms():
+    smalls = {"untrained": [UNTRAINED], "kd": KD, "rl": RL, "direct": [UNTRAINED, UNTRAINED]}
+    for role, goods in smalls.items():
+        smalls[role] = [ScriptedLM(small_says(good)) for good in goods]
+    return ScriptedLM(large_says), smalls
 
 
 def compare(folder, large, smalls, examples=EXAMPLES):
-    with Run(folder, Anything()) as run:
-        markdown = evaluate(run, examples, large, smalls, samples=3, temperature=0.7, max_new_tokens=50)
+    settings = Settings(samples=3, max_new_tokens=50)
+    with Run(folder, settings) as run:
+        markdown = evaluate(run, examples, large, smalls, settings)
     return markdown, json.loads((folder / "results.json").read_text())
 
 
@@ -292,7 +275,7 @@ def test_every_method_gets_the_exact_match_that_is_worked_by_hand(tmp_path):
     assert set(EXPECTED) == set(METHODS) and markdown == (tmp_path / "r" / "results.md").read_text()
     assert table["methods"]["CoT"]["two-stage"] == 1 / 4 and table["methods"]["LM-guided, KD"]["two-stage"] == 0
     # Everything that M_L was asked: once per question, or per sample where samples are drawn, for each seed.
-    asked = {kind: sum(k == kind for _, k in large.asked) for kind in ("standard", "cot", "two-stage", "guided")}
+    asked = Counter(map(kind_of, large.asked))
     assert asked == {"standard": 4, "cot": 4 + 2 * 12, "two-stage": 1 + 2, "guided": 4 + 2 * 2 * (4 + 12 + 4) + 8}
     tokens = {name: row["tokens per question"] for name, row in table["methods"].items()}  # 2 for each text
     assert tokens["standard"] == 2 and tokens["CoT"] == 2.5 and tokens["LM-guided, KD"] == 4
@@ -308,15 +291,23 @@ def test_called_again_nothing_is_asked_and_the_table_is_the_same(tmp_path):
     assert large.asked == [] and all(lm.asked == [] for role in smalls.values() for lm in role)
 
 
-def test_an_interrupted_comparison_asks_only_what_is_missing(tmp_path):
+def test_an_interrupted_comparison_asks_only_what_is_missing(tmp_path, monkeypatch):
     _, whole = compare(tmp_path / "whole", *make_lms())
-    large, smalls = make_lms(stop_at="LM-guided, KD + SC")
+    large, smalls = make_lms()
+    write = smalls["kd"][0].complete
+
+    def write_once(prompts, max_new_tokens, samples, temperature):
+        if temperature > 0:  # in "LM-guided, KD + SC"
+            raise KeyboardInterrupt
+        return write(prompts, max_new_tokens, samples, temperature)
+
+    monkeypatch.setattr(smalls["kd"][0], "complete", write_once)
     with pytest.raises(KeyboardInterrupt):
         compare(tmp_path / "r", large, smalls)
+
     large, smalls = make_lms()
     _, table = compare(tmp_path / "r", large, smalls)
-    later = list(METHODS)[list(METHODS).index("LM-guided, KD + SC") :]
-    assert {name for name, _ in large.asked if name} == set(later) - {"M_S alone"}
+    assert Counter(map(kind_of, large.asked)) == {"guided": 2 * (12 + 4) + 2 * (4 + 12 + 4) + 8}
     assert [len(lm.asked) for lm in smalls["kd"]] == [24, 24] and not smalls["untrained"][0].asked
     for result in (whole, table):
         for row in result["methods"].values():
@@ -333,8 +324,8 @@ def test_methods_without_their_lm_or_without_supporting_facts_are_left_out(tmp_p
 
 def test_self_consistency_shows_a_rationale_that_led_to_the_winning_answer(tmp_path):
     compare(tmp_path / "r", *make_lms())
-    rows = [json.loads(line) for line in (tmp_path / "r" / "answers.jsonl").read_text().splitlines()]
-    (row,) = (row for row in rows if row["method"] == "LM-guided, KD + SC" and row["seed"] == 0)
+    rows = {(row["method"], row["seed"]): row for row in lines(tmp_path / "r" / "answers.jsonl")}
+    row = rows["LM-guided, KD + SC", 0]
     shown = {a["id"]: (a["prediction"], a["rationale"]) for a in row["answers"]}
     assert shown["id1"] == ("Rome", "So it is Rome.") and shown["id2"] == ("lost", "Who knows.")
 
@@ -342,31 +333,31 @@ def test_self_consistency_shows_a_rationale_that_led_to_the_winning_answer(tmp_p
 def test_answers_of_an_m_s_that_was_trained_anew_are_refused_and_another_method_may_join(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for role in ("kd", "rl"):
-        shutil.copytree(Path(data.__file__).parent / "tiny" / "small", Path("runs", role, "model"))
+        shutil.copytree(TINY / "small", Path("runs", role, "model"))
 
     def run(*flags):
-        return call(monkeypatch, main, "--limit", 1, "--samples", 1, "--max-new-tokens", 8, *flags)
+        return call(monkeypatch, main, *PAIR, "--limit", 1, "--samples", 1, "--max-new-tokens", 8, *flags)
 
     Path("runs/rl").rename("elsewhere")
     assert run() == 0 and "LM-guided, RL" not in capsys.readouterr().out
     Path("elsewhere").rename("runs/rl")
     assert run() == 0 and "LM-guided, RL" in capsys.readouterr().out
     T5.from_pretrained("runs/kd/model").init_weights(1).save_pretrained("runs/kd/model")
-    assert run() == 2 and "no longer the one in runs/kd" in capsys.readouterr().err
+    assert run() == 2 and "was made from another kd 0 than runs/kd" in capsys.readouterr().err
     assert run("--overwrite") == 0
     capsys.readouterr()
 
 
 def test_folders_keep_their_roles_and_seeds_and_answers_their_questions(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = Path(data.__file__).parent / "tiny" / "small"
+    small = TINY / "small"
     shutil.copytree(small, Path("runs/kd1/model"))
     rows = [json.dumps({"question": f"Where was {name} born?", "context": f"{name} was born in 1924.", "answer": "x"})
             for name in ("Dumina", "Walick")]  # fmt: skip
     Path("q.jsonl").write_text("".join(row + "\n" for row in rows))
 
     def run(*flags):
-        return call(monkeypatch, main, "--kd", "runs/kd*", "--rl", "none", "--data", "q.jsonl", "--samples", 1,
+        return call(monkeypatch, main, *PAIR, "--kd", "runs/kd*", "--rl", "none", "--data", "q.jsonl", "--samples", 1,
                     "--max-new-tokens", 8, *flags), capsys.readouterr().err  # fmt: skip
 
     for settings, flag in ((train_kd.Settings(target="answer"), "direct"), (train_rl.Settings(), "rl")):
@@ -381,8 +372,9 @@ def test_folders_keep_their_roles_and_seeds_and_answers_their_questions(tmp_path
     shutil.copytree(small, Path("runs/kd2/model"))  # a further seed is only added
     assert run()[0] == 0 and json.loads(Path("runs/eval/results.json").read_text())["seeds"] == 2
     shutil.copytree(small, Path("runs/kd0/model"))
+    T5.from_pretrained(small).init_weights(1).save_pretrained("runs/kd0/model")
     code, said = run()
-    assert code == 2 and "was made before runs/kd0 came between its seeds" in said
+    assert code == 2 and "was made from another kd 0 than runs/kd0" in said
     shutil.rmtree("runs/kd0")
     with open("runs/eval/answers.jsonl", "a") as file:
         file.write('{"method": "CoT"}\n')

@@ -28,12 +28,13 @@ from tiny import world
 from plumbing import processes
 from plumbing.command import run_main
 world.SIZES |= {sizes!r}
-think = lmcot.chain_of_thought
-def count(large, examples, *rest, **named):
-    with open({kept!r} + "/asked-{script}-{processes}-" + os.environ.get("RANK", "0"), "a") as file:
-        file.write("x" * len(examples))
-    return think(large, examples, *rest, **named)
-lmcot.chain_of_thought = count
+generate = lmcot.T5.generate
+def count(model, source, source_mask, max_new_tokens, *rest, **named):
+    if model.config.d_model > 32 and max_new_tokens == 40:  # a chain of thought of M_L
+        with open({kept!r} + "/asked-{script}-{processes}-" + os.environ.get("RANK", "0"), "a") as file:
+            file.write("x" * len(source))
+    return generate(model, source, source_mask, max_new_tokens, *rest, **named)
+lmcot.T5.generate = count
 original, steps = rl.rollout, iter(range(100))
 def rollout(policy, reference, head, source, mask, samples, *rest):
     path = {kept!r} + "/" + str(next(steps)) + ".pt"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import lines, run_script, save_random_small
+from harness import ScriptedLM, lines, run_script, save_random_small
 
 import data
 import lmcot
@@ -82,34 +82,26 @@ def plan(number: int) -> str:
     return ("good", "wrong", "empty", "two-stage", "looping", "long", "good", "wrong in two stages")[number % 8]
 
 
-class Teacher:
+class Teacher(ScriptedLM):
     """M_L as a script. `fail_at`: Ctrl-C at this call for chains of thought."""
 
-    def __init__(self, tokenizer, fail_at=None, right=True, **options):
-        self.tokenizer, self.fail_at, self.right = tokenizer, fail_at, right
-        self.max_input_tokens, self.batch_size = 10**6, options["batch_size"]
-        self.model, self.chains = torch.nn.Linear(2, 2), 0
-        self.asked: list[str] = []
-        self.restart(0)
+    def __init__(self, fail_at=None, right=True, batch_size=0, **_):
+        self.fail_at, self.right, self.batch_size, self.chains = fail_at, right, batch_size, 0
+        self.thought_about = []  # questions
+        super().__init__(self.answer)
 
-    def restart(self, seed):
-        self.tokens_written = self.cut = self.unfinished = 0
-
-    def count_tokens(self, text):
-        return len(self.tokenizer.encode(text).ids)
-
-    def complete(self, prompts, max_new_tokens, temperature=0.0, progress=""):
+    def complete(self, prompts, *rest):
         self.chains += any(prompt.endswith("step by step.") for prompt in prompts)
         if self.chains == self.fail_at:
             raise KeyboardInterrupt
-        return [self.say(prompt) for prompt in prompts]
+        return super().complete(prompts, *rest)
 
-    def say(self, prompt):
+    def answer(self, prompt, _):
         question = re.search(r"Question: (.*)\n", prompt)[1]
         number, answer, facts = KNOWN[question]
         kind = plan(number)
         if prompt.endswith("step by step."):
-            self.asked.append(question)
+            self.thought_about.append(question)
             said = answer if self.right and kind != "wrong" else "nonsense"
             return {"two-stage": facts, "wrong in two stages": facts, "empty": f"So the answer is {answer}.",
                     "looping": f"{facts}{' the seat of Roburg' * 4}. So the answer is {answer}.",
@@ -156,7 +148,7 @@ def start(patch, folder, student, tokenizer, *arguments, **teacher_options):
     teachers = []
 
     def make(**options):
-        teachers.append(Teacher(tokenizer, **teacher_options, **options))
+        teachers.append(Teacher(**teacher_options, **options))
         return teachers[-1]
 
     flags = {"--out": folder, "--small": student, "--large": "teacher", "--max-new-tokens": LIMIT, "--epochs": 3,
@@ -171,7 +163,7 @@ def test_a_run_leaves_every_rationale_with_what_became_of_it(whole):
     folder, (teacher,), _ = whole
     rows = lines(folder / "rationales.jsonl")
     questions = [r["question"] for split in ("train", "dev") for r in world.records(split, world.SEED, SIZES[split])]
-    assert [row["question"] for row in rows] == questions == teacher.asked[: len(questions)]
+    assert [row["question"] for row in rows] == questions == teacher.thought_about[: len(questions)]
     for row in rows:
         kind = plan(int(row["id"].split("-")[-1]))
         facts = KNOWN[row["question"]][2]
@@ -245,7 +237,7 @@ def test_the_same_command_again_prints_the_table_and_asks_and_trains_nothing(
     folder = whole[0]
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code, teachers = start(monkeypatch, folder, student, tokenizer)
-    assert code == 0 and not any(t.asked for t in teachers)
+    assert code == 0 and not any(t.thought_about for t in teachers)
     assert (folder / "results.md").read_text().strip() in capsys.readouterr().out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -275,8 +267,8 @@ def test_interrupted_while_the_teacher_writes_only_the_rest_is_asked_and_the_res
     assert code == 130 and len(lines(folder / "rationales.jsonl")) == 24
     code, (teacher,) = start(monkeypatch, folder, student, tokenizer)
     questions = [r["question"] for split in ("train", "dev") for r in world.records(split, world.SEED, SIZES[split])]
-    assert code == 0 and teacher.asked[: len(questions) - 24] == questions[24:]
-    assert not set(teacher.asked) & set(questions[:24])
+    assert code == 0 and teacher.thought_about[: len(questions) - 24] == questions[24:]
+    assert not set(teacher.thought_about) & set(questions[:24])
     same_run(whole[0], folder)
 
 
@@ -302,7 +294,7 @@ def test_interrupted_in_training_the_run_goes_on_bit_identically(
     assert torch.load(folder / "state.pt", weights_only=True)["epoch"] == 1
     code, (teacher,) = start(monkeypatch, folder, student, tokenizer)
     trained_on = {r["question"] for split in ("train", "dev") for r in world.records(split, world.SEED, SIZES[split])}
-    assert code == 0 and not set(teacher.asked) & trained_on
+    assert code == 0 and not set(teacher.thought_about) & trained_on
     same_run(whole[0], folder)
 
 
@@ -348,8 +340,8 @@ def test_a_loss_that_is_no_number_stops_the_step_saves_its_batch_and_keeps_the_l
     assert torch.load(folder / "state.pt", weights_only=True)["epoch"] == 1
     batch = torch.load(folder / "bad_batch.pt", weights_only=True)
     assert batch["epoch"] == 2 and not torch.tensor(batch["loss"]).isfinite()
-    for name, expected in zip(("ids", "mask", "labels"), batches[4], strict=False):
-        assert torch.equal(batch[name], expected)
+    for found, expected in zip(batch["batch"], batches[4][:3], strict=True):  # ids, mask, labels
+        assert torch.equal(found, expected)
     monkeypatch.setattr(train_kd, "token_loss", original)  # say, on another machine
     assert start(monkeypatch, folder, student, tokenizer)[0] == 0
     same_run(whole[0], folder)
@@ -449,7 +441,7 @@ def test_a_teacher_that_is_never_right_ends_the_run_in_one_sentence(student, tok
 
 def test_other_settings_in_the_same_folder_are_refused_and_named(whole, student, tokenizer, monkeypatch, capsys):
     code, teachers = start(monkeypatch, whole[0], student, tokenizer, "--lr", 0.5, "--patience", 7)
-    assert code == 2 and not any(t.asked for t in teachers)
+    assert code == 2 and not any(t.thought_about for t in teachers)
     one_sentence(capsys, "lr is 0.003 there and 0.5 here", "patience is 2 there and 7 here", "--overwrite")
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from harness import lines, run_script, save_random_small
+from harness import ScriptedLM, lines, run_script, save_random_small
 
 import data
 import rewards
@@ -19,25 +19,11 @@ SIZES = {"train": 24, "dev": 6, "test": 4}
 ANSWERS = {r["question"]: r["answer"] for split, n in SIZES.items() for r in world.records(split, world.SEED, n)}
 
 
-class Large:
+def large_says(prompt, _=0):
     """M_L as a script: right if the rationale has an even number of words."""
-
-    max_input_tokens, cut, unfinished, tokens_written = 10**6, 0, 0, 0
-
-    def __init__(self):
-        self.prompts = []
-
-    def restart(self, seed):
-        pass
-
-    def complete(self, prompts, max_new_tokens, temperature=0.0, progress=""):
-        self.prompts.append(list(prompts))
-        return [self.say(prompt) for prompt in prompts]
-
-    def say(self, prompt):
-        rationale = prompt.rpartition("Reasoning: ")[2].removesuffix("\nAnswer:")
-        question = re.search(r"Question: (.*)\n", prompt)[1]
-        return ANSWERS[question] if len(rationale.split()) % 2 == 0 else "nonsense"
+    rationale = prompt.rpartition("Reasoning: ")[2].removesuffix("\nAnswer:")
+    question = re.search(r"Question: (.*)\n", prompt)[1]
+    return ANSWERS[question] if len(rationale.split()) % 2 == 0 else "nonsense"
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +39,7 @@ def kd(tmp_path_factory):
 
 def start(patch, folder, kd, *arguments):
     """Run train_rl.py in this process → (exit status, M_L)."""
-    large = Large()
+    large = ScriptedLM(large_says)
     flags = {"--kd": kd, "--out": folder, "--steps": 5, "--prompts": 4, "--samples-per-prompt": 3, "--minibatch": 2,
              "--eval-every": 2, "--samples": 2, "--max-new-tokens": 12, "--lr": 3e-3}  # fmt: skip
     return run_script(patch, train_rl, SIZES, lambda **_: large, flags, arguments), large
@@ -94,7 +80,7 @@ def test_every_step_is_logged_with_its_parts_and_the_first_has_no_kl(whole):
 def test_no_aspect_sees_more_than_rationale_question_context_and_what_m_l_answered(whole):
     _, large, calls = whole
     contexts = {e.context for split in SIZES for e in data.load("tiny", split, SIZES[split])}
-    said = {large.say(prompt) for prompts in large.prompts for prompt in prompts}
+    said = set(map(large_says, large.asked))
     assert "nonsense" in said and len(calls) > 60
     for _, question, context, *prediction in calls:
         assert question in ANSWERS and context in contexts
@@ -119,17 +105,20 @@ def test_the_m_s_of_the_best_look_at_dev_is_kept_and_evaluated(whole, kd):
     assert set(table["methods"]["LM-guided, RL"]) >= {"R_aspect", *rewards.ASPECTS}
 
 
-def test_m_l_is_asked_once_for_each_different_question_and_rationale_of_a_step(monkeypatch, kd, tmp_path):
-    """The stub sees all prompts; LocalLM, which stands there in earnest, encodes equal prompts once (test_lmcot.py)."""
-    _, large = start(monkeypatch, tmp_path / "rl", kd, "--steps", 1)
-    assert [len(prompts) for prompts in large.prompts[:2]] == [6, 12]  # the look at dev; 4 prompts × 3 samples
+def test_m_l_is_asked_once_for_each_rationale_of_a_step_and_of_a_look_at_dev(whole):
+    asked = [re.search(r"Question: (.*)\n", prompt)[1] for prompt in whole[1].asked[:30]]
+    dev = [example.question for example in data.load("tiny", "dev", SIZES["dev"])]
+    assert asked[:6] == dev
+    for rollout in (asked[6:18], asked[18:30]):  # 4 questions × 3 samples each
+        assert [question for question in rollout[::3] for _ in range(3)] == rollout
+        assert len(set(rollout)) == 4 and not set(rollout) & set(dev)
 
 
 def test_the_same_command_again_prints_the_table_and_asks_nothing(whole, kd, monkeypatch, capsys):
     folder = whole[0]
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code, large = start(monkeypatch, folder, kd)
-    assert code == 0 and not large.prompts and (folder / "results.md").read_text().strip() in capsys.readouterr().out
+    assert code == 0 and not large.asked and (folder / "results.md").read_text().strip() in capsys.readouterr().out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -268,7 +257,7 @@ def test_a_run_does_not_go_on_from_another_m_s_than_it_began_with(kd, tmp_path, 
     assert start(monkeypatch, folder, again, "--steps", 1, "--samples", 1)[0] == 0
     T5.from_pretrained(again / "model").init_weights(7).save_pretrained(again / "model")
     code, large = start(monkeypatch, folder, again, "--steps", 1, "--samples", 1)
-    assert code == 2 and not large.prompts and f"no longer the one in {again}" in capsys.readouterr().err
+    assert code == 2 and not large.asked and f"was made from another M_S than {again}" in capsys.readouterr().err
 
 
 def test_task_weight_weights_and_penalty_do_what_they_say(kd, tmp_path, monkeypatch):
