@@ -522,18 +522,6 @@ if (ROOT / "lab" / "ratings.py").exists():
 
         return Loader([base], attempt, mutate)
 
-    @loader
-    def rating_key(folder: Path) -> Loader:
-        file = folder / "key.json"
-        item = {"item": "krwpa", "question_id": "q", "seed": 0, "sources": list(ratings.SOURCES), "right": 0.5,
-                "question": "Q?", "context": "C.", "rationale": "R."}  # fmt: skip
-
-        def attempt(raw: bytes) -> None:
-            file.write_bytes(raw)
-            assert len({item["item"] for item in ratings.read_key(file)}) > 0
-
-        return Loader([json.dumps({"items": [item]}).encode()], attempt)
-
 
 # ------------------------------------------------------------------------------------------------ running
 
