@@ -75,6 +75,20 @@ def test_the_kl_coefficient_moves_by_at_most_a_fifth_of_the_episodes_share_of_th
     assert rl.adapt_beta(0.1, kl=6.0, target=6.0, episodes=1000) == pytest.approx(0.1)
 
 
+def test_the_rows_of_prompts_are_those_of_their_samples():
+    assert rl.rows_of(torch.tensor([2, 0]), 3).tolist() == [6, 7, 8, 0, 1, 2]
+
+
+def test_a_ratio_that_is_not_1_before_any_update_and_numbers_that_are_none_are_seen():
+    logp = torch.tensor([[-1.0, -2.0]])
+    rl.check_first_ratio(logp, logp + 1e-5)
+    with pytest.raises(AssertionError, match="a ratio is not 1"):
+        rl.check_first_ratio(logp, logp + torch.tensor([0.0, 1e-3]))
+    assert rl.all_finite(logp, logp[:0])
+    for broken in (math.nan, math.inf, -math.inf):
+        assert not rl.all_finite(logp, torch.tensor([0.0, broken]))
+
+
 # ------------------------------------------------------------------------------------------------ against plain loops
 
 
