@@ -400,7 +400,7 @@ def test_fit_context_asks_the_tokenizer_a_logarithmic_number_of_times():
         return len(text)
 
     example = Example("i", "q", (Paragraph("t", ("x",) * 1000),), "a")
-    context, was_cut = data.fit_context(example, str, count_tokens, 999)
+    context, was_cut = data.fit_context(example, lambda context: context, count_tokens, 999)
     assert was_cut and context == " ".join("x" * 500) and len(asked) <= 12
 
 
