@@ -98,3 +98,8 @@ def save_flan_form(folder, seed, lr, steps, **sizes):
 def lines(path):
     """The records of a JSONL file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def files_of(folder):
+    """The bytes of every file in a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

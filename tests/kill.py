@@ -217,7 +217,6 @@ def main() -> None:
     torch.set_num_threads(1)
     begun = time.time()
     with tempfile.TemporaryDirectory() as place:
-        (Path(place) / "tiny").symlink_to(Path(__file__).resolve().parents[1] / "tiny")  # the scripts' models
         rows = []
         for script in RUNS:
             kills = settings.kills if settings.script in ("", script) else 0

@@ -380,4 +380,3 @@ def test_folders_keep_their_roles_and_seeds_and_answers_their_questions(tmp_path
         file.write('{"method": "CoT"}\n')
     code, said = run()
     assert code == 2 and "is damaged (delete that line" in said and said.count("\n") == 1
-

@@ -29,21 +29,21 @@ def survives(run, out, place):
     assert (found["killed in a write"], found["killed at a moment"], found["folders that differ"]) == (1, 1, 0)
 
 
-def test_a_killed_distillation_goes_on_bit_identically(student, tokenizer, tmp_path):  # noqa: F811
+def test_a_killed_distillation_goes_on_bit_identically(student, tmp_path):  # noqa: F811
     settings = ["--epochs", 2, "--samples", 1, "--train-limit", 16, "--dev-limit", 8, "--test-limit", 2]
-    survives(lambda patch, out: test_train_kd.start(patch, out, student, tokenizer, *settings), "kd", tmp_path)
+    survives(lambda patch, out: test_train_kd.start(patch, student, out, *settings), "kd", tmp_path)
 
 
 def test_a_killed_refinement_goes_on_bit_identically(kd, tmp_path):  # noqa: F811
     settings = ["--reward", "standardized", "--target-kl", 1, "--eval-every", 1, "--steps", 2, "--samples", 1]
-    survives(lambda patch, out: test_train_rl.start(patch, out, kd, *settings), "rl", tmp_path)
+    survives(lambda patch, out: test_train_rl.start(patch, kd, out, *settings), "rl", tmp_path)
 
 
 def test_ctrl_c_ends_a_process_with_130_and_says_how_to_go_on(kd, tmp_path):  # noqa: F811
     def run():
         signal.signal(signal.SIGINT, signal.default_int_handler)  # some shells start programs with it ignored
         with pytest.MonkeyPatch.context() as patch:
-            return test_train_rl.start(patch, Path("rl"), kd)[0]
+            return test_train_rl.start(patch, kd, Path("rl"))[0]
 
     pid = kill.start(run, tmp_path)
     while not (tmp_path / "rl" / "metrics.jsonl").exists():  # in its first step, or soon

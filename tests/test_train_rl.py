@@ -1,12 +1,13 @@
 """Proofs for train_rl.py: whole runs with a random tiny M_S and a scripted M_L, interrupted and continued."""
 
+import functools
 import json
 import re
 import shutil
 
 import pytest
 import torch
-from harness import ScriptedLM, lines, run_script, save_random_small
+from harness import ScriptedLM, files_of, lines, run_script, save_random_small
 
 import data
 import rewards
@@ -37,12 +38,18 @@ def kd(tmp_path_factory):
     return folder
 
 
-def start(patch, folder, kd, *arguments):
+def start(patch, kd, folder, *arguments):
     """Run train_rl.py in this process → (exit status, M_L)."""
     large = ScriptedLM(large_says)
     flags = {"--kd": kd, "--out": folder, "--steps": 5, "--prompts": 4, "--samples-per-prompt": 3, "--minibatch": 2,
              "--eval-every": 2, "--samples": 2, "--max-new-tokens": 12, "--lr": 3e-3}  # fmt: skip
     return run_script(patch, train_rl, SIZES, lambda **_: large, flags, arguments), large
+
+
+@pytest.fixture
+def train(kd, monkeypatch):
+    """`start` with that M_S: train(folder, *arguments)."""
+    return functools.partial(start, monkeypatch, kd)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +63,7 @@ def whole(kd, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rewards, "aspects", recording)
-        code, large = start(patch, folder, kd)
+        code, large = start(patch, kd, folder)
     assert code == 0
     return folder, large, calls
 
@@ -70,7 +77,7 @@ def test_every_step_is_logged_with_its_parts_and_the_first_has_no_kl(whole):
     assert rows[0]["kl"] == 0 and rows[0]["kl_k3"] == 0 and any(row["kl"] > 1e-4 for row in rows)
     for row in rows:
         assert row["reward"] == pytest.approx(row["R_aspect"] + row["R_task"], abs=1e-5)
-        assert row["R_aspect"] == pytest.approx(sum(row[name] for name in rewards.ASPECTS), abs=1e-5)
+        assert row["R_aspect"] == pytest.approx(sum_of_aspects(row), abs=1e-5)
         assert 1 <= row["length"] <= 12 and row["beta"] == 0.05 and 0 <= row["clip_fraction"] <= 1
         assert {"entropy", "ended", "grad_norm", "ratio_max", "explained_variance", "policy_loss", "value_loss"} <= set(
             row
@@ -114,22 +121,29 @@ def test_m_l_is_asked_once_for_each_rationale_of_a_step_and_of_a_look_at_dev(who
         assert len(set(rollout)) == 4 and not set(rollout) & set(dev)
 
 
-def test_the_same_command_again_prints_the_table_and_asks_nothing(whole, kd, monkeypatch, capsys):
+def test_the_same_command_again_prints_the_table_and_asks_nothing(whole, capsys, train):
     folder = whole[0]
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    code, large = start(monkeypatch, folder, kd)
+    before = files_of(folder)
+    code, large = train(folder)
     assert code == 0 and not large.asked and (folder / "results.md").read_text().strip() in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert files_of(folder) == before
 
 
 # ------------------------------------------------------------------------------------------------ interruptions
 
 
-@pytest.mark.parametrize("moment", ["in a rollout", "while its state is written", "while the best M_S is written"])
-def test_interrupted_the_run_goes_on_bit_identically(moment, whole, kd, tmp_path, monkeypatch, capsys):
+def same_files(a, b):
+    for file in ("metrics.jsonl", "dev.jsonl", "model/model.safetensors"):
+        assert (a / file).read_bytes() == (b / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "last_call"),
+    [(rl, "rollout", 4), (torch, "save", 2), (T5, "save_pretrained", 1)],
+    ids=["in a rollout", "while its state is written", "while the best M_S is written"],
+)
+def test_interrupted_the_run_goes_on_bit_identically(place, name, last_call, whole, tmp_path, monkeypatch, train):
     folder, calls = tmp_path / "rl", []
-    place, name, last_call = {"in a rollout": (rl, "rollout", 4), "while its state is written": (torch, "save", 2),
-                              "while the best M_S is written": (T5, "save_pretrained", 1)}[moment]  # fmt: skip
     original = getattr(place, name)
 
     def interrupted(*args, **kwargs):
@@ -139,19 +153,18 @@ def test_interrupted_the_run_goes_on_bit_identically(moment, whole, kd, tmp_path
         return original(*args, **kwargs)
 
     monkeypatch.setattr(place, name, interrupted)
-    assert start(monkeypatch, folder, kd)[0] == 130 and len(calls) == last_call
+    assert train(folder)[0] == 130 and len(calls) == last_call
     monkeypatch.setattr(place, name, original)
-    assert start(monkeypatch, folder, kd)[0] == 0
-    for file in ("metrics.jsonl", "dev.jsonl", "model/model.safetensors"):
-        assert (folder / file).read_bytes() == (whole[0] / file).read_bytes(), file
+    assert train(folder)[0] == 0
+    same_files(folder, whole[0])
     a, b = (torch.load(f / "state.pt", weights_only=True) for f in (folder, whole[0]))
     assert all(torch.equal(a["policy"][key], p) for key, p in b["policy"].items())
     assert a["combination"] == b["combination"] and torch.equal(a["head"]["bias"], b["head"]["bias"])
 
 
-def test_seeds_differ_and_a_seed_repeats_itself(whole, kd, tmp_path, monkeypatch):
+def test_seeds_differ_and_a_seed_repeats_itself(whole, tmp_path, train):
     for name, seed in (("same", 0), ("other", 1)):
-        start(monkeypatch, tmp_path / name, kd, "--seed", seed)
+        train(tmp_path / name, "--seed", seed)
     folders = {"whole": whole[0], "same": tmp_path / "same", "other": tmp_path / "other"}
     rows = {name: (folder / "metrics.jsonl").read_text() for name, folder in folders.items()}
     assert rows["whole"] == rows["same"] != rows["other"]
@@ -160,46 +173,27 @@ def test_seeds_differ_and_a_seed_repeats_itself(whole, kd, tmp_path, monkeypatch
 # ------------------------------------------------------------------------------------------------ broken numbers
 
 
-def spoil_ratio(monkeypatch, factor):
-    original, calls = rl.update_metrics, []
-
-    def metrics(*args):
-        calls.append(args)
-        return original(*args) | ({"ratio_max": factor} if len(calls) == 10 else {})  # of 4 in each step: in step 3
-
-    monkeypatch.setattr(rl, "update_metrics", metrics)
-
-
-def spoil_loss(monkeypatch, factor):
-    original, calls = rl.value_loss, []
-
-    def loss(*args):
-        calls.append(args)
-        return original(*args) * (factor if len(calls) == 10 else 1)
-
-    monkeypatch.setattr(rl, "value_loss", loss)
-
-
-def spoil_reward(monkeypatch, factor):
-    original, calls = rewards.Combination.__call__, []
-
-    def combine(self, *args):
-        calls.append(args)
-        return [x * factor if len(calls) == 3 and i == 5 else x for i, x in enumerate(original(self, *args))]
-
-    monkeypatch.setattr(rewards.Combination, "__call__", combine)
-
-
 @pytest.mark.parametrize(
-    ("spoil", "broken"), [(spoil_ratio, float("inf")), (spoil_loss, float("nan")), (spoil_reward, float("inf"))]
+    ("place", "name", "call_in_step_3", "spoiled"),
+    [
+        (rl, "update_metrics", 10, lambda metrics: metrics | {"ratio_max": float("inf")}),  # 4 calls in each step
+        (rl, "value_loss", 10, lambda loss: loss * float("nan")),
+        (rewards.Combination, "__call__", 3, lambda scores: [*scores[:5], float("inf"), *scores[6:]]),
+    ],
+    ids=["ratio", "loss", "reward"],
 )
-def test_a_ratio_loss_or_reward_that_is_no_number_stops_the_step_and_the_run_can_go_on(
-    spoil, broken, whole, kd, tmp_path, capsys
+def test_a_number_that_is_none_stops_the_step_and_the_run_can_go_on(
+    place, name, call_in_step_3, spoiled, whole, tmp_path, monkeypatch, capsys, train
 ):
-    folder = tmp_path / "rl"
-    with pytest.MonkeyPatch.context() as patch:
-        spoil(patch, broken)
-        assert start(patch, folder, kd)[0] == 2
+    folder, calls, original = tmp_path / "rl", [], getattr(place, name)
+
+    def spoiling(*args):
+        calls.append(args)
+        found = original(*args)
+        return spoiled(found) if len(calls) == call_in_step_3 else found
+
+    monkeypatch.setattr(place, name, spoiling)
+    assert train(folder)[0] == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "is not a finite number" in said and "bad_batch.pt" in said and "lower --lr" in said
     assert torch.load(folder / "state.pt", weights_only=True)["step"] == 2
@@ -207,30 +201,29 @@ def test_a_ratio_loss_or_reward_that_is_no_number_stops_the_step_and_the_run_can
     assert batch["ids"].shape == batch["logp_old"].shape and len(batch["questions"]) == 4
     numbers = [*batch["scores"].tolist(), *(x for part in batch.get("updates", []) for x in part.values())]
     assert sum(not torch.tensor(x).isfinite() for x in numbers) > 0
-    with pytest.MonkeyPatch.context() as patch:
-        assert start(patch, folder, kd)[0] == 0
-    for file in ("metrics.jsonl", "dev.jsonl", "model/model.safetensors"):
-        assert (folder / file).read_bytes() == (whole[0] / file).read_bytes(), file
+    monkeypatch.setattr(place, name, original)
+    assert train(folder)[0] == 0
+    same_files(folder, whole[0])
 
 
 def test_a_learning_rate_that_breaks_the_weights_ends_in_one_sentence_and_keeps_the_last_ones(
-    kd, tmp_path, monkeypatch, capsys
+    kd, tmp_path, capsys, train
 ):
     folder = tmp_path / "rl"
-    assert start(monkeypatch, folder, kd, "--lr", 1e30)[0] == 2
+    assert train(folder, "--lr", 1e30)[0] == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said and said.count("error: ") == 1 and "finite number" in said.partition("error: ")[2]
     state, first = torch.load(folder / "state.pt", weights_only=True), T5.from_pretrained(kd / "model").state_dict()
     assert state["step"] == 0 and all(torch.equal(state["policy"][name], p) for name, p in first.items())
 
 
-def test_weights_that_are_no_numbers_are_named_before_anything_is_written(kd, tmp_path, monkeypatch, capsys):
+def test_weights_that_are_no_numbers_are_named_before_anything_is_written(kd, tmp_path, capsys, train):
     broken = tmp_path / "kd"
     shutil.copytree(kd, broken)
     model = T5.from_pretrained(kd / "model")
     model.lm_head.weight.data[7, 3] = float("nan")
     model.save_pretrained(broken / "model")
-    assert start(monkeypatch, tmp_path / "rl", broken)[0] == 2
+    assert train(tmp_path / "rl", "--kd", broken)[0] == 2
     said = capsys.readouterr().err
     assert said.count("error: ") == 1 and "error: the model's outputs are not finite numbers" in said
     assert not (tmp_path / "rl" / "state.pt").exists()
@@ -239,54 +232,52 @@ def test_weights_that_are_no_numbers_are_named_before_anything_is_written(kd, tm
 # ------------------------------------------------------------------------------------------------ settings
 
 
-def test_other_settings_in_the_same_folder_are_refused_by_name_and_overwrite_starts_anew(
-    kd, tmp_path, monkeypatch, capsys
-):
+def test_other_settings_in_the_same_folder_are_refused_by_name_and_overwrite_starts_anew(tmp_path, capsys, train):
     folder = tmp_path / "rl"
-    assert start(monkeypatch, folder, kd, "--steps", 1, "--samples", 1)[0] == 0
-    assert start(monkeypatch, folder, kd, "--steps", 1, "--samples", 1, "--beta", 0.5, "--seed", 3)[0] == 2
+    assert train(folder, "--steps", 1, "--samples", 1)[0] == 0
+    assert train(folder, "--steps", 1, "--samples", 1, "--beta", 0.5, "--seed", 3)[0] == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "beta is 0.05 there and 0.5 here; seed is 0 there and 3 here" in said and "--overwrite" in said
-    assert start(monkeypatch, folder, kd, "--steps", 1, "--samples", 1, "--beta", 0.5, "--overwrite")[0] == 0
+    assert train(folder, "--steps", 1, "--samples", 1, "--beta", 0.5, "--overwrite")[0] == 0
     assert [row["beta"] for row in lines(folder / "metrics.jsonl")] == [0.5]
 
 
-def test_a_run_does_not_go_on_from_another_m_s_than_it_began_with(kd, tmp_path, monkeypatch, capsys):
+def test_a_run_does_not_go_on_from_another_m_s_than_it_began_with(kd, tmp_path, capsys, train):
     folder, again = tmp_path / "rl", tmp_path / "kd"
     shutil.copytree(kd, again)
-    assert start(monkeypatch, folder, again, "--steps", 1, "--samples", 1)[0] == 0
+    assert train(folder, "--kd", again, "--steps", 1, "--samples", 1)[0] == 0
     T5.from_pretrained(again / "model").init_weights(7).save_pretrained(again / "model")
-    code, large = start(monkeypatch, folder, again, "--steps", 1, "--samples", 1)
+    code, large = train(folder, "--kd", again, "--steps", 1, "--samples", 1)
     assert code == 2 and not large.asked and f"was made from another M_S than {again}" in capsys.readouterr().err
 
 
-def test_task_weight_weights_and_penalty_do_what_they_say(kd, tmp_path, monkeypatch):
-    start(monkeypatch, tmp_path / "aspects", kd, "--task-weight", 0, "--steps", 1)
-    (row,) = lines(tmp_path / "aspects" / "metrics.jsonl")
-    assert row["reward"] == pytest.approx(row["R_aspect"], abs=1e-5) and row["R_task"] > 0
-    start(monkeypatch, tmp_path / "task", kd, "--weights", 0, "--steps", 1)
-    (row,) = lines(tmp_path / "task" / "metrics.jsonl")
-    assert row["reward"] == pytest.approx(row["R_task"], abs=1e-5) and row["R_aspect"] == 0
-    start(monkeypatch, tmp_path / "some", kd, "--weights", "fluency=3,relevance=0", "--steps", 1)
-    (row,) = lines(tmp_path / "some" / "metrics.jsonl")
-    expected = sum(row[name] for name in rewards.ASPECTS) + 2 * row["fluency"] - row["relevance"]
-    assert row["R_aspect"] == pytest.approx(expected, abs=1e-5)
-    start(monkeypatch, tmp_path / "cut", kd, "--missing-eos-penalty", 2, "--steps", 1)
-    (row,) = lines(tmp_path / "cut" / "metrics.jsonl")
-    assert row["ended"] < 1
-    assert row["reward"] == pytest.approx(row["R_aspect"] + row["R_task"] - 2 * (1 - row["ended"]), abs=1e-5)
+def sum_of_aspects(row):
+    return sum(row[name] for name in rewards.ASPECTS)
 
 
-def test_an_adaptive_coefficient_falls_while_the_kl_is_below_its_target(kd, tmp_path, monkeypatch):
-    start(monkeypatch, tmp_path / "rl", kd, "--target-kl", 50)
-    betas = [row["beta"] for row in lines(tmp_path / "rl" / "metrics.jsonl")]
-    assert betas == pytest.approx([0.05 * (1 - 0.2 * 12 / 10_000) ** step for step in range(5)])
+@pytest.mark.parametrize(
+    ("flags", "reward"),
+    [
+        (["--task-weight", 0], lambda row: row["R_aspect"]),
+        (["--weights", 0], lambda row: row["R_task"]),
+        (["--weights", "fluency=3,relevance=0"],
+         lambda row: row["R_task"] + sum_of_aspects(row) + 2 * row["fluency"] - row["relevance"]),
+        (["--missing-eos-penalty", 2], lambda row: row["R_aspect"] + row["R_task"] - 2 * (1 - row["ended"])),
+    ],
+    ids=["aspects alone", "task alone", "some aspects", "penalty"],
+)  # fmt: skip
+def test_task_weight_weights_and_penalty_do_what_they_say(flags, reward, tmp_path, train):
+    train(tmp_path / "rl", *flags, "--steps", 1, "--samples", 1)
+    (row,) = lines(tmp_path / "rl" / "metrics.jsonl")
+    assert row["reward"] == pytest.approx(reward(row), abs=1e-5)
+    assert row["R_task"] > 0 and row["ended"] < 1 and (row["R_aspect"] == 0) == (flags == ["--weights", 0])
 
 
-def test_standardized_rewards_have_mean_0_in_the_first_step(kd, tmp_path, monkeypatch):
-    start(monkeypatch, tmp_path / "rl", kd, "--reward", "standardized", "--steps", 2)
-    first, second = lines(tmp_path / "rl" / "metrics.jsonl")
-    assert first["reward"] == pytest.approx(0, abs=1e-5) and abs(second["reward"]) > 1e-4
+def test_an_adaptive_coefficient_falls_below_its_target_and_standardized_rewards_begin_at_mean_0(tmp_path, train):
+    train(tmp_path / "rl", "--target-kl", 50, "--reward", "standardized")
+    rows = lines(tmp_path / "rl" / "metrics.jsonl")
+    assert [row["beta"] for row in rows] == pytest.approx([0.05 * (1 - 0.2 * 12 / 10_000) ** i for i in range(5)])
+    assert rows[0]["reward"] == pytest.approx(0, abs=1e-5) and abs(rows[1]["reward"]) > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -294,29 +285,25 @@ def test_standardized_rewards_have_mean_0_in_the_first_step(kd, tmp_path, monkey
     [
         (["--kd", "nowhere"], "no distilled M_S in nowhere: run train_kd.py first"),
         (["--weights", "brilliance=2"], "brilliance"),
-        (["--weights", "fluency=much"], "fluency=much"),
-        (["--weights", "nan"], "'nan' is no number"),
         (["--lr", "nan"], "--lr is nan (expected a number of at least 0)"),
-        (["--target-kl", "-3"], "--target-kl is -3.0 (expected a number of at least 0)"),
         (["--temperature", "0"], "--temperature must be above 0"),
         (["--reward", "product"], "--reward is sum or standardized"),
         (["--steps", "0"], "--steps must be at least 1"),
-        (["--stepz", "3"], "unrecognized arguments: --stepz"),
     ],
 )
-def test_a_mistake_ends_in_one_sentence_and_leaves_no_folder(arguments, words, kd, tmp_path, monkeypatch, capsys):
-    code, _ = start(monkeypatch, tmp_path / "rl", kd, *arguments)
+def test_a_mistake_ends_in_one_sentence_and_leaves_no_folder(arguments, words, tmp_path, capsys, train):
+    code, _ = train(tmp_path / "rl", *arguments)
     assert code == 2 and words in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "rl").exists()
 
 
-def test_an_m_s_that_learned_to_answer_is_refused(kd, tmp_path, monkeypatch, capsys):
+def test_an_m_s_that_learned_to_answer_is_refused(kd, tmp_path, capsys, train):
     folder = tmp_path / "direct"
     (folder / "model").mkdir(parents=True)
     settings = json.loads((kd / "settings.json").read_text()) | {"target": "answer"}
     (folder / "settings.json").write_text(json.dumps(settings))
-    assert start(monkeypatch, tmp_path / "rl", folder)[0] == 2
+    assert train(tmp_path / "rl", "--kd", folder)[0] == 2
     assert "learned to answer, not to write rationales" in capsys.readouterr().err
     (folder / "settings.json").write_text(json.dumps({"kd": "runs/kd"}))
-    assert start(monkeypatch, tmp_path / "rl", folder)[0] == 2
+    assert train(tmp_path / "rl", "--kd", folder)[0] == 2
     assert "is no run of train_kd.py" in capsys.readouterr().err
