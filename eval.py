@@ -391,7 +391,10 @@ def main() -> None:
     with Run(settings.out, settings, settings.overwrite) as run:
         print(f"M_L {settings.large} · {len(examples)} questions · M_S of {', '.join(itertools.chain(*trained))} · "
               f"folder {settings.out}\n")  # fmt: skip
-        run.uses(*trained)
+        weights = {}
+        for role, folders in zip(list(smalls)[1:], trained, strict=True):
+            weights |= {f"{role} {i}": Path(f) / "model" / "model.safetensors" for i, f in enumerate(folders)}
+        run.uses(weights)
         print(evaluate(run, examples, large, smalls, settings.samples, settings.temperature, settings.max_new_tokens))
         print(f"This is also in {run.path('results.md')}.")
 

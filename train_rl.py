@@ -109,7 +109,7 @@ def main() -> None:
                 for example, rationale, prediction in zip(examples, rationales, predictions, strict=True)]  # fmt: skip
 
     with Run(s.out, s, s.overwrite) as run:
-        run.uses([s.kd])
+        run.uses({"M_S": Path(s.kd) / "model" / "model.safetensors"})
         if run.has_ended():
             return
         print(f"M_S {s.kd}/model · M_L {kd['large']} · {s.steps} steps of {s.prompts} × {s.samples_per_prompt} "
