@@ -1,1 +1,11 @@
-"""What every program needs and no reader of the method: nothing here knows a prompt, a reward, a metric or a model."""
+"""What every program needs and no reader of the method: nothing here knows a prompt, a reward, a metric or a model.
+
+errors      UserError: a mistake that the user can correct, in one sentence
+files       JSON and JSON lines; a file is replaced as a whole or not at all
+run         Run: the folder of one run, which goes on where it stopped
+command     a dataclass as the command line of a script, and how a script ends
+processes   what the processes of torchrun share and put together; the device to compute on
+server      ServedLM: a language model behind an OpenAI-compatible server
+hub         files from the Hugging Face hub
+downloads   the official files of the data sets
+"""

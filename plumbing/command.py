@@ -1,11 +1,9 @@
-"""How a command begins, its settings, and how it ends, in a table or one sentence."""
+"""How a script begins, with its settings from the command line, and how it ends."""
 
 import argparse
-import contextlib
 import dataclasses
 import inspect
 import itertools
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,34 +17,34 @@ from plumbing.processes import join_processes, rank_and_size
 
 def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None) -> Any:
     """
-    Command line → an instance of the dataclass `cls`, whose fields are `name: type = default  # meaning`.
+    Command line → an instance of the dataclass `cls`, whose fields are written `name: type = default  # meaning`.
 
-    A field becomes `--name`, with - for _ (a bool: `--name` and `--no-name`), and the comment behind it the help text,
-    so that default and meaning are each written once. Types: str, int, float, bool. `doc`, the script's docstring,
-    heads `--help`. An unknown flag, a wrong value (numbers are finite and at least 0), and a ValueError from the
-    settings' own `check()`, if there is one, end the program with the usage and one sentence.
+    So each default and each meaning is written once: a field becomes the flag `--name`, with - for _ (a bool: `--name`
+    and `--no-name`), and its comment the help text. Types are str, int, float and bool. `doc`, the script's docstring,
+    heads `--help`.
+
+    An unknown flag, a wrong value (numbers are finite and at least 0), and a ValueError from the settings' own
+    `check()`, if there is one, end the program with the usage and one sentence.
     """
-    comments: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        with contextlib.suppress(OSError, TypeError):  # no source at hand: flags without their explanation
-            comments.update(re.findall(r"^\s+(\w+)\s*:.*?\s#\s*(.+)$", inspect.getsource(base), flags=re.MULTILINE))
-
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=doc, formatter_class=raw, allow_abbrev=False)
+    layout_of_doc = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=layout_of_doc, allow_abbrev=False)
+    comments = field_comments(cls)
     for field in dataclasses.fields(cls):
         assert field.type in (str, int, float, bool), f"no flag can be made for {field.name}: {field.type}"
         meaning = f"{comments.get(field.name, '')} (default: {field.default})".strip().replace("%", "%%")
-        form = {"metavar": field.type.__name__.upper(), "type": field.type}
+        form = {"type": field.type, "metavar": field.type.__name__.upper()}
         if field.type is bool:
             form = {"action": argparse.BooleanOptionalAction}
-        # A flag that is not given stays out of the result (SUPPRESS), and the dataclass fills in its default.
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, default=argparse.SUPPRESS, help=meaning, **form)
+        # SUPPRESS: a flag that is not given is left out of the result, and the dataclass fills in its default.
+        parser.add_argument(flag(field.name), default=argparse.SUPPRESS, help=meaning, **form)
+    given = parser.parse_args(argv)
+
     try:
-        settings = cls(**vars(parser.parse_args(argv)))
+        settings = cls(**vars(given))
         for name, value in vars(settings).items():
-            if isinstance(value, int | float) and not 0 <= value < (2**53 if isinstance(value, int) else float("inf")):
-                raise ValueError(f"--{name.replace('_', '-')} is {value} (expected a number of at least 0)")
+            limit = 2**53 if isinstance(value, int) else float("inf")
+            if isinstance(value, int | float) and not 0 <= value < limit:
+                raise ValueError(f"{flag(name)} is {value} (expected a number of at least 0)")
         if hasattr(settings, "check"):
             settings.check()
     except ValueError as error:
@@ -54,17 +52,37 @@ def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None
     return settings
 
 
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def field_comments(cls: type) -> dict[str, str]:
+    """The comment behind each field of a dataclass and its base classes; {} where the source is not at hand."""
+    comments = {}
+    for base in reversed(cls.__mro__):
+        try:
+            source = inspect.getsource(base)
+        except (OSError, TypeError):
+            continue
+        for line in source.splitlines():
+            code, _, comment = line.partition("  # ")
+            name, colon, _ = code.partition(":")
+            if colon and comment:
+                comments[name.strip()] = comment.strip()
+    return comments
+
+
 def at_least_one(settings: Any, *names: str) -> None:
-    """For a settings' `check()`: ValueError names the first of these settings that is below 1."""
+    """For a `check()` of settings: ValueError names the first of these settings that is below 1."""
     for name in names:
         if getattr(settings, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+            raise ValueError(f"{flag(name)} must be at least 1")
 
 
 def run_main(main: Callable[[], Any]) -> None:
     """
-    Runs a script's `main`. A user's mistake or a failing disk or network (OSError) ends in one sentence and status 2,
-    Ctrl-C in status 130. Any other exception is a bug of ours and keeps its traceback.
+    Runs the `main` of a script. A mistake of the user, or a disk or network that fails (OSError), ends in one sentence
+    and status 2; Ctrl-C in one sentence and status 130. Any other exception is a bug of ours and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -74,16 +92,24 @@ def run_main(main: Callable[[], Any]) -> None:
         main()
         if rank_and_size()[1] > 1:
             torch.distributed.destroy_process_group()
-    except (KeyboardInterrupt, UserError, OSError) as error:
-        for bar in list(tqdm._instances):  # the sentence gets a line of its own
-            bar.close()
-        if isinstance(error, KeyboardInterrupt):
-            how = " without --overwrite" * ("--overwrite" in sys.argv)
-            print(f"interrupted: run the same command again{how} to continue", file=sys.stderr)
-            sys.exit(130)
-        is_named = isinstance(error, OSError) and error.filename
-        print(f"error: {error.filename}: {error.strerror}" if is_named else f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except KeyboardInterrupt:
+        how = "the same command again"
+        if "--overwrite" in sys.argv:
+            how += " without --overwrite"
+        end(f"interrupted: run {how} to continue", 130)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else error
+        end(f"error: {what}", 2)
+    except UserError as error:
+        end(f"error: {error}", 2)
+
+
+def end(sentence: str, status: int) -> None:
+    """Ends the program with a sentence on a line of its own, below any progress bar."""
+    for bar in list(tqdm._instances):
+        bar.close()
+    print(sentence, file=sys.stderr)
+    sys.exit(status)
 
 
 def align(rows: list[list[str]]) -> str:

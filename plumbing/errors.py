@@ -1,21 +1,23 @@
-"""What a user can mend, said in one sentence."""
+"""Mistakes that the user can correct."""
 
 import json
 from typing import Any
 
 
 class UserError(ValueError):
-    """Something the user can mend (a path, a flag, a file); scripts print its one sentence without a traceback.
+    """A mistake that the user can correct: a wrong path, flag or file. Scripts print its sentence without a traceback.
 
-    What it quotes may be a stranger's: control characters are escaped, and the middle of a long text is left out."""
+    The sentence may quote a stranger's file. So control characters are escaped, and a long text loses its middle.
+    """
 
     def __init__(self, sentence: str):
-        sentence = sentence if len(sentence) <= 900 else f"{sentence[:600]} … {sentence[-280:]}"
+        if len(sentence) > 900:
+            sentence = f"{sentence[:600]} … {sentence[-280:]}"
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence))
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in the file, short enough for a sentence."""
+    """A value as it stands in a JSON file, short enough for a sentence."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except RecursionError:

@@ -1,10 +1,10 @@
-"""Files that are whole or absent: JSON, JSON lines, atomic writing, locks."""
+"""JSON and JSON lines; files that are replaced as a whole or not at all."""
 
 import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -12,17 +12,18 @@ from plumbing.errors import UserError
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file. UserError where there is none, or where an object has a key twice."""
+    """The object in a JSON file; UserError if something else is there, or if an object has a key twice."""
 
     def each_once(pairs: list[tuple]) -> dict:
-        if len(content := dict(pairs)) < len(pairs):
+        content = dict(pairs)
+        if len(content) < len(pairs):
             raise ValueError("an object has a key twice")
         return content
 
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_once)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: not JSON ({e})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object")
     return content
@@ -32,48 +33,64 @@ def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def atomic_write(path: str | Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
+def as_json(content: Any) -> str:
+    """The form of JSON in the files of a run."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def as_jsonl(records: Iterable[dict]) -> str:
+    """One line of JSON for each record."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def read_jsonl(path: Path, *keys: str) -> list[dict]:
     """
-    The whole new file or the whole old one, whatever happens in between: write beside it, force it to disk, rename.
-    `content` may be a function that writes into the open file.
-    Raises OSError (no space, no permission); the old file is then untouched and no temporary file stays.
+    The records of a JSONL file, [] if there is no file. UserError for a line that is no object with these keys.
+
+    A line counts only when its line end is written. So half a line that a crash left at the end is ignored.
+    """
+    if not path.exists():
+        return []
+    records = []
+    complete_lines = path.read_bytes().split(b"\n")[:-1]
+    for number, line in enumerate(complete_lines, start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not set(keys) <= record.keys():
+            raise UserError(f"{path}: line {number} is damaged (delete that line, or start again with --overwrite)")
+        records.append(record)
+    return records
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """
+    An open file that replaces `path` at the end of the `with` block. Whatever happens, `path` is the whole old file or
+    the whole new one: the new one is written beside it, forced to disk and renamed. An error, for example OSError on a
+    full disk, leaves the old file as it was.
     """
     path = Path(path)
     new = path.with_name(f".{path.name}.new")
     try:
         with open(new, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # a folder that takes nothing gives nothing back either
+        with contextlib.suppress(OSError):  # a folder that has become read-only
             new.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno:
-            error.filename = str(path)  # a full disk names no file
+            error.filename = str(path)  # the error of a full disk names no file
         raise
 
 
-def as_json(content: Any) -> str:
-    """How the files of a run hold JSON."""
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def read_jsonl(path: Path, *keys: str) -> list[dict]:
-    """
-    The records of a JSONL file, [] where there is none. A line counts once its line end is written, so what a crash
-    left after the last one is ignored. Raises UserError for any other line that is no JSON object with these keys.
-    """
-    records: list[dict] = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], start=1):
-        with contextlib.suppress(ValueError, RecursionError):
-            records.append(json.loads(line))
-        if len(records) < number or not (isinstance(records[-1], dict) and records[-1].keys() >= set(keys)):
-            raise UserError(f"{path}: line {number} is damaged (delete that line, or start again with --overwrite)")
-    return records
+def atomic_write(path: str | Path, content: str | bytes) -> None:
+    """Replaces a file as a whole or not at all; OSError if the disk is full or the folder read-only."""
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def take_lock(file: IO) -> bool:

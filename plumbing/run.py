@@ -1,202 +1,230 @@
-"""The folder of one run: its settings, files, and one writer at a time."""
+"""The folder of one run: its settings and files, for one program at a time."""
 
-import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, Self
 
 import torch
+from filelock import FileLock, Timeout
 
 from plumbing.errors import UserError, shown
-from plumbing.files import as_json, atomic_write, read_json, read_jsonl, take_lock
+from plumbing.files import as_json, as_jsonl, atomic_file, atomic_write, read_json, read_jsonl
 from plumbing.processes import gather, rank_and_size
 
+FIRST_FILES = {".lock", ".settings.json.new"}  # all that a run leaves if it is killed in its first moments
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # what a file system without locks answers
 
-class Run(contextlib.AbstractContextManager):
+
+class Run:
     """
-    The folder of one run, for one process at a time: `with Run("runs/kd", settings) as run: ...`. Under torchrun the
-    first process writes (`writes` is True), and the others read.
+    The folder of one run: `with Run("runs/kd", settings) as run: ...`.
 
-    `settings` is a dataclass instance and is saved as settings.json. A folder that has one already is continued if the
-    settings agree, apart from those that the class attribute NOT_COMPARED names (where to compute, for example).
-    `overwrite` empties the folder first, but only a folder that is evidently a run of this kind.
-    Raises UserError when the folder belongs to another run, to something else, or to a process that is still running.
+    `settings` is a dataclass instance; it is saved as settings.json. If the folder has that file already, the run goes
+    on there, and the settings must agree. The class attribute NOT_COMPARED names settings that may differ (where to
+    compute, for example). `overwrite` empties the folder first, but only if it holds a run of the same script.
+
+    A lock keeps other programs out of the folder until the `with` block ends. Under torchrun the first process writes
+    (`writes` is True there), and the others only read.
+
+    Raises UserError if the folder belongs to another run, to something else, or to a program that is still running.
     """
-
-    _lock_file = None
 
     def __init__(self, folder: str | Path, settings: Any, overwrite: bool = False):
-        self.folder, self.writes = Path(folder), rank_and_size()[0] == 0
+        self.folder = Path(folder)
+        self.writes = rank_and_size()[0] == 0
+        self._lock: FileLock | None = None
         if self.writes:
             self._prepare(settings, overwrite)
-        gather([])  # the others wait until the folder is ready
+        gather([])  # the other processes wait until the folder is ready
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets other programs use the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def has(self, name: str) -> bool:
+        """Whether the first process sees this file or folder. So all processes go on in the same way."""
+        return gather([self.path(name).exists()])[0]
+
+    def write(self, name: str, content: Any) -> None:
+        """Replaces a file in one step. Text and bytes are written as they are, anything else as JSON."""
+        if not isinstance(content, str | bytes):
+            content = as_json(content)
+        if self.writes:
+            atomic_write(self.path(name), content)
+        gather([])  # from here on, the other processes may read it
+
+    def rewrite(self, name: str, records: Iterable[dict]) -> None:
+        """Replaces a JSONL file in one step."""
+        self.write(name, as_jsonl(records))
+
+    def append(self, name: str, *records: dict) -> None:
+        """Adds lines to a JSONL file."""
+        if not self.writes:
+            return
+        with open(self.path(name), "ab") as file:
+            file.write(as_jsonl(records).encode())
+            file.flush()
+            os.fsync(file.fileno())  # on disk before a state is saved that counts on these lines
+
+    def read(self, name: str, *keys: str) -> list[dict]:
+        """The records of a JSONL file, [] if there is no file; UserError for a record without one of these keys."""
+        return read_jsonl(self.path(name), *keys)
+
+    def save(self, name: str, content: dict) -> None:
+        """Replaces a file of tensors, numbers and texts in one step; `load` reads it."""
+        if self.writes:
+            with atomic_file(self.path(name)) as file:
+                save_tensors(content, file)
+        gather([])
+
+    def load(self, name: str, device: str | torch.device) -> dict:
+        """What `save` wrote, its tensors on this device. UserError if the file is damaged."""
+        path = self.path(name)
+        try:
+            return torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # of many kinds; their texts advise to run the code in the file
+            raise UserError(f"{path} is damaged ({type(error).__name__}): start again with --overwrite") from None
+
+    def uses(self, files: dict[str, Path]) -> None:
+        """
+        Names the files that this run is made from; inputs.json keeps their SHA-256 (null: no such file). New names may
+        come. UserError if a known one has another content now: old and new results do not belong together.
+        """
+        path = self.path("inputs.json")
+        inputs = read_json(path) if path.exists() else {}
+        for name, file in files.items():
+            sha256 = None
+            if file.is_file():
+                with open(file, "rb") as opened:
+                    sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+            if name in inputs and inputs[name] != sha256:
+                changed = f"{self.folder} was made from another {name} than {file}"
+                raise UserError(f"{changed}: use --overwrite or another --out")
+            inputs[name] = sha256
+        self.write("inputs.json", inputs)
+
+    def has_ended(self) -> bool:
+        """Whether the run has written its table, results.md. If so, the table is printed."""
+        if not self.has("results.md"):
+            return False
+        table = self.path("results.md").read_text("utf-8")
+        print(f"{self.folder} has ended already (--overwrite starts anew):\n\n{table}")
+        return True
+
+    def stop(self, what: str, batch: dict) -> NoReturn:
+        """Ends a run in which a number became infinite or NaN, before it reaches the weights; keeps the batch."""
+        self.save("bad_batch.pt", batch)  # all processes come here together
+        here = f"its batch is in {self.path('bad_batch.pt')}, the weights saved before stay"
+        raise UserError(f"{what} is not a finite number: {here}; lower --lr, with --overwrite or another --out")
 
     def _prepare(self, settings: Any, overwrite: bool) -> None:
+        """Locks the folder and makes it ready for a run with these settings."""
         wanted = json.loads(json.dumps(dataclasses.asdict(settings)))  # as JSON gives it back: a tuple becomes a list
-        saved = self._saved_settings(wanted)
+        self._saved_settings(wanted)  # refuses a foreign folder before anything is written there
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock()
+        self._take_lock()
         try:
-            for left in [*self.folder.glob(".*.new"), *self.folder.glob("*/.saving-*")]:  # by a save that was killed
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            saved = self._saved_settings(wanted)  # again: another program may have been there in between
             if saved and overwrite:
-                if saved.keys() - wanted.keys():
-                    what = "is a run of another script or version"
-                    raise UserError(f"{self.folder} {what}: delete it, or use another --out")
-                self._clear()
+                self._clear(saved, wanted)
             elif saved:
                 self._compare(saved, wanted, getattr(settings, "NOT_COMPARED", ()))
+            self._remove_unfinished()
             if overwrite or not saved:
                 atomic_write(self.path("settings.json"), as_json(wanted))
         except BaseException:
             self.close()
             raise
 
-    def path(self, name: str) -> Path:
-        return self.folder / name
-
-    def has(self, name: str) -> bool:
-        """Whether the first process sees this file or folder: all of them must go on in the same way."""
-        return gather([self.path(name).exists()])[0]
-
-    def write(self, name: str, content: Any) -> None:
-        """Replaces a file in one step. Text and bytes are written as they are, anything else as JSON."""
-        if self.writes:
-            atomic_write(self.path(name), content if isinstance(content, str | bytes) else as_json(content))
-        gather([])  # the other processes may read it from here on
-
-    def save(self, name: str, content: dict) -> None:
-        """Replaces a file in one step by tensors, numbers and texts, for torch.load(…, weights_only=True)."""
-
-        def write(file: BinaryIO) -> None:
-            try:
-                torch.save(content, file)
-            except RuntimeError as error:  # this is how torch reports a full disk
-                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-
-        if self.writes:
-            atomic_write(self.path(name), write)
-        gather([])
-
-    def load(self, name: str, device: str | torch.device) -> dict:
-        """What `save` wrote, or UserError."""
+    def _take_lock(self) -> None:
+        """Takes the operating system's lock on the file .lock. The file stays; the lock ends with the process."""
+        self._lock = FileLock(self.path(".lock"), timeout=0, fallback_to_soft=False)
         try:
-            return torch.load(self.path(name), map_location=device, weights_only=True)
-        except Exception as error:  # of many kinds, whose texts explain how to run a pickle's code
-            damaged = f"{self.path(name)} is damaged ({type(error).__name__}): start again with --overwrite"
-            raise UserError(damaged) from None
-
-    def rewrite(self, name: str, records: Iterable[dict]) -> None:
-        """Replaces a JSONL file in one step."""
-        self.write(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-
-    def append(self, name: str, *records: dict) -> None:
-        """Adds lines to a JSONL file; a last line that a crash left without its end is removed first."""
-        if not self.writes:
-            return
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
-        with open(self.path(name), "ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":
-                    file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())  # before a state is saved that counts on them
-
-    def read(self, name: str, *keys: str) -> list[dict]:
-        """The records of a JSONL file of this run, [] where there is none; UserError for one without these keys."""
-        return read_jsonl(self.path(name), *keys)
-
-    def has_ended(self) -> bool:
-        """Whether the run wrote its table, results.md; prints it, so that a finished command given again shows it."""
-        table = self.path("results.md")
-        if table.exists():
-            print(f"{self.folder} has ended already (--overwrite starts anew):\n\n{table.read_text('utf-8')}")
-        return table.exists()
-
-    def uses(self, files: dict[str, Path]) -> None:
-        """Keeps the SHA-256 of the files of which this run is made, by their names, in inputs.json. UserError where a
-        name that is kept there has another content now."""
-        kept = read_json(self.path("inputs.json")) if self.path("inputs.json").exists() else {}
-        now = {}
-        for name, path in files.items():
-            now[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-            if name in kept and kept[name] != now[name]:
-                raise UserError(f"{self.folder} was made from another {name} than {path}: "
-                                "use --overwrite or another --out")  # fmt: skip
-        self.write("inputs.json", kept | now)
-
-    def stop(self, what: str, batch: dict) -> NoReturn:
-        """Ends a run whose numbers went wrong, before they reach its weights. All processes come here together."""
-        self.save("bad_batch.pt", batch)
-        raise UserError(f"{what} is not a finite number: its batch is in {self.path('bad_batch.pt')}, the weights "
-                        "saved before stay; lower --lr, with --overwrite or another --out")  # fmt: skip
-
-    def close(self) -> None:
-        """Gives the folder free for other processes."""
-        if self._lock_file:
-            with contextlib.suppress(OSError):  # Windows deletes no open file: there it stays, and harms nobody
-                self.path("lock").unlink()
-            self._lock_file.close()
-            self._lock_file = None
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            self._lock.acquire()
+        except Timeout:
+            in_use = f"{self.folder} is in use by another process"
+            raise UserError(f"{in_use}: wait for it, or choose another --out") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            no_locks = "is on a file system without locks"
+            print(f"warning: {self.folder} {no_locks}: do not start a second run with this --out", file=sys.stderr)
 
     def _saved_settings(self, wanted: dict) -> dict | None:
-        """The settings found in the folder; None if it is new or empty; UserError if it is somebody else's."""
-        beginning = {"lock", ".settings.json.new"}  # all that a run killed in its first moments leaves
-        if not self.folder.exists() or {entry.name for entry in self.folder.iterdir()} <= beginning:
+        """The settings in the folder; None if the folder is new or empty; UserError if it holds something else."""
+        if not self.folder.exists():
             return None
-        with contextlib.suppress(OSError, UserError):
+        names = {entry.name for entry in self.folder.iterdir()}
+        if names <= FIRST_FILES:
+            return None
+        try:
             saved = read_json(self.path("settings.json"))
-            if saved.keys() & wanted.keys():  # code editors have a settings.json, too
-                return saved
-        raise UserError(f"{self.folder} is not empty and has no settings.json of such a run: choose another --out")
+        except (OSError, UserError):
+            saved = {}
+        if saved.keys().isdisjoint(wanted):  # code editors have a settings.json, too
+            raise UserError(f"{self.folder} is not empty and has no settings.json of such a run: choose another --out")
+        return saved
 
-    def _compare(self, saved: dict, wanted: dict, not_compared: Sequence[str]) -> None:
-        different = []
-        for name in [name for name in wanted | saved if name not in not_compared]:
+    def _remove_unfinished(self) -> None:
+        """Removes what killed programs left: new files, new model folders, half a line at the end of JSON lines."""
+        for file in self.folder.glob(".*.new"):
+            file.unlink()
+        for folder in self.folder.glob("*/.saving-*"):
+            shutil.rmtree(folder)
+        for file in self.folder.glob("*.jsonl"):
+            content = file.read_bytes()
+            if not content.endswith(b"\n"):
+                os.truncate(file, content.rfind(b"\n") + 1)
+
+    def _compare(self, saved: dict, wanted: dict, not_compared: Iterable[str]) -> None:
+        """UserError names the settings that differ from those in the folder."""
+        differences = []
+        for name in wanted | saved:
             there, here = saved.get(name, "(absent)"), wanted.get(name, "(absent)")
-            different += [f"{name} is {shown(there)} there and {shown(here)} here"] * (there != here)
-        if different:
-            raise UserError(f"{self.folder} holds a run with other settings ({'; '.join(different)}): "
-                            "use --overwrite or another --out")  # fmt: skip
+            if there != here and name not in not_compared:
+                differences.append(f"{name} is {shown(there)} there and {shown(here)} here")
+        if differences:
+            other = f"{self.folder} holds a run with other settings ({'; '.join(differences)})"
+            raise UserError(f"{other}: use --overwrite or another --out")
 
-    def _clear(self) -> None:
-        """Deletes all but the lock and settings.json. That marks a run, and is replaced in one step afterwards."""
-        places = [Path.cwd(), Path(os.path.expanduser("~")).resolve()]
-        places += [path.parent.resolve() for path in self.folder.glob("*/**/settings.json")]  # other runs inside
-        for place in places:
-            if place.is_relative_to(self.folder.resolve()):
-                raise UserError(f"{self.folder} is not overwritten because {place} lies in it: choose another --out")
+    def _clear(self, saved: dict, wanted: dict) -> None:
+        """Deletes the files of a run of the same script. settings.json stays until it is replaced: it marks a run."""
+        if not saved.keys() <= wanted.keys():
+            other = f"{self.folder} is a run of another script or version"
+            raise UserError(f"{other}: delete it, or use another --out")
+
+        for inside in self.folder.glob("*/**/settings.json"):
+            inner = f"another run, {inside.parent}, lies in it"
+            raise UserError(f"{self.folder} is not overwritten because {inner}: choose another --out")
         for entry in self.folder.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name not in ("lock", "settings.json"):
+            elif entry.name not in (".lock", "settings.json"):
                 entry.unlink()
 
-    def _lock(self) -> None:
-        """Takes the operating system's lock on the file "lock". It ends with the process, however that ends, so that no
-        lock is ever stale; the file itself may stay, and the number in it is for people."""
-        lock = self.path("lock")
-        while not self._lock_file:
-            file = open(lock, "a+")  # noqa: SIM115 (as long as the run)
-            if not take_lock(file):
-                file.seek(0)
-                pid = file.read()
-                file.close()
-                raise UserError(f"{self.folder} is in use by process {pid}: wait for it, or choose another --out")
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):  # else its last holder has just deleted it
-                    self._lock_file = file
-        self._lock_file.truncate(0)
-        self._lock_file.write(str(os.getpid()))
-        self._lock_file.flush()
+
+def save_tensors(content: dict, file: BinaryIO) -> None:
+    """torch.save; a full disk is an OSError here as elsewhere (torch puts a RuntimeError before it)."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise

@@ -84,7 +84,7 @@ def die_in_write(number: int) -> list[int]:
 
     def opening(path, mode="r", **options):
         file = builtins.open(path, mode, **options)  # noqa: SIM115 (its user closes it)
-        return Tearing(file) if mode in ("wb", "ab+") else file
+        return Tearing(file) if mode in ("wb", "ab") else file
 
     def dying(original):
         def call(*arguments):

@@ -1,13 +1,15 @@
-"""Proofs for plumbing: settings from the command line, the run folder, and how a script ends."""
+"""Proofs for plumbing: settings from the command line, the run folder, the device, and how a script ends."""
 
-import dataclasses
+import errno
+import fcntl
+import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,21 +17,24 @@ import pytest
 import torch
 from tqdm import tqdm
 
-import data
 from model import T5, T5Config
-from plumbing import run as run_module
-from plumbing.command import parse_settings, run_main
+from plumbing.command import at_least_one, parse_settings, run_main
 from plumbing.errors import UserError
 from plumbing.files import atomic_write
+from plumbing.processes import find_device
 from plumbing.run import Run
 
 # ---- Settings --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Settings:
+class Base:
     NOT_COMPARED: ClassVar[tuple[str, ...]] = ("out", "overwrite")
     out: str = "runs/x"  # the folder of the run
+
+
+@dataclass
+class Settings(Base):
     learning_rate: float = 3e-4  # AdamW's step, 100 % of it after warm-up; lower it when the loss jumps
     steps: int = 10
     limit: int = 9  # so many examples only
@@ -37,8 +42,7 @@ class Settings:
     overwrite: bool = False  # start again
 
     def check(self):
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps} (expected at least 1)")
+        at_least_one(self, "limit", "steps")
 
 
 def test_settings_without_flags_are_the_dataclass_defaults():
@@ -53,22 +57,27 @@ def test_every_kind_of_flag_sets_its_field():
 def test_help_shows_the_docstring_the_comments_and_the_defaults(capsys):
     with pytest.raises(SystemExit) as stopped:
         parse_settings(Settings, "What it does.\n\n  layout kept", ["--help"])
-    shown = " ".join(capsys.readouterr().out.split())
+    text = capsys.readouterr().out
+    words = " ".join(text.split())
     assert stopped.value.code == 0
-    assert "What it does. layout kept" in shown
-    assert "AdamW's step, 100 % of it after warm-up; lower it when the loss jumps (default: 0.0003)" in shown
-    assert "--resample, --no-resample draw anew every epoch (default: True)" in shown
-    assert "--steps INT (default: 10)" in shown
+    assert "What it does.\n\n  layout kept" in text
+    assert "--out STR the folder of the run (default: runs/x)" in words  # a field of the base class
+    assert "AdamW's step, 100 % of it after warm-up; lower it when the loss jumps (default: 0.0003)" in words
+    assert "--resample, --no-resample draw anew every epoch (default: True)" in words
+    assert "--steps INT (default: 10)" in words
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["--learning", "1"], "unrecognized arguments: --learning 1"),  # no guessing from a prefix
-        (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
-        (["--limit", "some"], "argument --limit: invalid int value: 'some'"),
-        (["--steps", "0"], "error: steps is 0 (expected at least 1)"),
         (["file.json"], "unrecognized arguments: file.json"),
+        (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["--steps", "0"], "error: --steps must be at least 1"),
+        (["--steps=-1"], "error: --steps is -1 (expected a number of at least 0)"),
+        (["--steps", str(2**53)], f"error: --steps is {2**53} (expected a number of at least 0)"),
+        (["--learning-rate", "inf"], "error: --learning-rate is inf (expected a number of at least 0)"),
+        (["--learning-rate", "nan"], "error: --learning-rate is nan (expected a number of at least 0)"),
     ],
 )
 def test_a_wrong_flag_ends_in_one_sentence(capsys, argv, said):
@@ -90,76 +99,66 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_new_run_saves_its_settings_and_leaves_no_lock(folder):
-    with Run(folder, Settings()) as run:
-        assert names(folder) == {"settings.json", "lock"} and run.path("a") == folder / "a"
-    assert json.loads((folder / "settings.json").read_text()) == dataclasses.asdict(Settings())
-    assert names(folder) == {"settings.json"}
+OURS = {"settings.json", ".lock"}  # in every run folder
 
 
 def test_the_same_settings_continue_a_run(folder):
     with Run(folder, Settings()) as run:
+        assert run.path("m.jsonl") == folder / "m.jsonl" and not run.has("m.jsonl")
         run.append("m.jsonl", {"step": 1})
-    with Run(folder, Settings(out="another/name/for/it", overwrite=False)) as run:  # out is not compared
-        run.append("m.jsonl", {"step": 2, "text": "é\n"})
-        assert run.read("m.jsonl") == [{"step": 1}, {"step": 2, "text": "é\n"}]
-        assert run.read("none.jsonl") == []
+        assert run.has("m.jsonl")
+    assert json.loads((folder / "settings.json").read_text()) == asdict(Settings())
+    with Run(folder, Settings(out="another/name/for/it")) as run:  # out is not compared
+        run.append("m.jsonl", {"step": 2, "text": "é\n"}, {"step": 3})
+        assert run.read("m.jsonl") == [{"step": 1}, {"step": 2, "text": "é\n"}, {"step": 3}]
+        run.rewrite("m.jsonl", [{"step": 4}])
+        assert run.read("m.jsonl", "step") == [{"step": 4}] and run.read("none.jsonl") == []
+    assert names(folder) == {*OURS, "m.jsonl"}
 
 
-def test_other_settings_are_refused_by_name_and_value_and_the_lock_is_given_back(folder):
-    Run(folder, Settings()).close()
-    with pytest.raises(UserError) as caught:
-        Run(folder, Settings(steps=11, limit=4))
-    message = str(caught.value)
-    assert "steps is 10 there and 11 here; limit is 9 there and 4 here" in message
-    assert "--overwrite" in message and "--out" in message and "learning_rate" not in message
-    assert names(folder) == {"settings.json"}
-
-
-def test_long_settings_that_differ_only_at_their_end_are_told_apart(folder):
-    @dataclass
-    class Prompted:
-        prompt: str = "p" * 100
-
-    Run(folder, Prompted()).close()
-    with pytest.raises(UserError, match="prompt"):
-        Run(folder, Prompted("p" * 99 + "q"))
-
-
-def test_a_setting_that_the_saved_run_does_not_know_is_a_difference(folder):
+def test_other_settings_are_refused_by_name_and_value(folder):
     Run(folder, Settings()).close()
     saved = json.loads((folder / "settings.json").read_text())
-    del saved["steps"]
+    del saved["resample"]  # as a run of an older version has it
     (folder / "settings.json").write_text(json.dumps(saved))
-    with pytest.raises(UserError, match="steps is .*absent.* there and 10 here"):
-        Run(folder, Settings())
+    for _ in range(2):  # after the first refusal the folder is free again
+        with pytest.raises(UserError) as caught:
+            Run(folder, Settings(steps=11, limit=4))
+        other = 'steps is 10 there and 11 here; limit is 9 there and 4 here; resample is "(absent)" there and true here'
+        holds = f"{folder} holds a run with other settings ({other})"
+        assert str(caught.value) == f"{holds}: use --overwrite or another --out"
 
 
-def test_overwrite_empties_a_run_folder_and_saves_the_new_settings(folder):
+def test_overwrite_empties_a_run_folder_but_not_what_a_link_in_it_points_to(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "weights").write_text("w")
     with Run(folder, Settings()) as run:
         run.append("m.jsonl", {"step": 1})
         run.path("model").mkdir()
-        (run.path("model") / "weights").write_text("w")
-    with Run(folder, Settings(steps=3), overwrite=True) as run:
-        assert run.read("m.jsonl") == []
-    assert names(folder) == {"settings.json"}
-    assert json.loads((folder / "settings.json").read_text())["steps"] == 3
+        run.path("link").symlink_to(tmp_path / "elsewhere")
+    Run(folder, Settings(steps=3), overwrite=True).close()
+    assert names(folder) == OURS and json.loads((folder / "settings.json").read_text())["steps"] == 3
+    assert names(tmp_path / "elsewhere") == {"weights"}
 
 
-def test_overwrite_spares_the_run_of_another_script(folder):
+def test_overwrite_spares_the_run_of_another_script_and_runs_inside(folder):
     @dataclass
     class Other(Settings):
         beta: float = 0.1
 
-    with Run(folder, Other()) as run:
+    with Run(folder / "kd", Other()) as run:
         run.write("rationales.jsonl", "hours of work")
     with pytest.raises(UserError, match="is a run of another script or version: delete it, or use another --out"):
+        Run(folder / "kd", Settings(), overwrite=True)
+    run = folder / "kd"
+    (folder / "settings.json").write_text(json.dumps(asdict(Settings())))
+    with pytest.raises(UserError, match=f"{run}, lies in it: choose another --out"):
         Run(folder, Settings(), overwrite=True)
-    assert run.path("rationales.jsonl").read_text() == "hours of work"
+    assert (run / "rationales.jsonl").read_text() == "hours of work"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("foreign", [None, '{"editor.fontSize": 12}', "[1]", "no JSON"])
+@pytest.mark.parametrize("foreign", [None, '{"editor.fontSize": 12}', "[1]", "no JSON", "[" * 10**5])
 def test_a_folder_that_is_no_run_is_never_touched(folder, overwrite, foreign):
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("years of work")
@@ -171,55 +170,84 @@ def test_a_folder_that_is_no_run_is_never_touched(folder, overwrite, foreign):
     assert {path: path.read_text() for path in folder.iterdir()} == before
 
 
-def test_overwrite_spares_the_working_directory_and_runs_inside(folder, monkeypatch):
-    Run(folder, Settings()).close()
-    (folder / "plots").mkdir()
-    monkeypatch.chdir(folder / "plots")
-    with pytest.raises(UserError, match="lies in it"):
-        Run("..", Settings(), overwrite=True)
-    monkeypatch.chdir(folder.parent)
-    Run(folder / "seed1", Settings()).close()
-    with pytest.raises(UserError, match="seed1 lies in it"):
-        Run(folder, Settings(), overwrite=True)
-    assert names(folder) == {"settings.json", "plots", "seed1"}
-
-
-def test_overwrite_deletes_a_link_and_not_what_it_points_to(folder, tmp_path):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "weights").write_text("w")
-    Run(folder, Settings()).close()
-    (folder / "model").symlink_to(tmp_path / "models")
-    Run(folder, Settings(), overwrite=True).close()
-    assert names(folder) == {"settings.json"} and (tmp_path / "models" / "weights").read_text() == "w"
-
-
-@pytest.mark.parametrize("tail", ['{"step": 2', '{"step": 2, "text": "é'.encode()[:-1], '{"step": 2}'])
+@pytest.mark.parametrize("tail", [b'{"step": 2', '{"step": 2, "text": "é'.encode()[:-1], b'{"step": 2}'])
 def test_a_torn_last_line_is_ignored_and_removed_before_the_next(folder, tail):
     with Run(folder, Settings()) as run:
         run.append("m.jsonl", {"step": 1})
         with open(run.path("m.jsonl"), "ab") as file:
-            file.write(tail.encode() if isinstance(tail, str) else tail)
+            file.write(tail)
         assert run.read("m.jsonl") == [{"step": 1}]
+    with Run(folder, Settings()) as run:
         run.append("m.jsonl", {"step": 3})
-        assert run.read("m.jsonl") == [{"step": 1}, {"step": 3}]
         assert run.path("m.jsonl").read_bytes() == b'{"step": 1}\n{"step": 3}\n'
 
 
-@pytest.mark.parametrize("middle", [b"{broken", b"[1]", b"", b"\xff"])
+@pytest.mark.parametrize("middle", [b"{broken", b"[1]", b"", b"\xff", b'{"b": 1}', b"[" * 10**5])
 def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(folder, middle):
     with Run(folder, Settings()) as run:
         run.path("m.jsonl").write_bytes(b'{"a": 1}\n' + middle + b'\n{"a": 2}\n')
         with pytest.raises(UserError, match="m.jsonl: line 2 is damaged"):
-            run.read("m.jsonl")
+            run.read("m.jsonl", "a")
 
 
-def test_a_folder_in_use_is_refused_also_with_overwrite(folder):
+def test_write_takes_text_bytes_and_objects(folder):
     with Run(folder, Settings()) as run:
-        for overwrite in (False, True):
-            with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
-                Run(folder, Settings(), overwrite)
-        run.append("m.jsonl", {"still": "mine"})
-    Run(folder, Settings()).close()
+        run.write("a.txt", "é")
+        run.write("b.bin", b"\x00\xff")
+        run.write("c.json", {"é": [1]})
+        assert run.path("a.txt").read_text(encoding="utf-8") == "é"
+        assert run.path("b.bin").read_bytes() == b"\x00\xff"
+        assert run.path("c.json").read_text(encoding="utf-8") == '{\n "é": [\n  1\n ]\n}\n'
+
+
+def test_tensors_come_back_and_a_damaged_file_or_one_with_code_is_refused(folder):
+    with Run(folder, Settings()) as run:
+        run.save("state.pt", {"x": torch.arange(3), "step": 2})
+        loaded = run.load("state.pt", "cpu")
+        assert loaded["x"].tolist() == [0, 1, 2] and loaded["step"] == 2
+        torch.save({"x": print}, run.path("code.pt"))
+        run.write("half.pt", run.path("state.pt").read_bytes()[:200])
+        for name in ("code.pt", "half.pt"):
+            with pytest.raises(UserError, match=f"{name} is damaged .*start again with --overwrite"):
+                run.load(name, "cpu")
+
+
+def test_a_run_whose_input_has_changed_is_refused_and_new_inputs_may_join(folder, tmp_path):
+    kd = [tmp_path / "kd-0", tmp_path / "kd-1", tmp_path / "kd-2"]
+    for number, file in enumerate(kd):
+        file.write_text(f"weights {number}")
+    with Run(folder, Settings()) as run:
+        run.uses({"kd 0": kd[0], "kd 1": kd[2], "rl 0": tmp_path / "absent"})
+        run.uses({"kd 0": kd[0]})  # what is not named now is not compared
+        run.uses({"kd 0": kd[0], "kd 1": kd[2], "kd 2": kd[1]})
+        kept = json.loads(run.path("inputs.json").read_text())
+        sha256 = [hashlib.sha256(file.read_bytes()).hexdigest() for file in kd]
+        assert kept == {"kd 0": sha256[0], "kd 1": sha256[2], "rl 0": None, "kd 2": sha256[1]}
+
+        with pytest.raises(UserError) as caught:  # another folder takes the place of a seed
+            run.uses({"kd 0": kd[0], "kd 1": kd[1]})
+        made = f"{folder} was made from another kd 1 than {kd[1]}"
+        assert str(caught.value) == f"{made}: use --overwrite or another --out"
+        (tmp_path / "absent").write_text("here")
+        with pytest.raises(UserError, match='another rl 0'):
+            run.uses({"rl 0": tmp_path / "absent"})
+        kd[0].unlink()
+        with pytest.raises(UserError, match='another kd 0'):
+            run.uses({"kd 0": kd[0]})
+        assert json.loads(run.path("inputs.json").read_text()) == kept
+
+
+def test_a_finished_run_shows_its_table_and_a_run_with_a_bad_number_keeps_its_batch(folder, capsys):
+    with Run(folder, Settings()) as run:
+        assert not run.has_ended() and capsys.readouterr().out == ""
+        with pytest.raises(UserError, match="the loss is not a finite number: .*bad_batch.pt.*lower --lr"):
+            run.stop("the loss", {"ids": torch.ones(2)})
+        assert run.load("bad_batch.pt", "cpu")["ids"].tolist() == [1, 1]
+        run.write("results.md", "| method |\n")
+        assert run.has_ended() and "| method |" in capsys.readouterr().out
+
+
+# ---- One program at a time -------------------------------------------------------------------------------------------
 
 
 HOLD = """
@@ -244,51 +272,52 @@ except UserError as error:
 
 
 def test_of_several_processes_one_holds_a_folder_and_a_killed_one_holds_it_no_more(folder):
-    code = HOLD.format(root=str(Path(data.__file__).parent), folder=str(folder))
+    code = HOLD.format(root=str(Path(__file__).parents[1]), folder=str(folder))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     rivals = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2)]
     for rival in rivals:  # all have started by now, or nearly so
         print(file=rival.stdin, flush=True)
     said = [rival.stdout.readline().strip() for rival in rivals]
-    holder = rivals[said.index("held")]
-    others = {line for line in said if line != "held"}
-    assert others == {f"{folder} is in use by process {holder.pid}: wait for it, or choose another --out"}
-    with pytest.raises(UserError, match=f"in use by process {holder.pid}"):
-        Run(folder, Settings())
-    holder.kill()
+    in_use = f"{folder} is in use by another process: wait for it, or choose another --out"
+    assert sorted(said) == sorted(["held", in_use])
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is in use"):
+            Run(folder, Settings(), overwrite)
+    rivals[said.index("held")].kill()
     for rival in rivals:
         rival.communicate()
-    assert (folder / "lock").read_text() == str(holder.pid)
     (folder / "settings.json").unlink()
+    with Run(folder, Settings()) as run, pytest.raises(UserError, match="is in use"):
+        Run(folder, Settings())
+    run.write("a.txt", "mine")
+    Run(folder, Settings()).close()
+    assert names(folder) == {*OURS, "a.txt"}
+
+
+@pytest.mark.parametrize("content", ["", "1", str(os.getppid())])
+def test_a_lock_file_that_no_process_holds_locks_nothing_whatever_is_in_it(folder, content):
+    folder.mkdir(parents=True)
+    (folder / ".lock").write_text(content)
+    (folder / ".settings.json.new").write_text('{"ste')  # killed while it wrote this for the first time
+    with Run(folder, Settings()), pytest.raises(UserError, match="is in use"):
+        Run(folder, Settings())
+    assert names(folder) == OURS
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_on_a_file_system_without_locks_a_run_goes_on_with_a_warning(folder, monkeypatch, capsys, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with Run(folder, Settings()) as run:
-        assert (folder / "lock").read_text() == str(os.getpid())
         run.write("a.txt", "mine")
-    assert names(folder) == {"settings.json", "a.txt"}
+    said = capsys.readouterr().err
+    assert said == f"warning: {folder} is on a file system without locks: do not start a second run with this --out\n"
+    assert names(folder) == {*OURS, "a.txt"}
 
 
-@pytest.mark.parametrize("number", ["", "1", str(os.getppid()), str(os.getpid()), "no number"])
-def test_a_lock_file_that_no_process_holds_is_stale_whatever_number_is_in_it(folder, number):
-    """Empty: killed between making and filling it. A live number: another process got the dead one's."""
-    folder.mkdir(parents=True)
-    (folder / "lock").write_text(number)
-    with Run(folder, Settings()), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
-        Run(folder, Settings())
-    assert names(folder) == {"settings.json"}
-
-
-def test_a_lock_file_deleted_by_its_last_holder_in_this_moment_is_made_anew(folder, monkeypatch):
-    folder.mkdir(parents=True)
-    take = run_module.take_lock
-
-    def late(file):
-        if (folder / "lock").stat().st_mtime_ns and not deleted:
-            deleted.append((folder / "lock").unlink())
-        return take(file)
-
-    deleted = []
-    monkeypatch.setattr(run_module, "take_lock", late)
-    with Run(folder, Settings()), pytest.raises(UserError, match="in use"):
-        Run(folder, Settings())
+# ---- Interrupted, on a full disk, in a read-only folder --------------------------------------------------------------
 
 
 def test_what_killed_saves_left_is_gone_when_the_run_goes_on(folder):
@@ -299,26 +328,8 @@ def test_what_killed_saves_left_is_gone_when_the_run_goes_on(folder):
     (folder / "model" / ".saving-abc" / "model.safetensors").write_text("lf")
     (folder / "model" / "config.json").write_text("{}")
     with Run(folder, Settings()):
-        assert names(folder) == {"settings.json", "lock", "state.pt", "model"}
+        assert names(folder) == {*OURS, "state.pt", "model"}
         assert names(folder / "model") == {"config.json"}
-
-
-def test_a_run_killed_while_it_writes_its_settings_for_the_first_time_can_start_again(folder):
-    folder.mkdir(parents=True)
-    (folder / ".settings.json.new").write_text('{"ste')
-    (folder / "lock").touch()
-    Run(folder, Settings()).close()
-    assert names(folder) == {"settings.json"}
-
-
-def test_write_takes_text_bytes_and_objects(folder):
-    with Run(folder, Settings()) as run:
-        run.write("a.txt", "é")
-        run.write("b.bin", b"\x00\xff")
-        run.write("c.json", {"é": [1]})
-        assert run.path("a.txt").read_text(encoding="utf-8") == "é"
-        assert run.path("b.bin").read_bytes() == b"\x00\xff"
-        assert run.path("c.json").read_text(encoding="utf-8") == '{\n "é": [\n  1\n ]\n}\n'
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
@@ -371,8 +382,7 @@ def test_on_a_full_disk_every_way_to_write_ends_in_one_sentence_and_what_was_the
     assert torch.load(folder / "state.pt", weights_only=True) == {"epoch": 3}
     with Run(folder, Settings()) as run:
         assert run.read("m.jsonl") == [{"step": 1}]
-        assert names(folder) == {"settings.json", "lock", "state.pt", "m.jsonl", "model"}
-        assert not names(run.path("model"))
+        assert names(folder) == {*OURS, "state.pt", "m.jsonl", "model"} and not names(run.path("model"))
         run.append("m.jsonl", {"step": 2})
         assert run.read("m.jsonl") == [{"step": 1}, {"step": 2}]
 
@@ -399,20 +409,35 @@ def test_a_folder_that_becomes_read_only_ends_a_run_in_one_sentence_that_names_t
             folder.chmod(0o755)
             with Run(folder, Settings()) as run:
                 assert torch.load(run.path("state.pt"), weights_only=True) == {"epoch": 3}
-            assert names(folder) == {"settings.json", "state.pt"}
+            assert names(folder) == {*OURS, "state.pt"}
         finally:
             os.seteuid(user)
 
 
-# ---- How a script ends -----------------------------------------------------------------------------------------------
+# ---- The device, and how a script ends -------------------------------------------------------------------------------
+
+
+def test_auto_is_the_best_device_and_each_process_of_torchrun_has_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch, "Generator", lambda name: None)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    for cuda, mps, device in ((True, True, "cuda:3"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        assert find_device("auto") == device
+    assert (find_device("cuda"), find_device("cuda:1")) == ("cuda:3", "cuda:1")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(UserError, match=f"there is no device '{name}' on this machine"):
+        find_device(name)
 
 
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
         (UserError("x.json: the file is empty"), 2, "error: x.json: the file is empty\n"),
-        (UserError("runs/x is in use"), 2, "error: runs/x is in use\n"),
-        (UserError("choose one"), 2, "error: choose one\n"),
+        (UserError("a\nb\x1b[2J\u202e\ud800"), 2, "error: a\\nb\\x1b[2J\\u202e\\ud800\n"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
         (PermissionError(13, "Permission denied", "a/b"), 2, "error: a/b: Permission denied\n"),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again to continue\n"),
@@ -429,9 +454,8 @@ def test_a_mistake_ends_in_one_sentence_and_a_status(capsys, error, status, said
 
 def test_after_ctrl_c_in_a_run_that_overwrites_the_same_command_would_lose_it(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_kd.py", "--overwrite"])
-    test_a_mistake_ends_in_one_sentence_and_a_status(
-        capsys, KeyboardInterrupt(), 130, "interrupted: run the same command again without --overwrite to continue\n"
-    )
+    said = "interrupted: run the same command again without --overwrite to continue\n"
+    test_a_mistake_ends_in_one_sentence_and_a_status(capsys, KeyboardInterrupt(), 130, said)
 
 
 def test_the_sentence_stands_below_a_progress_bar_that_was_not_closed(capsys):
