@@ -12,16 +12,9 @@ from plumbing.errors import UserError
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file; UserError if something else is there, or if an object has a key twice."""
-
-    def each_once(pairs: list[tuple]) -> dict:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            raise ValueError("an object has a key twice")
-        return content
-
+    """The object in a JSON file; UserError if something else is there."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=each_once)
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):

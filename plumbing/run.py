@@ -115,7 +115,7 @@ class Run:
                 with open(file, "rb") as opened:
                     sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
             if name in inputs and inputs[name] != sha256:
-                changed = f"{self.folder} was made from another {name} than {file}"
+                changed = f"{self.folder} was made from another {name} than {file} is now"
                 raise UserError(f"{changed}: use --overwrite or another --out")
             inputs[name] = sha256
         self.write("inputs.json", inputs)

@@ -226,13 +226,13 @@ def test_a_run_whose_input_has_changed_is_refused_and_new_inputs_may_join(folder
 
         with pytest.raises(UserError) as caught:  # another folder takes the place of a seed
             run.uses({"kd 0": kd[0], "kd 1": kd[1]})
-        made = f"{folder} was made from another kd 1 than {kd[1]}"
+        made = f"{folder} was made from another kd 1 than {kd[1]} is now"
         assert str(caught.value) == f"{made}: use --overwrite or another --out"
         (tmp_path / "absent").write_text("here")
-        with pytest.raises(UserError, match='another rl 0'):
+        with pytest.raises(UserError, match="another rl 0"):
             run.uses({"rl 0": tmp_path / "absent"})
         kd[0].unlink()
-        with pytest.raises(UserError, match='another kd 0'):
+        with pytest.raises(UserError, match="another kd 0"):
             run.uses({"kd 0": kd[0]})
         assert json.loads(run.path("inputs.json").read_text()) == kept
 
