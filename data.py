@@ -70,7 +70,7 @@ class Example:
 def load(
     name_or_path: str | Path, split: str = "test", limit: int | None = None, context: str = "gold"
 ) -> list[Example]:
-    """The examples of one split, in the order of their source.
+    """The examples of one split, in the order of their source; with a `limit` the first so many.
 
     `name_or_path` is "tiny" (the embedded TinyWiki), "hotpotqa" (Yang et al., 2018, distractor setting) or "2wiki"
     (2WikiMultihopQA, Ho et al., 2020), whose official files are downloaded once into the folder LMCOT_DATA (default:
@@ -88,10 +88,9 @@ def load(
 
     `split`: the answers of the official test files are hidden, so the official dev file is the test set, and "test" is
     the whole of any file. Of a training file, "dev" is a fixed hold-out of about a tenth and "train" is the rest.
-    TinyWiki also has "ood". `limit` takes the first so many. `context`: "gold" keeps the paragraphs that hold a
-    supporting fact (all of them where a record names none), "all" keeps every paragraph.
-    UserError names the file, the record (counted from 0; a line from 1), its id and what is wrong. Only faulty records
-    of the official files, which nobody can mend, are left out, and a line on stderr says so."""
+    TinyWiki also has "ood". `context`: "gold" keeps the paragraphs that hold a supporting fact, or all where a record
+    names none; "all" keeps all. UserError names the file, the record (counted from 0; a line from 1), its id and its
+    fault. Only faulty records of the official files, which nobody can mend, are left out, and stderr says so."""
     name = str(name_or_path)
     splits = ("train", "dev", "test", "ood") if name == "tiny" else ("train", "dev", "test")
     if split not in splits:

@@ -18,7 +18,7 @@ def read_records(name: str, part: str) -> list[tuple[str, Any]]:
     path = Path(name)
     if not path.is_file() or path.suffix not in (".json", ".jsonl"):
         known = ", ".join(["tiny", *OFFICIAL])
-        raise UserError(f"{name}: there is no .json or .jsonl file of this name (or take one of {known})")
+        raise UserError(f"{name}: there is no such file that ends in .json or .jsonl (or take one of {known})")
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8-sig")  # without the byte order mark that editors on Windows write

@@ -353,7 +353,7 @@ def test_a_faulty_record_gets_one_sentence_with_its_file_place_and_fault(tmp_pat
         ("a.json", b'[\n{"a": 1,\n}]', "line 3 is not JSON ("),
         ("a.json", '["é"]'.encode("latin-1"), "line 1 is not UTF-8 text (save the file as UTF-8)"),
         ("a.jsonl", json.dumps(OWN).encode() + b'\n{"question', "line 2 is not JSON ("),
-        ("a.txt", b"x", "there is no .json or .jsonl file of this name (or take one of tiny, hotpotqa, 2wiki"),
+        ("a.txt", b"x", "there is no such file that ends in .json or .jsonl (or take one of tiny, hotpotqa, 2wiki"),
     ],
 )
 def test_a_faulty_file_gets_one_sentence(tmp_path, name, content, said):
@@ -365,8 +365,8 @@ def test_a_faulty_file_gets_one_sentence(tmp_path, name, content, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"name_or_path": "no/such.json"}, "no/such.json: there is no .json or .jsonl file of this name"),
-        ({"name_or_path": "."}, ".: there is no .json or .jsonl file of this name"),
+        ({"name_or_path": "no/such.json"}, "no/such.json: there is no such file that ends in .json or .jsonl"),
+        ({"name_or_path": "."}, ".: there is no such file that ends in .json or .jsonl"),
         ({"name_or_path": "x.json", "split": "ood"}, "there is no split 'ood' (expected one of train, dev, test)"),
         ({"name_or_path": "tiny", "split": "valid"}, "no split 'valid' (expected one of train, dev, test, ood)"),
         ({"name_or_path": "x.json", "context": "none"}, "there is no context 'none' (expected gold or all)"),
