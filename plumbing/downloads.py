@@ -1,17 +1,19 @@
-"""The official files of the data sets, fetched once."""
+"""The official files of the data sets, downloaded once."""
 
-import contextlib
 import hashlib
+import json
 import os
-import time
 import urllib.request
+import zipfile
+import zlib
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from plumbing.errors import UserError
-from plumbing.files import take_lock
 
 # name → official file → (address, bytes, SHA-256, number of records). HotpotQA's address is plain http, as its README
 # has it: whatever happens on the way, only the right bytes pass.
@@ -29,48 +31,74 @@ OFFICIAL = {
 }  # fmt: skip
 
 
-def download(url: str, size: int, sha256: str) -> Path:
-    """
-    The file of `size` bytes at `url`, downloaded into the folder LMCOT_DATA (~/.cache/lmcot) if it is not there.
+def official_records(name: str, part: str) -> list[tuple[str, Any]]:
+    """The records of a data set's part, "train" or "dev", each with its place for error messages.
 
-    What has arrived stays in a .part file, and the next call goes on with it; of several processes one downloads.
-    Raises UserError where the download fails; the sentence says where to put the file by hand.
-    """
+    UserError says why the download failed or what is damaged."""
+    url, size, sha256, count = OFFICIAL[name][part]
+    path = download(url, size, sha256)
+    try:
+        records = json.loads(_read_member(path, f"{part}.json") if path.suffix == ".zip" else path.read_bytes())
+        if len(records) != count:
+            raise ValueError(f"it has {len(records):,} {part} records, and the official file has {count:,}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and the same command downloads it anew") from None
+    return [(f"{path}: record {i}", record) for i, record in enumerate(records)]
+
+
+def _read_member(path: Path, name: str) -> bytes:
+    """The content of the archive's file of this name, in whatever folder; zipfile checks its CRC."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if Path(member).name == name:
+                return archive.read(member)
+    raise ValueError(f"it has no {name}")
+
+
+def download(url: str, size: int, sha256: str) -> Path:
+    """The file of `size` bytes at `url`, downloaded into the folder LMCOT_DATA (~/.cache/lmcot) if it is not there.
+
+    What has arrived stays in a .part file, and the next call goes on with it. One process downloads; others wait.
+    UserError says why a download failed, and where to put the file by hand."""
     folder = Path(os.environ.get("LMCOT_DATA") or "~/.cache/lmcot").expanduser()
     path = folder / url.split("?")[0].split("/")[-1]
     part = folder / f"{path.name}.part"
     if path.exists():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with open(part, "ab") as file:
-            while not take_lock(file):  # another process is downloading it
-                time.sleep(0.5)
-            if path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        # The operating system's lock ends with its process. A soft lock would outlive a process that was killed.
+        with FileLock(f"{path}.lock", timeout=-1, fallback_to_soft=False):
+            if path.exists():  # another process was faster
                 return path
-            here = part.stat().st_size
-            if here < size:
-                request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
-                with urllib.request.urlopen(request, timeout=60) as response:  # seconds without a byte
-                    if here and response.status != 206:  # 206: the rest, as asked for; 200: all of it
-                        here = file.truncate(0)
-                    if response.length not in (None, size - here):
-                        raise OSError(f"the file there has {here + response.length:,} bytes instead of {size:,}")
-                    with tqdm(desc=path.name, total=size, initial=here, unit="B", unit_scale=True) as bar:
-                        while chunk := response.read1(min(1 << 20, size - here)):
-                            here += file.write(chunk)
-                            bar.update(len(chunk))
-            if here < size:
-                raise OSError(f"the connection was cut after {here:,} of {size:,} bytes")
-            file.flush()
-            with open(part, "rb") as whole:
-                found = hashlib.file_digest(whole, "sha256").hexdigest()
+            _append_rest(url, part, size)
+            with open(part, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != sha256:
-                file.truncate(0)
+                os.truncate(part, 0)
                 raise OSError("what came is not the official file, for its SHA-256 differs")
-        with contextlib.suppress(FileNotFoundError):  # another process, which had waited, was faster
             part.replace(path)
     except (OSError, HTTPException) as error:
         by_hand = f"or put {path.name} into {folder} by hand"
         raise UserError(f"{url}: {error}; run the same command again to go on, {by_hand}") from None
     return path
+
+
+def _append_rest(url: str, part: Path, size: int) -> None:
+    """Downloads what the file `part` still lacks of its `size` bytes."""
+    with open(part, "ab") as file:
+        here = part.stat().st_size
+        if here < size:
+            request = urllib.request.Request(url, headers={"Range": f"bytes={here}-"} if here else {})
+            with urllib.request.urlopen(request, timeout=60) as response:  # seconds without a byte
+                if here and response.status != 206:  # 206: the rest, as asked for; 200: all of it
+                    here = file.truncate(0)
+                if response.length not in (None, size - here):
+                    raise OSError(f"the file there has {here + response.length:,} bytes instead of {size:,}")
+                # disable=False: under torchrun, where only the first process shows bars, another one may be here
+                with tqdm(desc=part.stem, total=size, initial=here, unit="B", unit_scale=True, disable=False) as bar:
+                    while chunk := response.read1(min(1 << 20, size - here)):
+                        here += file.write(chunk)
+                        bar.update(len(chunk))
+    if here < size:
+        raise OSError(f"the connection was cut after {here:,} of {size:,} bytes")

@@ -1,12 +1,11 @@
 """JSON and JSON lines; files that are replaced as a whole or not at all."""
 
 import contextlib
-import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from plumbing.errors import UserError
 
@@ -84,20 +83,3 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
     """Replaces a file as a whole or not at all; OSError if the disk is full or the folder read-only."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
-
-
-def take_lock(file: IO) -> bool:
-    """Locks an open file for this process; False if another has it. A file system without locks grants everything."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(1 << 20)  # Windows lets nobody read what is locked: not the number at the beginning
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EAGAIN, errno.EACCES)
-    return True

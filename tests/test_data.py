@@ -48,6 +48,19 @@ def write_json(folder, *records):
     return path
 
 
+def write_jsonl(folder, *records):
+    path = folder / "x.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    return path
+
+
+def refused(*arguments, **named):
+    with pytest.raises(UserError) as caught:
+        load(*arguments, **named)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 # ---- Example and loading ---------------------------------------------------------------------------------------------
 
 
@@ -68,6 +81,8 @@ def test_every_record_of_the_real_samples_loads_with_the_documented_counts(sampl
     for example, r in zip(examples, raw, strict=True):
         assert (example.question, example.answer) == (r["question"], r["answer"])
         assert [(p.title, list(p.sentences)) for p in example.paragraphs] == [(t, s) for t, s in r["context"]]
+        for metric in (data.exact_match, data.token_f1, data.answer_inclusion):
+            assert metric(example.answer, example.answers) == 1.0
 
 
 def test_gold_context_keeps_the_supporting_paragraphs_in_order_and_their_sentences(sample):
@@ -82,24 +97,26 @@ def test_gold_context_keeps_the_supporting_paragraphs_in_order_and_their_sentenc
         assert all(sentence in gold.context for sentence in expected)
 
 
-def test_gold_answers_of_the_real_samples_score_one_on_themselves(sample):
-    for example in load(sample):
-        for metric in (data.exact_match, data.token_f1, data.answer_inclusion):
-            assert metric(example.answer, example.answers) == 1.0
+def test_the_hubs_dictionary_form_of_the_real_samples_gives_the_same_examples(sample, tmp_path):
+    raw = json.loads(sample.read_text(encoding="utf-8"))
+    for r in raw:  # as `datasets` writes a table of columns
+        r["id"] = r.pop("_id")
+        facts, context = r["supporting_facts"], r["context"]
+        r["supporting_facts"] = {"title": [title for title, _ in facts], "sent_id": [index for _, index in facts]}
+        r["context"] = {"title": [title for title, _ in context], "sentences": [sentences for _, sentences in context]}
+    for write in (write_json, write_jsonl):
+        path = write(tmp_path, *raw)
+        assert load(path) == load(sample) and load(path, "dev", context="all") == load(sample, "dev", context="all")
 
 
-def test_context_is_plain_text_without_titles_and_blank_sentences(tmp_path):
+def test_the_context_is_plain_text_and_gold_keeps_and_renumbers_what_supports(tmp_path):
     (example,) = load(write_json(tmp_path, RECORD), context="all")
     text = "Nothing here. Nothing there. Ann Lie is a maker. She was born in Oslo. Vega was made by Ann Lie."
-    assert example.context == text
-    assert example.supporting_sentences == ["Vega was made by Ann Lie.", "She was born in Oslo."]
-
-
-def test_gold_context_renumbers_the_supporting_facts(tmp_path):
-    (example,) = load(write_json(tmp_path, RECORD))
-    assert [p.title for p in example.paragraphs] == ["Ann Lie", "Vega"]
-    assert example.supporting_facts == ((1, 0), (0, 2))
-    assert example.supporting_sentences == ["Vega was made by Ann Lie.", "She was born in Oslo."]
+    assert example.context == text and example.supporting_facts == ((2, 0), (1, 2))
+    (gold,) = load(write_json(tmp_path, RECORD))
+    assert [p.title for p in gold.paragraphs] == ["Ann Lie", "Vega"] and gold.supporting_facts == ((1, 0), (0, 2))
+    supporting = ["Vega was made by Ann Lie.", "She was born in Oslo."]
+    assert example.supporting_sentences == gold.supporting_sentences == supporting
 
 
 def test_a_fact_under_a_doubled_title_goes_to_the_first_paragraph_that_has_the_sentence(tmp_path):
@@ -112,28 +129,22 @@ def test_a_fact_under_a_doubled_title_goes_to_the_first_paragraph_that_has_the_s
     assert [p.sentences for p in gold.paragraphs] == [("a0",), ("b0", "b1")]
 
 
-def test_gold_context_keeps_all_paragraphs_where_no_fact_is_named(tmp_path):
-    (example,) = load(write_json(tmp_path, record(supporting_facts=[])))
-    assert len(example.paragraphs) == 3
-    without = {name: value for name, value in RECORD.items() if name != "supporting_facts"}
-    assert load(write_json(tmp_path, without)) == [example]
+@pytest.mark.parametrize(
+    ("facts", "kept", "renumbered"),
+    [
+        ([["Vega", 1], ["Vega", 0]], ["Vega"], ((0, 0),)),
+        ([["Vega", 0], ["Ann Lie", 7]], ["Ann Lie", "Vega"], ((1, 0),)),  # Ann Lie is named, so she stays
+        ([], ["Noise", "Ann Lie", "Vega"], ()),
+    ],
+)
+def test_a_fact_beyond_its_paragraph_is_left_out_and_without_facts_all_is_kept(tmp_path, facts, kept, renumbered):
+    (example,) = load(write_json(tmp_path, record(supporting_facts=facts)))
+    assert [paragraph.title for paragraph in example.paragraphs] == kept and example.supporting_facts == renumbered
 
 
 def test_aliases_follow_the_answer_once_each(tmp_path):
     path = write_json(tmp_path, record(answer_aliases=["Kristiania", "Oslo"], aliases=["Kristiania", "Christiania"]))
     assert load(path)[0].answers == ("Oslo", "Kristiania", "Christiania")
-
-
-def test_a_byte_order_mark_is_read_over(tmp_path):
-    path = tmp_path / "own.jsonl"
-    path.write_text(json.dumps({"question": "Q?", "context": "C.", "answer": "a"}), encoding="utf-8-sig")
-    assert load(path)[0].question == "Q?"
-
-
-def test_a_nul_an_astral_character_and_a_very_long_question_load_and_encode(tmp_path):
-    question = "Who\x00 " + "is it " * 100_000 + "😀?"  # json.dumps writes the last as a surrogate pair
-    (example,) = load(write_json(tmp_path, record(question=question)))
-    assert example.question == question and example.question.encode()
 
 
 def test_own_jsonl_takes_a_string_or_paragraphs_and_needs_no_id(tmp_path):
@@ -143,7 +154,7 @@ def test_own_jsonl_takes_a_string_or_paragraphs_and_needs_no_id(tmp_path):
         {"question": "Q2?", "context": ["A b. C d.", "E\u2028f."], "answer": "E", "aliases": ["e f"], "id": 7},
     ]
     text = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8-sig")  # with the byte order mark of editors on Windows
     first, second = load(path)
     assert first.paragraphs == (Paragraph("", ("One.", "Two two!", "Three", "Four")),)
     assert first.context == "One. Two two! Three Four" and first.type == ""
@@ -179,12 +190,6 @@ STRATEGY = {
     "facts": ["Al Unser Jr. is a race car driver", " The Space Race was about space. "],
     "decomposition": ["Who took part?", "Is he one of #1?"],
 }
-
-
-def write_jsonl(folder, *records):
-    path = folder / "x.jsonl"
-    path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-    return path
 
 
 @pytest.mark.parametrize("write", [write_json, write_jsonl])
@@ -247,7 +252,7 @@ def test_every_supporting_sentence_of_musique_stands_in_the_context(given, rando
     steps = [{"paragraph_support_idx": random.randrange(6)} for _ in range(random.randrange(4))]
     changed = {**MUSIQUE, "paragraphs": paragraphs, "question_decomposition": steps}
     for context in ("gold", "all"):
-        example = data._example("here", changed, context)
+        example = data._example(changed, context)
         gold = example.supporting_sentences
         assert all(sentence in example.sentences for sentence in gold)
         expected = sorted(word for s, supports in given if supports for word in " ".join(s).split())
@@ -274,14 +279,11 @@ def test_the_hold_out_depends_on_the_id_alone(tmp_path):
     assert {e.id for e in load(many(tmp_path, range(399, -1, -1)), "dev")} == set(dev)
     assert [e.id for e in load(many(tmp_path, range(200)), "dev")] == [i for i in dev if int(i[3:]) < 200]
     assert [e.id for e in load(many(tmp_path), "dev", limit=5)] == dev[:5]
+    assert [e.id for e in load(many(tmp_path), limit=3)] == ["id-0", "id-1", "id-2"]
     code = "import data, sys; print([data.held_out(f'id-{i}') for i in range(50)])"
     environment = {**os.environ, "PYTHONHASHSEED": "77"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == str([f"id-{i}" in dev for i in range(50)])
-
-
-def test_limit_takes_the_first_examples(tmp_path):
-    assert [e.id for e in load(many(tmp_path), limit=3)] == ["id-0", "id-1", "id-2"]
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test", "ood"])
@@ -294,70 +296,77 @@ def test_tiny_wiki_loads_as_examples_whose_facts_are_in_their_context(split):
         assert all(sentence in example.context for sentence in example.supporting_sentences)
 
 
-NOT_UTF8 = '["é"]'.encode("latin-1")
+OWN = {"question": "q?", "context": "c", "answer": "a"}
+NO_TEXT = "(expected a text)"
+NO_TEXTS = "(expected a list of texts)"
+TWO = json.dumps(OWN) + "\n\n" + json.dumps(OWN)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        # what Python itself would read without an error
+        ([record(answer=None)], f"record 0 (id r1): field 'answer' holds null {NO_TEXT}"),
+        ([RECORD, record(_id="r2", answer=" ")], f"record 1 (id r2): field 'answer' holds \" \" {NO_TEXT}"),
+        ([record(answer=True)], "field 'answer' holds true"),
+        ([{**STRATEGY, "answer": [1]}], "record 0 (id s1): field 'answer' holds [1]"),
+        ([record(question=3)], f"field 'question' holds 3 {NO_TEXT}"),
+        ([record(aliases=[""])], f"field 'aliases' holds \"\" {NO_TEXT}"),
+        ([record(context=[["T", "no list"]])], f"field 'context' holds \"no list\" {NO_TEXTS}"),
+        ([record(context=[["T", ["s", 1]]])], f"field 'context' holds [\"s\", 1] {NO_TEXTS}"),
+        ([{**STRATEGY, "facts": "F."}], f"field 'facts' holds \"F.\" {NO_TEXTS}"),
+        ([record(supporting_facts=[["Nobody", 0]])], '"Nobody" (of HotpotQA, take the distractor file)'),
+        ([record(supporting_facts=[["Vega", -1]])], 'supporting fact ["Vega", -1] names no sentence'),
+        ([record(supporting_facts=[["Vega", "0"]])], 'supporting fact ["Vega", "0"] names no sentence'),
+        ([{**MUSIQUE, "answerable": False}], "(take MuSiQue-Ans, not MuSiQue-Full)"),
+        ([record(question="\ud83d?")], "record 0 (id r1): 'utf-8' codec can't encode"),
+        ([record(_id=[]), record(_id="")], f"record 1 (id ): field 'id' holds \"\" {NO_TEXT}"),
+        ([RECORD, record(question="?")], "record 1 (id r1): the id is taken already, by"),
+        (TWO, "line 3: the id is taken already, by"),
+        # what Python finds
+        ([RECORD, {"_id": "r2", "question": "q?"}], "record 1 (id r2): field 'answer' is missing"),
+        ('{"id": "k", "question": "q?", "answer": "a"}', "line 1 (id k): field 'context' is missing"),
+        ([record(context=None)], "record 0 (id r1): 'NoneType' object is not iterable"),
+        ([record(context={"title": ["T"]})], "field 'sentences' is missing"),
+        ([record(context={"title": ["T"], "sentences": []})], "shorter than argument 1"),
+        ([record(supporting_facts=["Vega"])], "too many values to unpack"),
+        ([record(aliases="Kristiania")], 'can only concatenate list (not "str") to list'),
+        ([{**MUSIQUE, "paragraphs": [{"title": "T"}]}], "field 'paragraph_text' is missing"),
+        ([{**MUSIQUE, "question_decomposition": [3]}], "'int' object is not subscriptable"),
+        ([[]], "record 0: this is [] (expected an object)"),
+    ],
+)
+def test_a_faulty_record_gets_one_sentence_with_its_file_place_and_fault(tmp_path, content, said):
+    path = tmp_path / ("a.jsonl" if isinstance(content, str) else "a.json")
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    message = refused(path)
+    assert message.startswith(f"{path}: ") and said in message
+    assert message.endswith("(for the forms of records see `load` in data.py)")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.json", [record(answer=None)], "record 0 (id r1): field 'answer' is null (expected a non-empty string)"),
-        ("a.json", [record(answer=" ")], "record 0 (id r1): field 'answer' is \" \""),
-        ("a.json", [record(answer=True)], "record 0 (id r1): field 'answer' is true"),
-        ("a.json", [RECORD, {"_id": "r2", "question": "q?"}], "record 1 (id r2): field 'answer' is missing (expected"),
-        ("a.json", [record(question=3)], "record 0 (id r1): field 'question' is 3 (expected a non-empty string)"),
-        ("a.json", [record(_id="")], "record 0: field '_id' is \"\" (expected a non-empty string)"),
-        ("a.json", [record(type=["x"])], "field 'type' is [\"x\"] (expected a string)"),
-        ("a.json", [record(aliases="Kristiania")], "field 'aliases' is \"Kristiania\" (expected a list of"),
-        ("a.json", [record(aliases=[""])], "field 'aliases' is [\"\"] (expected a list of non-empty strings)"),
-        ("a.json", [record(context=None)], "field 'context' is null (expected a string, a list of strings, or"),
-        ("a.json", [record(context={"title": ["T"]})], 'field \'context\' is {"title": ["T"]}'),
-        ("a.json", [record(context=[["T", "no list"]])], 'field \'context\' holds ["T", "no list"]'),
-        ("a.json", [record(context=[["T", ["s", 1]]])], 'field \'context\' holds ["T", ["s", 1]]'),
-        ("a.json", [record(supporting_facts=[["Nobody", 0]])], 'holds ["Nobody", 0] (no paragraph of the'),
-        ("a.json", [record(supporting_facts=[["Vega", -1]])], 'holds ["Vega", -1] (expected [title, index'),
-        ("a.json", [record(supporting_facts=[["Vega", "0"]])], 'holds ["Vega", "0"] (expected [title, index'),
-        ("a.json", [record(supporting_facts=[["Vega", False]])], 'holds ["Vega", false] (expected [title, index'),
-        ("a.json", [record(supporting_facts=["Vega"])], 'holds "Vega" (expected [title, index'),
-        ("a.json", [record(supporting_facts=7)], "field 'supporting_facts' is 7"),
-        ("a.json", [RECORD, record(question="?")], "record 1 (id r1): the id is taken already, by"),
-        ("a.json", [{**MUSIQUE, "answerable": False}], "the question has no answer in its paragraphs (take"),
-        ("a.json", [{**MUSIQUE, "paragraphs": 3}], "field 'paragraphs' is 3 (expected a string, a list"),
-        ("a.json", [{**MUSIQUE, "paragraphs": [{"title": "T"}]}], "field 'paragraphs' holds {\"title\": \"T\"}"),
-        ("a.json", [{**MUSIQUE, "question_decomposition": [3]}], "field 'question_decomposition' is [3] (expected"),
-        ("a.json", [{**STRATEGY, "facts": ["F.", ""]}], "field 'facts' is [\"F.\", \"\"] (expected a list"),
-        ("a.json", [{**STRATEGY, "answer": [1]}], "record 0 (id s1): field 'answer' is [1] (expected a"),
-        ("a.json", [record(question="\ud83d?")], "record 0: a text holds half a character, \\ud800 to \\udfff"),
-        ("a.json", [record(context=[["T", ["s \udc00"]]])], "record 0: a text holds half a character"),
-        ("a.jsonl", b'{"id": "\\udfff", "question": "q?", "answer": "a"}', "line 1: a text holds half a character"),
-        ("a.json", [[]], "record 0: this is [] (expected an object"),
-        ("a.json", {"data": []}, 'the top level is {"data": []} (expected a list'),
-        ("a.json", [], "the top level is [] (expected a list of at least one record)"),
-        ("a.json", b"", "the file is empty"),
+        ("a.json", b'{"data": []}', 'the top level is {"data": []} (expected a list of at least one record)'),
+        ("a.json", b"[]", "the top level is [] (expected a list of at least one record)"),
         ("a.json", b" \n ", "the file is empty"),
         ("a.json", b'[\n{"a": 1,\n}]', "line 3 is not JSON ("),
-        ("a.json", NOT_UTF8, "line 1 is not UTF-8 text (save the file as UTF-8)"),
-        ("a.jsonl", b'{"question": "q?", "context": "c", "answer": "a"}\n{"question', "line 2 is not JSON ("),
-        ("a.jsonl", b'{"question": "q?", "context": "c"}\n', "line 1: field 'answer' is missing"),
-        ("a.jsonl", b'{"id": "k", "question": "q?", "answer": "a"}', "line 1 (id k): field 'context' is missing"),
-        ("a.jsonl", b'\n{"question": "q?", "context": "c", "answer": "a"}' * 2, "line 3 (id "),
-        ("a.txt", b"x", "its name ends in neither .json nor .jsonl (expected 'tiny', 'hotpotqa', "),
+        ("a.json", '["é"]'.encode("latin-1"), "line 1 is not UTF-8 text (save the file as UTF-8)"),
+        ("a.jsonl", json.dumps(OWN).encode() + b'\n{"question', "line 2 is not JSON ("),
+        ("a.txt", b"x", "there is no such file that ends in .json or .jsonl (or take one of tiny, hotpotqa, 2wiki"),
     ],
 )
-def test_a_faulty_file_gets_one_sentence_with_file_record_and_field(tmp_path, name, content, said):
+def test_a_faulty_file_gets_one_sentence(tmp_path, name, content, said):
     path = tmp_path / name
-    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    with pytest.raises(UserError) as caught:
-        load(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ") and said in message and "\n" not in message
+    path.write_bytes(content)
+    assert refused(path).startswith(f"{path}: {said}")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"name_or_path": "no/such.json"}, "no/such.json: there is no such file"),
-        ({"name_or_path": "squad"}, "squad: there is no such file (expected 'tiny', 'hotpotqa', '2wiki', a .json file"),
-        ({"name_or_path": "."}, ".: this is a folder"),
+        ({"name_or_path": "no/such.json"}, "no/such.json: there is no such file that ends in .json or .jsonl"),
+        ({"name_or_path": "."}, ".: there is no such file that ends in .json or .jsonl"),
         ({"name_or_path": "x.json", "split": "ood"}, "there is no split 'ood' (expected one of train, dev, test)"),
         ({"name_or_path": "tiny", "split": "valid"}, "no split 'valid' (expected one of train, dev, test, ood)"),
         ({"name_or_path": "x.json", "context": "none"}, "there is no context 'none' (expected gold or all)"),
@@ -365,9 +374,7 @@ def test_a_faulty_file_gets_one_sentence_with_file_record_and_field(tmp_path, na
     ],
 )
 def test_a_wrong_argument_gets_one_sentence(arguments, said):
-    with pytest.raises(UserError) as caught:
-        load(**arguments)
-    assert said in str(caught.value)
+    assert said in refused(**arguments)
 
 
 # ---- Contexts that are too long --------------------------------------------------------------------------------------
@@ -468,22 +475,3 @@ def test_metrics_have_the_properties_of_their_definitions(x, y):
     if f1 == 1:
         assert sorted(data.normalize_answer(x).split()) == sorted(data.normalize_answer(y).split())
     assert data.normalize_answer(data.normalize_answer(x)) == data.normalize_answer(x)
-
-
-@given(answers, st.randoms(use_true_random=False))
-def test_f1_does_not_see_the_order_of_tokens(text, random):
-    tokens = text.split()
-    random.shuffle(tokens)
-    if data.normalize_answer(text):
-        assert data.token_f1(" ".join(tokens), text) == 1.0
-
-
-def test_a_supporting_fact_beyond_its_paragraph_is_left_out_as_official_training_files_need(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps([record(supporting_facts=[["Vega", 1], ["Vega", 0]])]))
-    (example,) = load(path)
-    assert example.supporting_facts == ((0, 0),)
-    path.write_text(json.dumps([record(supporting_facts=[["Vega", 0], ["Ann Lie", 7]])]))
-    (example,) = load(path)
-    assert [paragraph.title for paragraph in example.paragraphs] == ["Ann Lie", "Vega"]  # it is named, so it stays
-    assert example.supporting_facts == ((1, 0),)
