@@ -8,9 +8,8 @@ The reward of a rationale: what its text is like, and whether M_L answers right 
 3. reading       how a text becomes sentences with names, and how a rationale is laid beside its context
 
 The aspects have the names of Lee et al. 2024 (arXiv 2404.03414). How the paper measures them is not public, so the
-definitions are ours: rules on text, no model. They judge form and support, and never see the gold answer. Each
-docstring says what the rule is blind to. `lab/validity.py` breaks one property of a rationale at a time and measures
-whether the aspect of that name falls.
+definitions are ours: rules on text, no model. They judge form and support and never see the gold answer. Each docstring
+says what its rule is blind to. `lab/validity.py` breaks one property at a time and looks whether its aspect falls.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from plumbing.errors import UserError
 ASPECTS = (
     "factuality", "relevance", "logicality", "consistency", "coherence", "fluency", "naturalness", "readability"
 )  # fmt: skip
-Words = frozenset[str]  # in lower case
+Words = frozenset[str]
 
 # ---- 1. The reward ---------------------------------------------------------------------------------------------------
 
@@ -114,9 +113,8 @@ def parse_weights(text: str) -> dict[str, float]:
 def aspects(rationale: str, question: str, context: str, prediction: str | None = None) -> dict[str, float]:
     """The eight scores of a rationale, each in [0, 1], in the order of `ASPECTS`.
 
-    `context` is the text of the paragraphs. `prediction` is M_L's answer from the rationale; it stands in for a
-    conclusion that the text does not state. A text without a single statement (empty, a question, a bare answer) leaves
-    nothing to judge and gets 0 throughout.
+    `context` is the text of the paragraphs. `prediction`, M_L's answer from the rationale, counts as the conclusion
+    where the text states none. A text without a statement (empty, a question, a bare answer) gets 0 throughout.
     """
     r = read(rationale, question, context, prediction)
     if not r.steps:
@@ -130,11 +128,8 @@ def factuality(r: Reading) -> float:
     false name costs much. After FActScore (Min et al. 2023), with word overlap in place of a model that judges.
     Blind to names that change places inside one sentence, and to facts that the context tells in other words."""
     supports = [step.support for step in r.steps]
-    return (_mean(supports) + min(supports)) / 2
-
-
-def _mean(scores: Sequence[float]) -> float:
-    return sum(scores) / len(scores)
+    mean = sum(supports) / len(supports)
+    return (mean + min(supports)) / 2
 
 
 def relevance(r: Reading) -> float:
@@ -188,7 +183,8 @@ class Side:
 
     names: Words  # in the question
     known: Words  # these, and what its first step brings in
-    steps: list[Step]
+    steps: list[Step] = field(default_factory=list)
+    year: str = ""  # the first of its last step with a year
 
     def nearness(self, step: Step) -> tuple[int, int]:
         return len(step.about & self.names), len(step.about & self.known)
@@ -197,6 +193,9 @@ class Side:
         if not self.steps:
             self.known |= step.about - other.known
         self.steps.append(step)
+        year = re.search(r"\b[12]\d{3}\b", step.text)
+        if year:
+            self.year = year.group()
 
 
 def compared(r: Reading) -> list[Side]:
@@ -205,8 +204,8 @@ def compared(r: Reading) -> list[Side]:
     for link in re.finditer(r" (?:or|and) ", question):
         left = read_sentence(question[: link.start()]).names
         right = read_sentence(question[link.start() :]).names
-        a = Side(left - right, left - right, [])
-        b = Side(right - left, right - left, [])
+        a = Side(left - right, left - right)
+        b = Side(right - left, right - left)
         for step in r.steps:
             if a.nearness(step) > b.nearness(step):
                 a.add(step, b)
@@ -217,15 +216,16 @@ def compared(r: Reading) -> list[Side]:
     return []
 
 
-_WHEN = re.compile(r"\b(?:when|(?:what|which) (?:year|date))\b", re.I)
+_WHEN = re.compile(r"(?i)\b(?:when|(?:what|which) (?:year|date))\b")
 _EARLIER = re.compile(r"\b(?:first|earlier|earliest|older|oldest|elder)\b")
 _ORDER = re.compile(_EARLIER.pattern + r"|\b(?:later|latest|last|younger|youngest|newer|more recently)\b")
-# "Are both actors?" and "In the end, did he win?", but not "Is it A or B?"
+# "Are both actors?" and "Vega is a film. Is it old?", but not "Is it A or B?"
 _YES_NO = re.compile(r"(?:^|[.,] )(?:Is|Are|Was|Were|Do|Does|Did|Has|Have|Had|Can|Could)\b(?!.* or )")
 
 
 def dated(r: Reading, sides: list[Side]) -> float:
-    """The share of the sides with a number in some step; without sides, 1 or 0. Also 1 where no time is asked for."""
+    """If the question asks for a time: the share of its sides that have a number in some step. Without sides, the steps
+    are one side. If it does not: 1."""
     asks_order = sides and _ORDER.search(r.question.text)
     if not asks_order and not _WHEN.search(r.question.text):
         return 1.0
@@ -237,8 +237,8 @@ def dated(r: Reading, sides: list[Side]) -> float:
 
 
 def follows(r: Reading, sides: list[Side]) -> float:
-    """How well the steps support the conclusion; 1 where there is none. Where they decide a comparison: whether that is
-    the verdict. Else the largest share of its words in one step, and half of that for a name that the question gave."""
+    """How well the steps support the conclusion; 1 if there is none. If they decide a comparison: whether it agrees.
+    Else the largest share of its words that one step has, and half of that for a name that the question gave."""
     if not r.conclusion:
         return 1.0
     answer = data.normalize_answer(r.conclusion)
@@ -275,20 +275,10 @@ def _winner(r: Reading, sides: list[Side]) -> Side | None:
     if not sides or not _ORDER.search(r.question.text):
         return None
     a, b = sides
-    year_a, year_b = _last_year(a.steps), _last_year(b.steps)
-    if not year_a or not year_b or year_a == year_b:
+    if not a.year or not b.year or a.year == b.year:
         return None
     asks_earlier = bool(_EARLIER.search(r.question.text))
-    return a if (year_a < year_b) == asks_earlier else b
-
-
-def _last_year(steps: list[Step]) -> str:
-    """The first year in the last step that has one, or ""."""
-    for step in reversed(steps):
-        year = re.search(r"\b[12]\d{3}\b", step.text)
-        if year:
-            return year.group()
-    return ""
+    return a if asks_earlier == (a.year < b.year) else b
 
 
 def consistency(r: Reading) -> float:
@@ -300,6 +290,7 @@ def consistency(r: Reading) -> float:
 
 
 def contradict(a: Sentence, b: Sentence) -> bool:
+    """Whether one step negates the other, or gives another value for the same."""
     if len(a.terms & b.terms) < 2:
         return False
     words_a = [word for word in a.lower if word not in NEGATIONS]
@@ -308,7 +299,7 @@ def contradict(a: Sentence, b: Sentence) -> bool:
     if negations % 2 == 1:
         return len(a.terms ^ b.terms) <= 0.2 * len(a.terms | b.terms)
 
-    # Without what both begin with and what both end with, a value is left of each: 1945 and 1950.
+    # Take away what both begin with and what both end with. Of "born in 1945" and "born in 1950", the years are left.
     beginning = []
     while words_a and words_b and words_a[0] == words_b[0]:
         beginning.append(words_a.pop(0))
@@ -329,9 +320,8 @@ def _kind_of_value(words: list[str], sentence: Sentence) -> str:
 
 def coherence(r: Reading) -> float:
     """Each step picks up what is already there: the share of steps with a name of the question or of an earlier step. A
-    step that points back ("He was …") counts half, unless the step just before is about its subject.
-    Given before new (Clark & Haviland 1977; entity grids, Barzilay & Lapata 2008). Blind to order where every step
-    shares a name with every other."""
+    step that points back ("He was …") counts half, unless the step just before is about its subject. Given before new
+    (Clark & Haviland 1977; entity grids, Barzilay & Lapata 2008). Blind to order where all steps share a name."""
     given, just_before = r.question.names, frozenset()
     total = 0.0
     for step in r.steps:
@@ -360,8 +350,11 @@ def fluency(r: Reading) -> float:
     """The words stand in an order that English allows, with capitals and stops in place. The square of the mean over
     sentences of the mean over neighbouring words. A pair that the context has gets 1, others what their classes allow:
     a bigram model of the context that backs off to word classes. Blind to grammar beyond two words."""
-    means = [_mean(_flow(sentence, r.context)) for sentence in r.sentences]
-    return _mean(means) ** 2
+    total = 0.0
+    for sentence in r.sentences:
+        scores = _flow(sentence, r.context)
+        total += sum(scores) / len(scores)
+    return (total / len(r.sentences)) ** 2
 
 
 def _flow(s: Sentence, context: Context) -> list[float]:
@@ -412,11 +405,10 @@ def _looped(s: Sentence) -> int:
 
 
 _BOILERPLATE = re.compile(
-    r"\bas an ai\b|\blanguage model\b|\b(?:let us|let's|let me)\b|\bstep by step\b|\b(?:please|needless to say)\b"
+    r"(?i)\bas an ai\b|\blanguage model\b|\b(?:let us|let's|let me)\b|\bstep by step\b|\b(?:please|needless to say)\b"
     r"|\b(?:it is|it's) (?:important|worth)\b|\bin (?:conclusion|summary|other words|order to)\b"
     r"|\bbased on the\b.{0,20}\b(?:context|information|text|passage)\b|\b(?:this|the|your|great) question\b"
-    r"|\b(?:i|we) (?:hope|think|believe|will|need|am|can|know|should|must|have|do)\b",
-    re.I,
+    r"|\b(?:i|we) (?:hope|think|believe|will|need|am|can|know|should|must|have|do)\b"
 )
 
 
@@ -474,6 +466,8 @@ class Reading:
 
 @dataclass(frozen=True)
 class Sentence:
+    """Names, terms and subject are in lower case and without 's."""
+
     text: str
     words: tuple[str, ...]  # as written, without punctuation
     lower: tuple[str, ...]  # the same in lower case
@@ -621,10 +615,10 @@ class Context:
         return found / total if total else 1.0
 
     def support(self, step: Sentence) -> tuple[float, Words]:
-        """How far one sentence, with its subject, says what the step says, in [0, 1]; and the subject of the best such.
+        """How far the best sentence, with its subject, says what the step says, in [0, 1]; and that sentence's subject.
 
         The product over the step's mentions of the share of words found, times .9 + .1 × the share of its other terms.
-        Terms that the whole context lacks do not count: a paraphrase."""
+        Terms that the whole context lacks do not count: they are a paraphrase."""
         others = (step.terms - step.names) & self.counts.keys()
         best, best_subject = 0.0, frozenset()
         for terms, subject in zip(self.terms, self.subjects, strict=True):
@@ -635,7 +629,7 @@ class Context:
                 named *= len(mention & terms) / len(mention)
             told = len(others & terms) / len(others) if others else 1.0
             support = named * (0.9 + 0.1 * told)
-            if support >= best:
+            if support >= best:  # of equals, the last
                 best, best_subject = support, subject
         return best, best_subject
 
