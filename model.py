@@ -134,17 +134,18 @@ class Attention(nn.Module):
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.split(self.k(x)), self.split(self.v(x))
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, grid=None, place=None) -> Tensor:
-        """x (rows, L, D) attends to keys and values (B, H, M, K); bias, broadcast to (B, H, queries, M), is added to
-        scores. With more rows than B, the N rows of a source are queries of one call, so that its keys are read once.
-        If sources differ in their number of rows, grid (B, slots) says which row stands where (in free slots: any),
-        and place (rows,) where each row stands."""
-        q = self.q(x).flatten(0, 1)  # (rows·L, H·K)
-        q = q.view(len(keys), -1, q.shape[-1]) if grid is None else q[grid]
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """x (B·N, L, D) attends to keys and values (B, H, M, K) → (B·N, L, D).
+
+        The N rows of a source become queries of one call, so that its keys are read once. The scores are
+        (B, H, N·L, M); bias is broadcast to that shape and added to them.
+        """
+        q = self.q(x)  # (B·N, L, H·K)
+        q = self.split(q.reshape(len(keys), -1, q.shape[-1]))  # (B, H, N·L, K)
         p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(self.split(q), keys, values, attn_mask=bias.to(q.dtype), dropout_p=p,
-                                           scale=1.0).transpose(1, 2).flatten(2).flatten(0, 1)  # fmt: skip
-        return self.o(y if grid is None else y[place]).view_as(x)
+        y = F.scaled_dot_product_attention(q, keys, values, bias.to(q.dtype), dropout_p=p, scale=1.0)
+        y = y.transpose(1, 2).reshape(*x.shape[:2], -1)  # (B, H, N·L, K) → (B·N, L, H·K)
+        return self.o(y)
 
 
 class DenseReluDense(nn.Module):
@@ -182,20 +183,24 @@ class Block(nn.Module):
             self.layer.append(Sublayer(c, "EncDecAttention", Attention(c)))
         self.layer.append(Sublayer(c, "DenseReluDense", DenseReluDense(c)))
 
-    def forward(self, x: Tensor, bias: Tensor, cross: tuple | None = None, cache: tuple | None = None, t: int = 0):
-        """x (rows, L, D). cross: keys, values (B, H, S, K), bias of the sources, and in decoding grid and place. cache:
-        buffers (rows, H, T, K) that hold the keys and values of positions < t and receive those of position t
-        (decoding one token, L = 1)."""
+    def forward(self, x: Tensor, bias: Tensor, cross: tuple | None = None, past: Tensor | None = None) -> Tensor:
+        """x (B·N, L, D) → the same shape. cross: keys, values (B, H, S, K) and bias of the sources.
+
+        past is for decoding, where L = 1: the keys and values (2, B·N, H, M, K) of all positions up to this one. Those
+        of this position are computed here and written into the last place.
+        """
         sub = self.layer[0]
         h = sub.layer_norm(x)
         keys, values = sub.SelfAttention.keys_values(h)
-        if cache is not None:
-            cache[0][:, :, t : t + 1], cache[1][:, :, t : t + 1] = keys, values
-            keys, values = cache[0][:, :, : t + 1], cache[1][:, :, : t + 1]
+        if past is not None:
+            past[..., -1:, :] = torch.stack((keys, values))
+            keys, values = past
         x = x + self.drop(sub.SelfAttention(h, keys, values, bias))
+
         if cross is not None:
             sub = self.layer[1]
             x = x + self.drop(sub.EncDecAttention(sub.layer_norm(x), *cross))
+
         sub = self.layer[-1]
         return x + self.drop(sub.DenseReluDense(sub.layer_norm(x)))
 
@@ -340,78 +345,67 @@ class T5(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        max_new_tokens: int,
-        num_samples: int = 1,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        forbid: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, num_samples: int = 1,
+        temperature: float = 0.0, forbid: tuple[int, ...] = (), generator: torch.Generator | None = None,
         encoded: Tensor | None = None,
-    ) -> Generated:
+    ) -> Generated:  # fmt: skip
         """Write N = num_samples continuations of each of B sources, (B, S) → `Generated`.
 
-        temperature 0 is greedy; top_k 0 and top_p 1 switch those limits off; forbid lists ids that are never written;
-        encoded is what `encode` gave, where that is at hand. Nothing is computed twice: a source has one encoder pass
-        and one set of cross keys and values, and what its samples have in common so far, their prefix, is one row of
-        the batch. The batch grows where samples part and shrinks as they end.
+        Temperature 0 is greedy. The ids in `forbid` are never written. `encoded` is what `encode` gave, if at hand.
         """
         if self.training:
             raise RuntimeError("generate() needs model.eval(): dropout would change what is written")
-        if min(max_new_tokens, num_samples) < 1 or min(temperature, top_k) < 0 or not 0 < top_p <= 1:
-            raise ValueError("generate() needs counts above 0, temperature and top_k of at least 0, and 0 < top_p <= 1")
-        c, device = self.config, input_ids.device
-        B, N, T = len(input_ids), num_samples, max_new_tokens
-        encoded = self.encode(input_ids, attention_mask) if encoded is None else encoded
-        cross_bias = mask_bias(attention_mask[:, None, None, :], encoded.dtype)
-        cross = [block.layer[1].EncDecAttention.keys_values(encoded) for block in self.decoder.block]
-        cache = [tuple(keys.new_empty(2, B, c.num_heads, min(T, 8), c.d_kv)) for keys, _ in cross]
-        position = torch.arange(T, device=device)
-        bias = self.decoder.position_bias(position, position)  # row t is what the token at position t sees
+        assert max_new_tokens > 0 and num_samples > 0 and temperature >= 0
+        c, B, N, T = self.config, len(input_ids), num_samples, max_new_tokens
 
-        ids = torch.full((B * N, T), c.pad_token_id, device=device)
-        mask = torch.zeros(B * N, T, dtype=torch.bool, device=device)
-        logp = torch.zeros(B * N, T, device=device)
-        sample = torch.arange(B * N, device=device)  # those that go on
-        row = sample // N  # of the prefix of each; at first a source has one row, the start token
-        token = torch.full((B, 1), c.decoder_start_token_id, device=device)
-        source = place = torch.arange(B, device=device)  # of each row
-        grid = source[:, None]  # see `Attention.forward`
+        # Each step computes one token of each sample. b sources are still in the batch, with N samples each:
+        #                      queries           keys and values
+        #   self-attention     (b·N, H, 1, K)    (b·N, H, t + 1, K)    each sample sees its own past
+        #   cross-attention    (b, H, N, K)      (b, H, S, K)          the N samples of a source are queries of one call
+        # Every 8 steps, sources whose samples have all ended leave. Samples that ended earlier write pads till then.
+        if encoded is None:
+            encoded = self.encode(input_ids, attention_mask)
+        cross_bias = mask_bias(attention_mask[:, None, None, :], encoded.dtype)  # (b, 1, 1, S)
+        cross = [block.layer[1].EncDecAttention.keys_values(encoded) for block in self.decoder.block]
+        cache = [encoded.new_empty(2, B * N, c.num_heads, 0, c.d_kv) for _ in cross]  # keys and values of the past
+        position = torch.arange(T, device=encoded.device)
+        bias = self.decoder.position_bias(position, position)  # (1, H, T, T)
+
+        ids = torch.full((B, N, T), c.pad_token_id, device=input_ids.device)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        logp = torch.zeros_like(ids, dtype=torch.float32)
+        source = torch.arange(B, device=ids.device)  # (b,)
+        ended = torch.zeros_like(ids[:, :, 0], dtype=torch.bool)  # (b, N)
+        token = torch.full((B * N, 1), c.decoder_start_token_id, device=ids.device)
         for t in range(T):
-            if t == cache[0][0].shape[2]:  # full: double the room
-                cache = [tuple(F.pad(buffer, (0, 0, 0, t)) for buffer in pair) for pair in cache]
-            x = self.shared(token)
-            for block, block_cross, block_cache in zip(self.decoder.block, cross, cache, strict=True):
-                x = block(x, bias[:, :, t : t + 1, : t + 1], (*block_cross, cross_bias, grid, place), block_cache, t)
-            step_logp = log_softmax(self.logits(self.decoder.final_layer_norm(x[:, 0])), forbid)  # (rows, V)
+            if t % 8 == 0:
+                stays = ~ended.all(1)  # (b,)
+                if not stays.all():
+                    rows = stays.repeat_interleave(N)  # (b·N,)
+                    source, ended, token, cross_bias = source[stays], ended[stays], token[rows], cross_bias[stays]
+                    cross = [(keys[stays], values[stays]) for keys, values in cross]
+                    cache = [past[:, rows] for past in cache]
+                cache = [F.pad(past, (0, 0, 0, 8)) for past in cache]  # room for 8 more tokens
+
+            x = self.shared(token)  # (b·N, 1, D)
+            row = bias[:, :, t : t + 1, : t + 1]  # (1, H, 1, t + 1)
+            for block, (keys, values), past in zip(self.decoder.block, cross, cache, strict=True):
+                x = block(x, row, (keys, values, cross_bias), past[..., : t + 1, :])
+            hidden = self.decoder.final_layer_norm(x[:, 0])
+            step_logp = log_softmax(self.logits(hidden), forbid)  # (b·N, V)
             if step_logp[:, 0].isnan().any():  # one logit that is NaN or infinite makes its whole row NaN
                 raise UserError("the model's outputs are not finite numbers: its weights are broken (too high a --lr?)")
-            choice = pick(step_logp, N, temperature, top_k, top_p, generator)[row, sample % N]  # (samples,)
-            ids[sample, t], logp[sample, t], mask[sample, t] = choice, step_logp[row, choice], True
 
-            goes_on = choice != c.eos_token_id
-            sample, row, choice = sample[goes_on], row[goes_on], choice[goes_on]
-            if len(sample) == 0:
+            token = pick(step_logp, temperature, generator)  # (b·N, 1)
+            choice, choice_logp = token.view(-1, N), step_logp.gather(1, token).view(-1, N)  # (b, N)
+            ids[source, :, t] = choice.masked_fill(ended, c.pad_token_id)
+            logp[source, :, t] = choice_logp.masked_fill(ended, 0.0)
+            mask[source, :, t] = ~ended
+
+            ended = ended | (choice == c.eos_token_id)
+            if ended.all():
                 break
-            # A prefix is a row and the token after it: where samples of a row chose differently, it has several heirs.
-            prefix, heir = (row * c.vocab_size + choice).unique(return_inverse=True)
-            parent, choice = prefix // c.vocab_size, prefix % c.vocab_size
-            part = len(parent) > len(parent.unique_consecutive())
-            if not part and len(parent) > 0.8 * len(token):  # moving the cache costs about one step: not for every end
-                token[parent, 0] = choice
-                continue
-            token, row, source = choice[:, None], heir, source[parent]
-            cache = [(keys[parent], values[parent]) for keys, values in cache]
-            left, source, count = source.unique_consecutive(return_inverse=True, return_counts=True)
-            if len(left) < len(cross_bias):
-                cross_bias, cross = cross_bias[left], [(keys[left], values[left]) for keys, values in cross]
-            slots, number = int(count.max()), torch.arange(len(source), device=device)
-            place = source * slots + number - (count.cumsum(0) - count)[source]
-            grid = number.new_zeros(len(left) * slots).scatter(0, place, number).view(-1, slots)
-        return Generated(*(x[:, : t + 1].unflatten(0, (B, N)) for x in (ids, mask, logp)))
+        return Generated(ids[..., : t + 1], mask[..., : t + 1], logp[..., : t + 1])
 
 
 def log_softmax(logits: Tensor, forbid: tuple[int, ...] = ()) -> Tensor:
@@ -422,26 +416,13 @@ def log_softmax(logits: Tensor, forbid: tuple[int, ...] = ()) -> Tensor:
     return logits.log_softmax(-1)
 
 
-def pick(
-    logp: Tensor, samples: int, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
-) -> Tensor:
-    """Choose ids from each row, (rows, V) → (rows, samples): greedy at temperature 0, else drawn independently.
-
-    top_p keeps the smallest set of most probable ids whose mass reaches top_p (Holtzman et al. 2020).
-    """
+def pick(logp: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """Choose one id from each row, (rows, V) → (rows, 1): the most probable at temperature 0, else a random one."""
     if temperature == 0:
-        return logp.argmax(1, keepdim=True).expand(-1, samples)
-    p = (logp / temperature).softmax(1)
-    if 0 < top_k < p.shape[1]:
-        p = p.masked_fill(p < p.topk(top_k).values[:, -1:], 0.0)
-        p = p / p.sum(1, keepdim=True)
-    if top_p < 1:
-        sorted_p, order = p.sort(1, descending=True)
-        mass_before = sorted_p.cumsum(1) - sorted_p
-        p = p.masked_fill((mass_before >= top_p).gather(1, order.argsort(1)), 0.0)
-    # The first id at which the mass reaches a random number in (0, 1]: torch.multinomial would need V of them.
-    mass = p.cumsum(1)
-    u = 1 - torch.rand(len(p), samples, device=p.device, generator=generator)
+        return logp.argmax(1, keepdim=True)
+    # The first id at which the cumulated mass reaches u in (0, 1]: one random number for a row, not V of them.
+    mass = (logp / temperature).softmax(1).cumsum(1)
+    u = 1 - torch.rand(len(logp), 1, device=logp.device, generator=generator)
     return torch.searchsorted(mass, u * mass[:, -1:])
 
 
@@ -601,4 +582,3 @@ def save_checkpoint(model: T5, folder: str | Path, tokenizer: Tokenizer | None =
                 os.fsync(f.fileno())  # on disk before it takes the old one's name
         for file in files:
             file.replace(folder / file.name)
-
