@@ -69,19 +69,6 @@ class T5Config:
 # ------------------------------------------------------------------------------------------------ forward pass
 
 
-class RMSNorm(nn.Module):
-    """T5's layer norm: no mean, no bias; the variance is computed in fp32 whatever the model's precision."""
-
-    def __init__(self, c: T5Config):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(c.d_model))
-        self.eps = c.layer_norm_epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = F.rms_norm(x.float(), self.weight.shape, eps=self.eps)
-        return self.weight * normed.to(self.weight.dtype)
-
-
 class Attention(nn.Module):
     """Multi-head attention without biases. Unlike most, T5 does not divide the scores by the square root of K."""
 
@@ -146,7 +133,7 @@ class Block(nn.Module):
         parts["DenseReluDense"] = DenseReluDense(c)
         self.layer = nn.ModuleList()
         for name, part in parts.items():
-            norm = RMSNorm(c)
+            norm = nn.RMSNorm(c.d_model, c.layer_norm_epsilon)  # no mean, no bias
             self.layer.append(nn.ModuleDict({name: part, "layer_norm": norm}))
 
     def forward(self, x: Tensor, bias: Tensor, cross: tuple | None = None, past: Tensor | None = None) -> Tensor:
@@ -179,7 +166,7 @@ class Stack(nn.Module):
         self.c, self.decoder = c, decoder
         layers = c.num_decoder_layers if decoder else c.num_layers
         self.block = nn.ModuleList([Block(c, decoder, first=i == 0) for i in range(layers)])
-        self.final_layer_norm = RMSNorm(c)
+        self.final_layer_norm = nn.RMSNorm(c.d_model, c.layer_norm_epsilon)
 
     def position_bias(self, length: int) -> Tensor:
         """Bias (1, H, L, L) for `length` queries and as many keys."""
