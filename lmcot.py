@@ -310,7 +310,7 @@ def load_small(models: Models, place: str | Path) -> LocalLM:
 
 
 def load_large(models: Models, run_folder: str | None = None) -> LM:
-    """M_L, frozen. What a server answers stays in the run's folder, so that nothing is asked twice."""
+    """M_L, which nobody trains. What a server answers stays in the run's folder, so that nothing is asked twice."""
     if models.large_model:
         cache = Path(run_folder) / "http_cache.jsonl" if run_folder else None
         return ServedLM(models.large, models.large_model, models.max_input_tokens, models.concurrency, cache)
