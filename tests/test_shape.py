@@ -43,7 +43,11 @@ NOT_YET = {
     "test_the_flat_files_together_are_read_in_an_afternoon",
     "test_plumbing_has_its_size",
     *(f"test_a_flat_file_has_its_size[{name}]" for name in LINES if name not in ("data.py", "rl.py")),
-    *(f"test_a_line_of_a_flat_file_says_one_thing[{name}.py]" for name in ("model", "rl", "eval", "train_kd", "train_rl")),
+    "test_a_line_of_a_flat_file_says_one_thing[model.py]",
+    "test_a_line_of_a_flat_file_says_one_thing[rl.py]",
+    "test_a_line_of_a_flat_file_says_one_thing[eval.py]",
+    "test_a_line_of_a_flat_file_says_one_thing[train_kd.py]",
+    "test_a_line_of_a_flat_file_says_one_thing[train_rl.py]",
 }
 
 
