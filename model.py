@@ -58,6 +58,10 @@ class T5Config:
         config = from_json(cls, old | raw, "config.json")
         if config.feed_forward_proj not in ("relu", "gated-gelu"):
             raise UserError(f"config.json: feed_forward_proj {config.feed_forward_proj!r} is not relu or gated-gelu")
+        if max(config.pad_token_id, config.eos_token_id, config.decoder_start_token_id) >= config.vocab_size:
+            raise UserError("config.json: the id of pad, of EOS or of the decoder's start is not in the vocabulary")
+        if not 4 <= config.relative_attention_num_buckets < 2 * config.relative_attention_max_distance:
+            raise UserError("config.json: relative_attention_max_distance must exceed half the number of buckets")
         return config
 
     def to_dict(self) -> dict:
