@@ -274,8 +274,9 @@ def evaluate(run: Run, examples: list[Example], large: LM, smalls: dict[str, lis
     table["notes"] = [f"{cut} prompts were too long: their context was cut to the whole sentences that fit, if any.",
                       f"{unfinished} texts reached the length limit."]  # fmt: skip
     run.write("results.json", table)
-    run.write("results.md", as_markdown(table))
-    return as_markdown(table)
+    markdown = as_markdown(table)
+    run.write("results.md", markdown)
+    return markdown
 
 
 def timed(name: str, seed: int, examples: list[Example], large: LM, small: LM | None, s: "Settings") -> dict:
@@ -345,19 +346,28 @@ def trained_folders(role: str, pattern: str) -> list[str]:
     return folders
 
 
+def trained_weights(s: Settings) -> dict[str, Path]:
+    """The files with the trained M_S of a comparison: "kd 0" is that of the first KD run, and so on."""
+    weights = {}
+    for role in ("kd", "rl", "direct"):
+        folders = trained_folders(role, getattr(s, role))
+        if role == "kd":
+            seeds = len(folders)
+        if len(folders) not in (0, 1, seeds):
+            raise UserError(f"--{role} names another number of folders than --kd: give one, or one for each seed")
+        for seed, folder in enumerate(folders):
+            weights[f"{role} {seed}"] = Path(folder) / "model" / "model.safetensors"
+    return weights
+
+
 def main() -> None:
     s = parse_settings(Settings, __doc__)
     examples = data.load(s.data, s.split, s.limit, s.context)
     smalls = {"untrained": [lmcot.load_small(s, s.small)]}
-    weights = {}  # "kd 0" → the file with the M_S of the first KD run
-    for role in ("kd", "rl", "direct"):
-        folders = trained_folders(role, getattr(s, role))
-        if folders:
-            smalls[role] = [lmcot.load_small(s, Path(folder) / "model") for folder in folders]
-        if role != "kd" and len(folders) not in (0, 1, len(smalls["kd"])):
-            raise UserError(f"--{role} names another number of folders than --kd: give one, or one for each seed")
-        for seed, folder in enumerate(folders):
-            weights[f"{role} {seed}"] = Path(folder) / "model" / "model.safetensors"
+    weights = trained_weights(s)
+    for name, file in weights.items():
+        role, _ = name.split()
+        smalls.setdefault(role, []).append(lmcot.load_small(s, file.parent))
     large = lmcot.load_large(s, s.out)
     world.refuse_unknown_words(s.data, examples[0], large, *itertools.chain(*smalls.values()))
 

@@ -213,7 +213,7 @@ class LocalLM:
             out = self.model.generate(source, source_mask, max_new_tokens, samples, temperature,
                                       forbid=self.forbid, generator=self.generator)  # fmt: skip
             ids, mask = out.ids.flatten(0, 1), out.mask.flatten(0, 1)  # (batch · samples, T)
-            ended = ((ids == self.model.config.eos_token_id) & mask).any(1)
+            ended = ((ids == self.model.config.eos_token_id) & mask).any(1).tolist()
             for row, text in enumerate(self.decode(ids, mask)):
                 finish = "stop" if ended[row] else "length"
                 written[batch[row // samples]].append(Completion(text, finish))

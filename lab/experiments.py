@@ -45,7 +45,7 @@ import rewards  # noqa: E402
 import rl  # noqa: E402
 import train_kd  # noqa: E402
 import train_rl  # noqa: E402
-from eval import BASELINES, interval, read_run, trained_folders  # noqa: E402
+from eval import BASELINES, interval, read_run, trained_weights  # noqa: E402
 from eval import Settings as EvalSettings  # noqa: E402
 from model import log_softmax, pad_batch  # noqa: E402
 from plumbing.command import align, at_least_one, parse_settings, run_main  # noqa: E402
@@ -204,12 +204,7 @@ def trained(settings: Any) -> dict[str, Path]:
     `Run.uses`."""
     if isinstance(settings, train_rl.Settings):
         return {"M_S": Path(settings.kd) / "model" / "model.safetensors"}
-    files = {}
-    if isinstance(settings, EvalSettings):
-        for role in ("kd", "rl", "direct"):
-            for seed, folder in enumerate(trained_folders(role, getattr(settings, role))):
-                files[f"{role} {seed}"] = Path(folder) / "model" / "model.safetensors"
-    return files
+    return trained_weights(settings) if isinstance(settings, EvalSettings) else {}
 
 
 def questions_of(folder: str | Path) -> list[data.Example]:
