@@ -106,7 +106,7 @@ def run_main(main: Callable[[], Any]) -> None:
 
 def end(sentence: str, status: int) -> None:
     """Ends the program with a sentence on a line of its own, below any progress bar."""
-    for bar in list(tqdm._instances):
+    for bar in sorted(tqdm._instances, key=lambda bar: -abs(bar.pos)):  # the innermost first
         bar.close()
     print(sentence, file=sys.stderr)
     sys.exit(status)
