@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import data
 from data import Example
-from model import T5, load_tokenizer, never_written, pad_batch
+from model import T5, load_tokenizer, pad_batch
 from plumbing import processes
 from plumbing.command import at_least_one, parse_settings, run_main
 from plumbing.errors import UserError
@@ -166,7 +166,8 @@ class LocalLM:
         if entries > model.config.vocab_size:
             raise UserError(f"this tokenizer has {entries} entries and the model only "
                             f"{model.config.vocab_size}: they do not belong together")  # fmt: skip
-        self.forbid = never_written(model, tokenizer)
+        # Never written: pad (a text ends with EOS), and the vocabulary's rows that the tokenizer lacks.
+        self.forbid = (model.config.pad_token_id, *range(tokenizer.get_vocab_size(), model.config.vocab_size))
         self.restart(0)
 
     @classmethod
