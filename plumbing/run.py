@@ -102,6 +102,27 @@ class Run:
         except Exception as error:  # of many kinds; their texts advise to run the code in the file
             raise UserError(f"{path} is damaged ({type(error).__name__}): start again with --overwrite") from None
 
+    def save_state(self, numbers: dict, parts: dict[str, Any]) -> None:
+        """Saves where training stands in state.pt: numbers, and the state_dict of each part (module, optimizer …)."""
+        states = {name: part.state_dict() for name, part in parts.items()}
+        self.save("state.pt", numbers | states)
+
+    def load_state(self, parts: dict[str, Any], device: str | torch.device) -> dict:
+        """Puts every part back to where `save_state` left it and returns the numbers; {} if nothing was saved."""
+        if not self.has("state.pt"):
+            return {}
+        state = self.load("state.pt", device)
+        for name, part in parts.items():
+            part.load_state_dict(state.pop(name))
+        return state
+
+    def trim(self, name: str, key: str, last: int) -> list[dict]:
+        """Keeps the records of a JSONL file whose `key` is at most `last`, and returns them: what was logged after the
+        last saved state will be logged again."""
+        kept = [record for record in self.read(name, key) if record[key] <= last]
+        self.rewrite(name, kept)
+        return kept
+
     def uses(self, files: dict[str, Path]) -> None:
         """
         Names the files that this run is made from; inputs.json keeps their SHA-256 (null: no such file). New names may

@@ -212,6 +212,30 @@ def test_tensors_come_back_and_a_damaged_file_or_one_with_code_is_refused(folder
                 run.load(name, "cpu")
 
 
+def test_a_saved_state_puts_its_parts_back_and_rows_logged_after_it_go(folder):
+    def step(linear, optimizer):
+        optimizer.zero_grad()
+        linear(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+
+    def parts():
+        linear = torch.nn.Linear(2, 1)
+        return {"model": linear, "optimizer": torch.optim.Adam(linear.parameters(), 0.1)}
+
+    trained, again = parts(), parts()
+    with Run(folder, Settings()) as run:
+        assert run.load_state(again, "cpu") == {} and run.trim("m.jsonl", "step", 5) == []
+        step(*trained.values())
+        run.append("m.jsonl", {"step": 1}, {"step": 2}, {"step": 3})
+        run.save_state({"step": 2, "best": 0.5}, trained)
+        step(*trained.values())
+    with Run(folder, Settings()) as run:
+        assert run.load_state(again, "cpu") == {"step": 2, "best": 0.5}
+        step(*again.values())  # Adam's second step, which needs its first
+        assert torch.equal(again["model"].weight, trained["model"].weight)
+        assert run.trim("m.jsonl", "step", 2) == run.read("m.jsonl") == [{"step": 1}, {"step": 2}]
+
+
 def test_a_run_whose_input_has_changed_is_refused_and_new_inputs_may_join(folder, tmp_path):
     kd = [tmp_path / "kd-0", tmp_path / "kd-1", tmp_path / "kd-2"]
     for number, file in enumerate(kd):
