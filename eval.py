@@ -26,7 +26,7 @@ import lmcot
 import rewards
 from data import Example
 from lmcot import LM, Answer
-from plumbing.command import align, at_least_one, parse_settings, run_main
+from plumbing.command import align, parse_settings, run_main
 from plumbing.errors import UserError
 from plumbing.files import read_json
 from plumbing.run import Run
@@ -264,7 +264,7 @@ def evaluate(run: Run, examples: list[Example], large: LM, smalls: dict[str, lis
                 done[name, seed] = timed(name, seed, examples, large, small, s)
                 run.append("answers.jsonl", done[name, seed])
             row = done[name, seed]
-            answers[name].append([Answer(a["prediction"], a["rationale"], a["parsed"]) for a in row["answers"]])
+            answers[name].append([Answer(a["prediction"], a["rationale"], a["parsed"], a["finish"]) for a in row["answers"]])
             for unit in ("seconds", "tokens"):
                 costs[name][f"{unit} per question"] += row[unit] / len(examples) / seeds
             cut += row["cut"]
@@ -311,12 +311,6 @@ class Settings(lmcot.Models):
     overwrite: bool = False  # start anew in a folder that holds other settings
 
     NOT_COMPARED: ClassVar[tuple[str, ...]] = (*lmcot.Models.NOT_COMPARED, "out", "overwrite")
-
-    def check(self) -> None:
-        super().check()
-        at_least_one(self, "limit", "samples", "max_new_tokens")
-        if self.temperature <= 0:
-            raise ValueError("--temperature must be above 0: it is for sampling")
 
 
 def read_run(folder: str | Path) -> tuple[str, dict]:

@@ -344,7 +344,8 @@ class T5(nn.Module):
                     token = token[rows]
                     cross = [(keys[stays], values[stays]) for keys, values in cross]
                     cache = [past[:, rows] for past in cache]
-                cache = [F.pad(past, (0, 0, 0, 8)) for past in cache]  # room for 8 more tokens
+                for layer, past in enumerate(cache):  # one by one: two copies of all would be the peak of memory
+                    cache[layer] = F.pad(past, (0, 0, 0, 8))  # room for 8 more tokens
 
             x = self.shared(token)  # (b·N, 1, D)
             row = bias[:, :, t : t + 1, : t + 1]  # (1, H, 1, t + 1)

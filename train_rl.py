@@ -36,7 +36,7 @@ from eval import evaluate, read_run
 from lmcot import Answer, LocalLM
 from model import pad_batch
 from plumbing import processes
-from plumbing.command import at_least_one, parse_settings, run_main
+from plumbing.command import parse_settings, run_main
 from plumbing.errors import UserError
 from plumbing.run import Run
 from train_kd import side_by_side
@@ -82,12 +82,8 @@ class Settings:
         if self.reward not in ("sum", "standardized") or self.task_metric not in ("em", "f1"):
             raise ValueError("--reward is sum or standardized, --task-metric is em or f1")
         rewards.parse_weights(self.weights)
-        at_least_one(self, "steps", "prompts", "samples_per_prompt", "minibatch", "ppo_epochs", "max_new_tokens",
-                     "train_limit", "eval_every", "dev_limit", "test_limit", "samples")  # fmt: skip
         if self.prompts < processes.rank_and_size()[1]:
             raise ValueError("--prompts must be at least the number of processes")
-        if self.temperature <= 0:
-            raise ValueError("--temperature must be above 0: it is for sampling")
 
 
 def distilled(folder: str) -> dict:
