@@ -70,6 +70,7 @@ def fill(template: str, lm: "LM", examples: Sequence[Example], rationales: Seque
 class Answer:
     """What M_L answers, and the rationale that it answers from ("" where there is none)."""
 
+    id: str  # of the example
     prediction: str
     rationale: str = ""
     parsed: bool = True  # False: M_L's own chain of thought named no answer, so that a second pass asked for it
@@ -78,8 +79,11 @@ class Answer:
 
 def standard(large: "LM", examples: Sequence[Example]) -> list[Answer]:
     """Standard prompting: M_L answers each question from its context."""
+    answers = []
     completions = large.complete(fill(STANDARD, large, examples), ANSWER_TOKENS)
-    return [Answer(parse_answer(text), finish=finish) for text, finish in completions]
+    for example, (text, finish) in zip(examples, completions, strict=True):
+        answers.append(Answer(example.id, parse_answer(text), finish=finish))
+    return answers
 
 
 def chain_of_thought(
@@ -88,9 +92,10 @@ def chain_of_thought(
     """Zero-shot CoT (Kojima et al. 2022): M_L writes reasoning and answer in one pass, `samples` times in a row for
     each example. Where no answer is found in the text, a second pass asks for one."""
     answers = []
-    for text, finish in large.complete(fill(COT, large, examples), max_new_tokens, samples, temperature):
+    completions = large.complete(fill(COT, large, examples), max_new_tokens, samples, temperature)
+    for i, (text, finish) in enumerate(completions):
         rationale, prediction = parse_cot(text)
-        answers.append(Answer(prediction, rationale, prediction != "", finish))
+        answers.append(Answer(examples[i // samples].id, prediction, rationale, prediction != "", finish))
 
     unanswered = [i for i, answer in enumerate(answers) if not answer.parsed]
     asked_again = [examples[i // samples] for i in unanswered]
@@ -115,8 +120,8 @@ def answer(large: "LM", examples: Sequence[Example], rationales: Sequence[str]) 
     asked = [example for example in examples for _ in range(samples)]
     completions = large.complete(fill(GUIDED, large, asked, rationales), ANSWER_TOKENS)
     answers = []
-    for rationale, (text, finish) in zip(rationales, completions, strict=True):
-        answers.append(Answer(parse_answer(text), rationale, finish=finish))
+    for example, rationale, (text, finish) in zip(asked, rationales, completions, strict=True):
+        answers.append(Answer(example.id, parse_answer(text), rationale, finish=finish))
     return answers
 
 

@@ -95,7 +95,7 @@ def ask_teacher(run: Run, large: LM, examples: list[Example], max_new_tokens: in
         for example, thought in zip(chunk, thoughts, strict=True):
             if example.id not in done:
                 right = data.exact_match(thought.prediction, example.answers) == 1
-                rows.append({"id": example.id, "question": example.question, **vars(thought), "right": right})
+                rows.append(vars(thought) | {"question": example.question, "right": right})
                 done[example.id] = rows[-1]
         run.append("rationales.jsonl", *rows)
     return [done[example.id] for example in examples]

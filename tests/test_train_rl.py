@@ -305,4 +305,4 @@ def test_an_m_s_that_learned_to_answer_is_refused(kd, tmp_path, capsys, train):
     assert "learned to answer, not to write rationales" in capsys.readouterr().err
     (folder / "settings.json").write_text(json.dumps({"kd": "runs/kd"}))
     assert train(tmp_path / "rl", "--kd", folder)[0] == 2
-    assert "is no run of train_kd.py" in capsys.readouterr().err
+    assert f"no distilled M_S in {folder}: run train_kd.py first" in capsys.readouterr().err
