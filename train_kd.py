@@ -169,16 +169,13 @@ def encode_pairs(small: LocalLM, examples: list[Example], targets: dict[str, str
 
 
 def make_batches(pairs: list[Pair], size: int, rng: random.Random | None = None):
-    """Batches (ids, mask, labels) of similar length, so that little is padding; rng shuffles their order."""
-
-    def length(pair: Pair) -> tuple:
-        source, target = pair
-        return len(source), len(target), rng.random() if rng else 0
-
-    pairs = sorted(pairs, key=length)
+    """Batches (ids, mask, labels) of similar length, so that little is padding. rng shuffles pairs of equal length, and
+    the order of the batches."""
     starts = list(range(0, len(pairs), size))
     if rng:
         rng.shuffle(starts)
+        pairs = rng.sample(pairs, len(pairs))
+    pairs = sorted(pairs, key=lambda pair: (len(pair[0]), len(pair[1])))
     for start in starts:
         sources, targets = zip(*pairs[start : start + size], strict=True)
         ids, mask = pad_batch(sources)
