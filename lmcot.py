@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -47,8 +47,35 @@ GUIDED = (
     "Answer the question based on the context and the reasoning.\n"
     "Question: {question}\nContext: {context}\nReasoning: {rationale}\nAnswer:"
 )
+# Instruct models answer in sentences unless they are asked not to.
+BRIEFLY = "Give only the answer, in a few words, not a sentence.\n"
+CHAT_STANDARD = STANDARD.replace("Answer:", BRIEFLY + "Answer:")
+CHAT_COT = COT
+CHAT_TWO_STAGE = COT + " {rationale}\n" + BRIEFLY + "Answer:"
+CHAT_GUIDED = GUIDED.replace("Answer:", BRIEFLY + "Answer:")
 CONCLUSION = "So the answer is {answer}."  # how a chain of thought ends; `parse_cot` finds it
-ANSWER_TOKENS = 32  # room for an answer
+
+
+class Prompts(NamedTuple):
+    """How M_L is asked, and the room that it gets."""
+
+    standard: str
+    cot: str
+    two_stage: str
+    guided: str
+    answer_tokens: int = 32
+    chain_tokens: int = 256  # of a chain of thought
+
+
+PROMPTS = {
+    "plain": Prompts(STANDARD, COT, TWO_STAGE, GUIDED),
+    "chat": Prompts(CHAT_STANDARD, CHAT_COT, CHAT_TWO_STAGE, CHAT_GUIDED),
+}
+
+
+def prompts_of(large: "LM") -> Prompts:
+    """Those that `load_large` gave it; the plain ones where nobody did."""
+    return getattr(large, "prompts", PROMPTS["plain"])
 
 
 def fill(template: str, lm: "LM", examples: Sequence[Example], rationales: Sequence[str] | None = None) -> list[str]:
@@ -79,28 +106,28 @@ class Answer:
 
 def standard(large: "LM", examples: Sequence[Example]) -> list[Answer]:
     """Standard prompting: M_L answers each question from its context."""
-    answers = []
-    completions = large.complete(fill(STANDARD, large, examples), ANSWER_TOKENS)
+    prompts, answers = prompts_of(large), []
+    completions = large.complete(fill(prompts.standard, large, examples), prompts.answer_tokens)
     for example, (text, finish) in zip(examples, completions, strict=True):
         answers.append(Answer(example.id, parse_answer(text), finish=finish))
     return answers
 
 
 def chain_of_thought(
-    large: "LM", examples: Sequence[Example], max_new_tokens: int = 256, samples: int = 1, temperature: float = 0.0
+    large: "LM", examples: Sequence[Example], samples: int = 1, temperature: float = 0.0
 ) -> list[Answer]:
     """Zero-shot CoT (Kojima et al. 2022): M_L writes reasoning and answer in one pass, `samples` times in a row for
     each example. Where no answer is found in the text, a second pass asks for one."""
-    answers = []
-    completions = large.complete(fill(COT, large, examples), max_new_tokens, samples, temperature)
+    prompts, answers = prompts_of(large), []
+    completions = large.complete(fill(prompts.cot, large, examples), prompts.chain_tokens, samples, temperature)
     for i, (text, finish) in enumerate(completions):
         rationale, prediction = parse_cot(text)
         answers.append(Answer(examples[i // samples].id, prediction, rationale, prediction != "", finish))
 
     unanswered = [i for i, answer in enumerate(answers) if not answer.parsed]
     asked_again = [examples[i // samples] for i in unanswered]
-    prompts = fill(TWO_STAGE, large, asked_again, [answers[i].rationale for i in unanswered])
-    for i, completion in zip(unanswered, large.complete(prompts, ANSWER_TOKENS), strict=True):
+    second = fill(prompts.two_stage, large, asked_again, [answers[i].rationale for i in unanswered])
+    for i, completion in zip(unanswered, large.complete(second, prompts.answer_tokens), strict=True):
         answers[i].prediction = parse_answer(completion.text)
     return answers
 
@@ -118,8 +145,8 @@ def answer(large: "LM", examples: Sequence[Example], rationales: Sequence[str]) 
     N times as many rationales as examples, N in a row belong to each."""
     samples = len(rationales) // max(1, len(examples))
     asked = [example for example in examples for _ in range(samples)]
-    completions = large.complete(fill(GUIDED, large, asked, rationales), ANSWER_TOKENS)
-    answers = []
+    prompts, answers = prompts_of(large), []
+    completions = large.complete(fill(prompts.guided, large, asked, rationales), prompts.answer_tokens)
     for example, rationale, (text, finish) in zip(asked, rationales, completions, strict=True):
         answers.append(Answer(example.id, parse_answer(text), rationale, finish=finish))
     return answers
@@ -291,9 +318,12 @@ def parse_answer(text: str) -> str:
 class Models:
     """The settings that all scripts share: which models, and where they compute."""
 
-    small: str = "tiny/small"  # M_S: a folder, or a name on the Hugging Face hub
+    small: str = "tiny/small"  # M_S: a folder, or a name on the Hugging Face hub; in lmcot.py and eval.py also none
     large: str = "tiny/large"  # M_L: the same, or the address of an OpenAI-compatible server, http://host:8000/v1
     large_model: str = ""  # the name of M_L on that server
+    prompts: str = ""  # how M_L is asked: plain, or chat for instruct models; by itself plain here and chat on a server
+    answer_tokens: int = 32  # M_L's room for an answer
+    large_tokens: int = 256  # M_L's room for a chain of thought
     concurrency: int = 8  # requests that a server gets at once
     device: str = "auto"  # where they compute: auto (cuda if there, else mps, else cpu), cpu, cuda, cuda:1, mps
     large_dtype: str = "float32"  # of M_L on this machine: float32, or bfloat16, which halves its memory
@@ -302,7 +332,12 @@ class Models:
 
     NOT_COMPARED: ClassVar[tuple[str, ...]] = ("concurrency", "device")
 
+    def __post_init__(self) -> None:
+        self.prompts = self.prompts or ("chat" if self.large_model else "plain")
+
     def check(self) -> None:
+        if self.prompts not in PROMPTS:
+            raise ValueError("--prompts is plain or chat")
         if self.large_dtype not in ("float32", "bfloat16"):
             raise ValueError("--large-dtype is float32 or bfloat16")
         if ("://" in self.large) != bool(self.large_model):
@@ -319,10 +354,14 @@ def load_large(models: Models, run_folder: str | None = None) -> LM:
     """M_L, which nobody trains. What a server answers stays in the run's folder, so that nothing is asked twice."""
     if models.large_model:
         cache = Path(run_folder) / "http_cache.jsonl" if run_folder else None
-        return ServedLM(models.large, models.large_model, models.max_input_tokens, models.concurrency, cache)
-    dtype, device = getattr(torch, models.large_dtype), processes.find_device(models.device)
-    return LocalLM.load(models.large, dtype, device,
-                        max_input_tokens=models.max_input_tokens, batch_size=models.decode_batch_size)  # fmt: skip
+        large: LM = ServedLM(models.large, models.large_model, models.max_input_tokens, models.concurrency, cache)
+    else:
+        dtype, device = getattr(torch, models.large_dtype), processes.find_device(models.device)
+        large = LocalLM.load(models.large, dtype, device,
+                             max_input_tokens=models.max_input_tokens, batch_size=models.decode_batch_size)  # fmt: skip
+    room = {"answer_tokens": models.answer_tokens, "chain_tokens": models.large_tokens}
+    large.prompts = PROMPTS[models.prompts]._replace(**room)
+    return large
 
 
 # -------------------------------------------------------------------------------------------- a script on one question
@@ -367,7 +406,9 @@ def main() -> None:
     s = parse_settings(Settings, __doc__)
     examples = chosen_examples(s)
     large = load_large(s)
-    smalls = {s.small: load_small(s, s.small)}
+    smalls = {}
+    if s.small != "none":
+        smalls[s.small] = load_small(s, s.small)
     for folder in (f"{s.kd}/model", f"{s.rl}/model"):
         if Path(folder).exists():
             smalls[folder] = load_small(s, folder)

@@ -80,7 +80,7 @@ class Settings(lmcot.Models):
 TEACHER = ("id", "rationale", "parsed", "finish", "right")  # of rationales.jsonl, what is read from it again
 
 
-def ask_teacher(run: Run, large: LM, examples: list[Example], max_new_tokens: int) -> list[dict]:
+def ask_teacher(run: Run, large: LM, examples: list[Example]) -> list[dict]:
     """M_L's chain of thought for each example, as rows of rationales.jsonl. They are written chunk by chunk, and a
     chunk that is there is not asked again."""
     done = {row["id"]: row for row in run.read("rationales.jsonl", *TEACHER)}
@@ -90,7 +90,7 @@ def ask_teacher(run: Run, large: LM, examples: list[Example], max_new_tokens: in
         if all(example.id in done for example in chunk):
             continue
         # A chunk of which a crash left a part is asked whole: M_L rounds differently in other batches.
-        thoughts = lmcot.chain_of_thought(large, chunk, max_new_tokens)
+        thoughts = lmcot.chain_of_thought(large, chunk)
         rows = []
         for example, thought in zip(chunk, thoughts, strict=True):
             if example.id not in done:
@@ -105,7 +105,8 @@ def taken_over(s: Settings) -> list[dict]:
     """The rationales of another run of this script; UserError if its M_L, data or limits were others."""
     folder = Path(s.rationales)
     theirs = read_json(folder / "settings.json")
-    for name in ("large", "large_model", "large_dtype", "data", "context", "max_input_tokens", "max_new_tokens"):
+    asked = ("large", "large_model", "large_dtype", "prompts", "large_tokens", "max_input_tokens", "data", "context")
+    for name in asked:
         mine = getattr(s, name)
         if theirs.get(name) != mine:
             raise UserError(f"the rationales of {folder} were made with {name} {shown(theirs.get(name))}, "
@@ -140,7 +141,7 @@ def teach(run: Run, large: LM, small: LM, train: list[Example], dev: list[Exampl
     counts = []
     for examples in (train, dev):
         count: Counter[str] = Counter(asked=len(examples))
-        for row in ask_teacher(run, large, examples, s.max_new_tokens):
+        for row in ask_teacher(run, large, examples):
             why = fault(row, small, s)
             count["no answer in the first pass"] += not row["parsed"]
             count[f"dropped: {why}" if why else "kept"] += 1

@@ -197,13 +197,13 @@ def test_prompts_are_those_of_the_method_word_for_word():
     ex = example("Who {did} it?")  # braces in texts are not ours to fill
     large, small = Recorder(lambda prompt: "So the answer is Ann."), Recorder(lambda prompt: "r")
     lmcot.standard(large, [ex])
-    lmcot.chain_of_thought(large, [ex], 7, 2, 0.5)
+    lmcot.chain_of_thought(large, [ex], 2, 0.5)
     lmcot.write_rationales(small, [ex], 9, 3, 0.25)
     lmcot.answer(large, [ex], ["Because {x}."])
     task = "Answer the question based on the context.\nQuestion: Who {did} it?\nContext: Ann did. Bob did not.\n"
     assert [call for call in large.calls if call[0]] == [
         ([task + "Answer:"], 32, 1, 0.0),
-        ([task + "Let's think step by step."], 7, 2, 0.5),
+        ([task + "Let's think step by step."], 256, 2, 0.5),
         (["Answer the question based on the context and the reasoning.\nQuestion: Who {did} it?\n"
           "Context: Ann did. Bob did not.\nReasoning: Because {x}.\nAnswer:"], 32, 1, 0.0),
     ]  # fmt: skip
@@ -237,9 +237,9 @@ def test_the_second_stage_asks_exactly_those_whose_first_pass_named_no_answer():
     b = lmcot.Answer(examples[1].id, "second", "B without end", parsed=False)
     c = lmcot.Answer(examples[2].id, "c")
     d = lmcot.Answer(examples[3].id, "second", parsed=False)
-    assert lmcot.chain_of_thought(large, examples, 50, 2, 0.7) == [a, a, b, b, c, c, d, d]
+    assert lmcot.chain_of_thought(large, examples, 2, 0.7) == [a, a, b, b, c, c, d, d]
     (first, *how), second = large.calls
-    assert len(first) == 4 and how == [50, 2, 0.7]
+    assert len(first) == 4 and how == [256, 2, 0.7]
     second_prompts = [
         f"Answer the question based on the context.\nQuestion: {q}\nContext: Ann did. Bob did not.\n"
         f"Let's think step by step. {texts[q]}\nTherefore, the answer is" for q in ("q1", "q1", "q3", "q3")
