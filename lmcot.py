@@ -13,6 +13,7 @@ Departures from the paper: it shows the structure of its prompts (Figure 1) but 
 
 import re
 import textwrap
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -188,6 +189,16 @@ class LM(Protocol):
     tokens_written: int  # of all completions
 
 
+_PLAIN = str.maketrans({"ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "ı": "i",
+                        "ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "þ": "th", "Þ": "Th"})  # fmt: skip
+
+
+def fold(text: str) -> str:
+    """Letters without their accents: "Čapek" → "Capek"."""
+    letters = unicodedata.normalize("NFKD", text.translate(_PLAIN))
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+
+
 class LocalLM:
     """A T5 on this machine."""
 
@@ -214,6 +225,24 @@ class LocalLM:
 
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer.encode(text).ids)
+
+    def knows(self, text: str) -> bool:
+        unknown = self.tokenizer.token_to_id("<unk>")
+        return unknown not in self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def writable(self, text: str) -> str:
+        """The text as this LM can write it. In words that its vocabulary lacks, letters lose their accents; what is
+        unknown even then goes."""
+        if self.knows(text):
+            return text
+        words = []
+        for word in text.split():
+            if not self.knows(word):
+                word = fold(word)
+            if not self.knows(word):
+                word = "".join(filter(self.knows, word))
+            words.append(word)
+        return " ".join(filter(None, words))
 
     def decode(self, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
         """Generated ids and their mask, (R, T) each → R texts."""

@@ -123,6 +123,8 @@ def is_looping(text: str) -> bool:
 
 def fault(row: dict, small: LM, s: Settings) -> str:
     """Why a teacher's rationale is no training example, or "" if it is one; `row` as in rationales.jsonl."""
+    if row["finish"] == "none":
+        return "no answer could be had"
     if not row["rationale"]:
         return "empty"
     if row["finish"] == "length" or small.count_tokens(row["rationale"]) > s.max_new_tokens:
@@ -134,19 +136,32 @@ def fault(row: dict, small: LM, s: Settings) -> str:
     return ""
 
 
-def teach(run: Run, large: LM, small: LM, train: list[Example], dev: list[Example], s: Settings) -> dict[str, str]:
+def states_answer_first(rationale: str, example: Example) -> bool:
+    """Whether the first sentence has the answer and is none of the context. A teacher that leaps to its answer teaches
+    M_S to do so. Such rationales are counted and stay: the rule cannot tell a leap from a step in other words about
+    the right one of two things that are compared."""
+    first = data.split_sentences(rationale)[0]
+    return first not in example.sentences and data.answer_inclusion(first, example.answers) == 1
+
+
+def teach(run: Run, large: LM, small: LocalLM, train: list[Example], dev: list[Example], s: Settings) -> dict[str, str]:
     """Steps 1 and 2: example id → the rationale of M_L that M_S is to learn. What was dropped, and why, is printed and
     written to filter.json."""
     kept: dict[str, str] = {}
     counts = []
     for examples in (train, dev):
         count: Counter[str] = Counter(asked=len(examples))
-        for row in ask_teacher(run, large, examples):
-            why = fault(row, small, s)
+        for example, row in zip(examples, ask_teacher(run, large, examples), strict=True):
             count["no answer in the first pass"] += not row["parsed"]
-            count[f"dropped: {why}" if why else "kept"] += 1
-            if not why:
-                kept[row["id"]] = row["rationale"]
+            why = fault(row, small, s)
+            if why:
+                count[f"dropped: {why}"] += 1
+                continue
+            target = small.writable(row["rationale"])
+            kept[row["id"]] = target
+            count["kept"] += 1
+            count["kept: the first sentence states the answer"] += states_answer_first(row["rationale"], example)
+            count["kept: with letters that M_S lacks"] += target != row["rationale"]
         counts.append(count)
     run.write("filter.json", counts)
     table = [["rationales of M_L", "train", "held out"]]

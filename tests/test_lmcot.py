@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import call
+from harness import SAMPLES, call
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -549,3 +549,21 @@ def test_a_tokenizer_with_more_entries_than_the_model_has_rows_is_refused():
     config = T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=2)
     with pytest.raises(UserError, match="849 entries and the model only 40"):
         LocalLM(T5(config).init_weights(0), load_tokenizer("tiny/small"))
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="needs FLAN-T5's tokenizer")
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Karel Čapek met Dvořák.", "Karel Capek met Dvorak."),
+        ("Łódź and Ålesund", "Lodz and Alesund"),
+        ("Beyoncé sang in Köln.", "Beyoncé sang in Köln."),  # T5's vocabulary has French and German letters
+        ("He moved to 東京 in 1950.", "He moved to in 1950."),
+        ("a {b} c", "a b c"),
+    ],
+)
+def test_a_text_is_what_flan_t5_can_write_of_it(text, written):
+    tokenizer = load_tokenizer(SAMPLES / "flan-t5")
+    lm = LocalLM(T5(T5Config(tokenizer.get_vocab_size(), 8, 4, 8, 1, 1, 2)), tokenizer)
+    assert lm.writable(text) == written and lm.knows(written)
+    assert tokenizer.decode(tokenizer.encode(written).ids) == written
