@@ -158,7 +158,25 @@ def summarise(examples: Sequence[Example], answers: dict[str, list[list[Answer]]
                 if base in names and base != name:
                     gain = interval(draws[name] - draws[base])
                     cell[f"minus {base}"] = {"mean": means[name] - means[base], "interval": gain}
-    return {"questions": len(examples), "seeds": seeds, "methods": methods}
+    return {"questions": len(examples), "seeds": seeds, "methods": methods, "warnings": warnings(methods, answers)}
+
+
+def warnings(methods: dict, answers: dict[str, list[list[Answer]]]) -> list[str]:
+    """Where the table measures the form of M_L's answers rather than what they say: each with what to do about it."""
+    found = []
+    for name, runs in answers.items():
+        every = list(itertools.chain(*runs))
+        empty = sum(not answer.prediction for answer in every) / len(every)
+        cut = sum(answer.finish == "length" for answer in every) / len(every)
+        em, ai = methods[name]["EM"]["mean"], methods[name]["AI"]["mean"]
+        if empty > 0.5:
+            found.append(f"{name}: {empty:.0%} of the answers are empty. Read answers.jsonl; try other --prompts.")
+        if cut > 0.5:
+            found.append(f"{name}: {cut:.0%} of M_L's texts were cut. Raise --answer-tokens and --large-tokens.")
+        if em < 0.1 and ai > em + 0.2:
+            found.append(f"{name}: EM is {em:.0%}, but {ai:.0%} of the answers contain the right one. "
+                         f"M_L answers in sentences: try --prompts chat.")  # fmt: skip
+    return found
 
 
 def scores_of(examples: Sequence[Example], runs: list[list[Answer]], has_rationale: bool) -> dict[str, np.ndarray]:
@@ -198,7 +216,8 @@ def as_markdown(table: dict) -> str:
     differences = [["EM", *bases]]
     aspects = [["aspect of rationales", *rewards.ASPECTS]]
     by_type = [["EM by question type", *types]]
-    notes = [f"questions: {table['questions']}, seeds: {table['seeds']}; intervals: bootstrap over both."]
+    notes = [f"WARNING: {warning}" for warning in table["warnings"]]
+    notes.append(f"questions: {table['questions']}, seeds: {table['seeds']}; intervals: bootstrap over both.")
     for name, row in methods.items():
         means = {measure: number(row[measure]["mean"], measure) for measure in (*METRICS, *QUALITY) if measure in row}
         costs = f"{row['seconds per question']:.3g}", f"{row['tokens per question']:.3g}"
