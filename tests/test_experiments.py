@@ -340,6 +340,10 @@ def test_each_signature_of_failure_is_named_alone(method, change, metrics, names
     assert all(name in sentence for name, sentence in zip(names, found, strict=True))
 
 
+def test_a_steady_rise_is_not_unsteady():
+    assert lab.unsteadiness(ppo([9, 1, 9, 1, *range(4)])) == pytest.approx(0)  # of the second half
+
+
 # ------------------------------------------------------------------------------------------------ commands
 
 
