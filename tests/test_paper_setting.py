@@ -53,7 +53,7 @@ def test_the_commands_of_the_real_run_end_with_tables_and_checkpoints(hub, train
         "--train-limit", 8, "--eval-every", 1, "--lr", 1e-5, *few)  # fmt: skip
     table = run("eval.py", *models, "--data", SAMPLES / dev, "--limit", 3, "--samples", 2, "--max-new-tokens", 24)
     assert all(name in table for name in ("CoT + SC", "KD + SC", "LM-guided, RL, best of N", "gold rationale"))
-    said = run("lmcot.py", *models[2:], "--data", SAMPLES / dev)
+    said = run("lmcot.py", *models, "--data", SAMPLES / dev)
     assert data.load(SAMPLES / dev)[0].question in " ".join(said.split()) and "LM-guided" in said
 
     kept = json.loads((tmp_path / "runs/kd/filter.json").read_text())[0]
