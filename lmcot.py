@@ -4,7 +4,7 @@
     python lmcot.py --example tiny-test-4-7                  # another one, by its id
     python lmcot.py --demo                                   # the first of each type
     python lmcot.py --question "…" --context "…"             # your own
-    python lmcot.py --large http://localhost:8000/v1 --large-model NAME       # M_L on an OpenAI-compatible server
+    python lmcot.py --small none --large http://localhost:8000/v1 --large-model NAME --question "…" --context "…"
 
 The method is that of Lee et al. 2024 (arXiv 2404.03414). M_S, the small LM, is the only one that is trained. M_L, the
 large LM, is a black box: texts in, texts out. It never sees a reward or a gold answer.
