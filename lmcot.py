@@ -232,24 +232,21 @@ class LocalLM:
 # What stands around the words of a text.
 _PLAIN = str.maketrans({"\u2010": "-", "\u2011": "-", "‘": "'", "’": "'", "：": ":", "\xa0": " ", "\u202f": " "})
 _THOUGHTS = re.compile(  # "<think>Rome?</think>Paris". Some servers drop the first tag, and a cut text lacks the last.
-    r"(?is)\A.*(?:[<[◁]/th(?:ink|ought)\w*[]>▷]|<\|end_of_thought\|>|final<\|message\|>)"
-    r"|(?:[<[◁]th(?:ink|ought)\w*[]>▷]|<\|begin_of_thought\|>|analysis<\|message\|>).*"
+    r"(?is)\A.*(?:[<[◁]/th(?:ink|ought)\w*[]>▷]|final<\|message\|>)|(?:[<[◁]th(?:ink|ought)\w*[]>▷]|analysis<\|).*"
 )
-_TOKEN = re.compile(  # "</s>", "<|eot_id|>", "[/INST]"; also with the role that it opens, "<|im_start|>assistant"
-    r"<\|?(?:im_start|start_header_id|start_of_turn|start)\|?>\s*\w+|<[|｜][^<>\n]{1,40}[|｜]>"
-    r"|</?s>|<(?:pad|bos|eos|end_of_turn)>|\[/?INST\]"
+_TOKEN = re.compile(  # "</s>", "<|eot_id|>", "[/INST]"; also with the role that it opens, "<start_of_turn>model"
+    r"<\|?(?:start_header_id|start_of_turn)\|?>\s*\w+|<[|｜][^<>\n]{1,40}[|｜]>|</s>|<(?:eos|end_of_turn)>|\[/?INST\]"
 )
 # "Assistant: Paris", "Sure, the answer is Paris"
-_OPENER = re.compile(r"(?i)\A\s*(?:(?:assistant|model|reasoning|a)\s?:|assistant\n|(?:sure|certainly|of course)[,.!])")
+_OPENER = re.compile(r"(?i)\A\s*(?:(?:assistant|reasoning|a)\s?:|assistant\n|(?:sure|certainly|of course)[,.!])")
 _COMMAND = re.compile(r"(?i)\\(?!boxed)[a-z]+\s*\{([^{}]*)\}|\\[][()]|\\(?=[&%$#])")  # "\text{km}", "\(", "\%"
 _STATED = (
-    re.compile(r"\${0,2}\s{0,9}\\{0,2}\bboxed\s?\{((?:[^{}]|\{[^{}]*\})*)\}?\s{0,9}\${0,2}"),  # "$\boxed{Paris}$"
+    re.compile(r"\${0,2}\s{0,9}\\{0,2}\bboxed\s?\{([^{}]*)\}?\s{0,9}\${0,2}"),  # "$\boxed{Paris}$"
     re.compile(r"(?i)<(?:final_?)?answer>([^<]*)"),  # "<answer>Paris</answer>"
     re.compile(r'(?i)"(?:final_?)?answer"\s?:\s?"?([^"\n}]*)'),  # '{"answer": "Paris"}'
 )
-_MARKUP = re.compile(  # "```json", "### ", "> ", "<b>", "**Paris**", but not the stars of "M*A*S*H"
-    r"(?im)```\w*|`|^[ \t]*[#>]+[ \t]+|</?[a-z][\w-]*>|(?<![^\W_])[*_]+|[*_]+(?![^\W_])"
-)
+# "```json", "### ", "> ", "<b>", "**Paris**", but not the stars of "M*A*S*H"
+_MARKUP = re.compile(r"(?im)```\w*|`|^[ \t]*[#>]+[ \t]+|</?[a-z][\w-]*>|(?<![^\W_])[*_]+|[*_]+(?![^\W_])")
 
 
 def clean(text: str) -> str:
@@ -267,27 +264,23 @@ def clean(text: str) -> str:
 
 # What states an answer: a label where a line or sentence begins, "### Final Answer: Paris"; or a phrase anywhere, 'the
 # answer to the question "Who is it?" is Ann'. But "the answer is based on the text" states none.
-_ANSWER = (
-    r"(?:(?:final|correct|right|short|best) ){0,2}ans(?:wer)?"
-    r"""(?: to (?:the|this|your)(?: \w+)? question(?: ["“][^\n]{1,300}?["”])?| (?:to|for|you) [^.\n]{1,200})?"""
-)
-_LABEL = rf"(?:^|(?<=[.!?]))[\W\d]{{0,9}}{_ANSWER}(?:]|\s*[:=—]|[ \t]*\n| -| is\b)"
+_ANSWER = r"(?:(?:final|correct|right|short) ){0,2}ans(?:wer)?"
+_ASKED = r"""(?: to (?:the|this|your)(?: \w+)? question(?: ["“][^\n]{1,300}?["”])?| (?:to|for|you) [^.\n]{1,200})?"""
+_LABEL = rf"(?:^|(?<=[.!?]))[\W\d]{{0,9}}{_ANSWER}{_ASKED}(?:]|\s*[:=—]|[ \t]*\n| -| is\b)"
 _NOTHING = r"(?!\s?(?-i:not|clear|based|found|given|stated|in the (?:context|text))\b)"
-_PHRASE = rf"\b(?:the|my) {_ANSWER}(?:,? (?:is|would be|must be)\b|:){_NOTHING}"
+_PHRASE = rf"\b(?:the|my) {_ANSWER}{_ASKED}(?:,? (?:is|would be|must be)\b|\s?:){_NOTHING}"
 _SO = r"\b(?:so|thus|hence|therefore|finally|in conclusion|(?:based on|according to) [^.,\n]{1,80})\b,?\s*"
-_CONCLUSION = re.compile(rf"(?im)[\s,;:]{{0,9}}(?:{_SO}){{0,2}}(?:(?:{_LABEL}|{_PHRASE})[\s:,]*(?-i:that )?)+(?=\S)")
+_CONCLUSION = re.compile(rf"(?im)[,;:]?\s{{0,3}}(?:{_SO}){{0,2}}(?:(?:{_LABEL}|{_PHRASE})[\s:,]*(?-i:that )?)+(?=\S)")
 _AFTERWARDS = re.compile(  # what follows an answer: another turn, "Question 2: …", or a remark, "(Note that …"
     r"(?im)\n\W{0,9}(?:question|q|user|human|context|passage|explanation)[ \d]{0,4}(?:[:.)]|$)"
-    r"|[.!?(\n]\s{0,9}(?:please )?(?:note\b|let me know|(?:i )?hope)|\s(?-i:Question|Context): "
+    r"|[.!?(\n]\s{0,9}(?:please )?(?:note\b|let me know|(?:i )?hope)|\s(?-i:Question|Context|Q): "
 )
-_REASON = re.compile(r",? because\b|, (?:since|as|which|who|whose|where)\b")  # "Paris, which is in France"
+_REASON = re.compile(r",? because\b|, (?:since|as|which|whose|who|where)\b")  # "Paris, which is in France"
 _STOP = re.compile(r"""[.!?]+["”)]*(?:\s+|$)""")  # "Paris. It", 'Paris." It'
-_AFTER_LONG = re.compile(r"""(?<=[^\W\d]{5})\.["”)]*\s+""")  # "Paris. It", but not "Bros. Pictures"
+_NO_NAME = r"(?:Th[aei]\w*|It|He|She|We|I|An?|In|On|At|As|So|Both|His|Her|However|Not),?\s"  # how no name goes on
+_END = re.compile(rf"""(?<=[^\W\d]{{5}})\.["”)]*\s+|\.["”)]*\s+(?={_NO_NAME})""")  # "Paris. Ann left", "X. He left"
 _INITIAL = re.compile(r"(?<![\w.])(?:[A-Z]|(?![AEIOUY]|Jr|Sr|Ltd)[A-Z][b-df-hj-np-tv-xz]{1,3}|vs?)$")  # "X", "St", "v"
-# A clause has a word in small letters that names seldom have: "Ann Lee left", but not "Duke of York". Some words begin
-# no name at all: "He left".
-_CLAUSE = re.compile(r"(?![a-z\d])(?:(?!(?<!\b[A-Z])[.!?]\s).)*?\s(?!(?:of|and|the|in|on|for|to|de)\b)[a-z]")
-_NO_NAME = re.compile(r"(?:Th[aei]\w*|It|He|She|We|I|An?|In|On|At|As|So|Both|His|Her|However|Not),?\s")
+_CLAUSE = re.compile(r"(?![a-z\d])(?:(?!(?<!\b[A-Z])[.!?]\s).)*?\s(?!(?:of|and|the)\b)[a-z]")  # "It is", not "A of B"
 
 
 def bare(prediction: str) -> str:
@@ -301,15 +294,15 @@ def bare(prediction: str) -> str:
 
 def find_answer(text: str) -> str:
     """The answer that a text begins with. It ends with its line, before a reason, or at a stop that is none of a name:
-    after a long word any full stop, "Paris."; after others a stop that a clause follows, "Rome. Ann left", but not
-    "Vol. 2"; after an initial or letters without a vowel one before a word that begins no name, "Malcolm X. He"."""
+    after a word of five letters or before a word that no name has, "Malcolm X. He left"; except after an initial or
+    letters without a vowel, before any clause, "Rome. Ann Lee left". So "Lt. Gen. James Hill" stays whole."""
     text = text[:999].partition("\n")[0]
     reason = _REASON.search(text)
     end = reason.start() if reason else len(text)
     for stop in _STOP.finditer(text, 0, end):
         before, mark, after = text[: stop.start()], text[stop.start()], text[stop.end() :]
-        new_sentence = _NO_NAME if _INITIAL.search(before) else _CLAUSE
-        if not after or _AFTER_LONG.match(text, stop.start()) or new_sentence.match(after):
+        new_clause = _CLAUSE.match(after) and not _INITIAL.search(before)
+        if not after or new_clause or _END.match(text, stop.start()):
             belongs = mark != "." or re.search(r"(?:\.[A-Za-z]+|[JS]r)$", before)  # "Go!", "the U.S."
             return bare(before + mark if belongs else before)
     return bare(text[:end])
@@ -323,8 +316,9 @@ def parse_cot(text: str) -> tuple[str, str]:
     first = _CONCLUSION.search(text)
     if not first:
         return text, ""
-    afterwards = _AFTERWARDS.search(text, first.end())
-    marks = list(_CONCLUSION.finditer(text, 0, afterwards.start() if afterwards else len(text)))
+    start = first.end() + 1  # inside the first answer
+    text = text[:start] + _AFTERWARDS.split(text[start:], maxsplit=1)[0]
+    marks = list(_CONCLUSION.finditer(text))
     predictions = [find_answer(text[mark.end() :]) for mark in marks]
     first = marks[predictions.index(predictions[-1])]
     return text[: first.start()].strip(), predictions[-1]
@@ -335,14 +329,14 @@ def parse_answer(text: str) -> str:
     or after other lines; else the first line that is no introduction ("Here it is:"), without a sentence that follows.
     Reasoning in one line is left as it is, for F1 and AI to judge."""
     text = re.sub(r"\A(?:[^\n]*:\s*\n)+", "", clean(text)).strip()
-    afterwards = _AFTERWARDS.search(text, 1)
-    text = text[: afterwards.start()] if afterwards else text
+    text = text[:1] + _AFTERWARDS.split(text[1:], maxsplit=1)[0]
     before, prediction = parse_cot(text)
     if prediction and ("\n" in text or not _STOP.search(before)):
         return prediction
     line = text.partition("\n")[0]
-    first = _AFTER_LONG.split(_REASON.split(line, maxsplit=1)[0], maxsplit=1)[0]
-    return bare(line if _CLAUSE.match(first) else first)
+    first = _END.split(_REASON.split(line, maxsplit=1)[0], maxsplit=1)[0]
+    is_reasoning = re.search(r"\b(?:is|are|was|were|has|had|[a-z]+ed)\b", first)
+    return bare(line if is_reasoning else first)
 
 
 # ------------------------------------------------------------------------------------------------ settings

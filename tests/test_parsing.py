@@ -56,6 +56,8 @@ ANSWERS = {
         ("The answer to the question of who is older is Ann.", "Ann"),
         ("The answer to whether they are both French is yes.", "yes"),
         ("The answer you are looking for is Paris.", "Paris"),
+        ("The answer for this question is Paris.", "Paris"),
+        ("The answer to your question is Paris, which is in France.", "Paris"),
     ],
     "a label": [
         ("Answer: Paris", "Paris"),
@@ -109,10 +111,14 @@ ANSWERS = {
         ("Paris, because Ann was born there.", "Paris"),
         ("Paris because Ann was born there", "Paris"),
         ("Paris, which is in France.", "Paris"),
+        ("American singer. He was born in Paris.", "American singer"),
+        ("The Lord of the Rings. It came out in 2001.", "The Lord of the Rings"),
+        ("Rome. She was born there.", "Rome"),
         ("Just Because", "Just Because"),
         # Reasoning in one line is left as it is, for F1 and AI to judge: the embedded M_L writes that now and then, and
         # the README's tables count it as wrong.
         ("The father of Ann is Bob. So the answer is Bob.", "The father of Ann is Bob. So the answer is Bob."),
+        ("Ann founded Acme. Bob is older.", "Ann founded Acme. Bob is older."),
         ("J. R. R. Tolkien wrote it.", "J. R. R. Tolkien wrote it."),
         ("Lt. Gen. James Hill was the commander.", "Lt. Gen. James Hill was the commander."),
     ],
@@ -156,7 +162,7 @@ ANSWERS = {
         ("> Paris", "Paris"),
         ("`Paris`", "Paris"),
         ("```\nParis\n```", "Paris"),
-        ("```text\nAnswer: Paris\n```", "Paris"),
+        ("```text\nParis\n```", "Paris"),
         ('The answer is: "Paris"', "Paris"),
         ("M*A*S*H", "M*A*S*H"),
     ],
@@ -192,6 +198,9 @@ ANSWERS = {
         ("<pad> Paris</s>", "Paris"),
         ("<bos>Paris<eos>", "Paris"),
         ("Paris<|eot_id|>", "Paris"),
+        ("Paris</s> Rome", "Paris"),
+        ("Paris<eos>Rome", "Paris"),
+        ("Paris<end_of_turn>Rome", "Paris"),
         ("Paris<|im_end|>\n<|im_start|>user\nAnd Bob?", "Paris"),
         ("<|im_start|>assistant\nParis<|im_end|>", "Paris"),
         ("<|start_header_id|>assistant<|end_header_id|>\n\nParis<|eot_id|>", "Paris"),
@@ -207,6 +216,8 @@ ANSWERS = {
         ("<think>\n\n</think>\n\nParis", "Paris"),
         ("<think>Rome?", ""),
         ("<thinking>Rome?</thinking>Paris", "Paris"),
+        ("<thought>Rome?</thought>Paris", "Paris"),
+        ("<thought>Rome?", ""),
         ("[THINK]Rome?[/THINK]Paris", "Paris"),
         ("◁think▷Rome?◁/think▷Paris", "Paris"),
         ("<think>\nRome?\n</think>\n**Answer:** Paris<|im_end|>", "Paris"),
@@ -242,6 +253,9 @@ CHAINS = {
         ("**Ann** left.\n\n### **Final Answer**:\n**Paris**\n", "Ann left.", "Paris"),
         (r"Ann left. The final answer is $\boxed{\text{St. Louis}}$.", "Ann left.", "St. Louis"),
         ("Ann left.\n\n$$\\boxed{\\text{Paris}}$$", "Ann left.", "Paris"),
+        (r"Ann left. The answer is \(\boxed{3.5 km}\)", "Ann left.", "3.5 km"),
+        (r"Ann left \(1950\). \boxed{Paris}", "Ann left 1950.", "Paris"),
+        ("Ann left. Answer: Paris", "Ann left.", "Paris"),
         ("<reasoning>\nAnn left.\n</reasoning>\n<answer>\nParis\n</answer>", "Ann left.", "Paris"),
         ("Reasoning: Ann left.\nAnswer: Paris", "Ann left.", "Paris"),
         ('Ann left.\n\nThe answer to the question "Where was Ann born?" is Paris.', "Ann left.", "Paris"),
@@ -283,6 +297,9 @@ CHAINS = {
         ("So the answer is Craig v. Boren. The case was decided in 1976.", "", "Craig v. Boren"),
         ("So the answer is Lt. Gen. James Hill. He led it.", "", "Lt. Gen. James Hill"),
         ("So the answer is J. R. R. Tolkien, who wrote it.", "", "J. R. R. Tolkien"),
+        ("So the answer is St. Louis, where Ann was born.", "", "St. Louis"),
+        ("So the answer is Craig v. Boren, which ended in 1976.", "", "Craig v. Boren"),
+        ("So the answer is U.S. Department of Justice. It is in the text.", "", "U.S. Department of Justice"),
         ("So the answer is Hank Williams, Jr. Ann Lee left.", "", "Hank Williams, Jr."),
         ("So the answer is Marriott International, Inc. of Maryland. It grew.", "",
          "Marriott International, Inc. of Maryland"),
@@ -310,6 +327,56 @@ def test_a_chain_is_cut_into_reasoning_and_answer(text, reasoning, prediction):
     assert lmcot.parse_cot(text) == (reasoning, prediction)
 
 
+# ---- Words that mean the same ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["answer", "final answer", "correct answer", "right answer", "short answer"])
+@pytest.mark.parametrize("verb", ["is", "is:", "would be", ":", "must be", "to this question is", "to the question:"])
+def test_an_answer_is_stated_in_many_words(kind, verb):
+    assert lmcot.parse_cot(f"Ann left. The {kind} {verb} Paris.") == ("Ann left.", "Paris")
+
+
+@pytest.mark.parametrize("so", [
+    "So", "Thus,", "Therefore,", "Finally,", "In conclusion,", "Based on the context,", "According to the text,",
+])  # fmt: skip
+def test_what_leads_to_the_answer_is_no_reasoning(so):
+    assert lmcot.parse_cot(f"Ann left. {so} the answer is Paris.") == ("Ann left.", "Paris")
+
+
+@pytest.mark.parametrize("what", ["not stated", "clear from it", "based on it", "found in it", "given", "stated there",
+                                  "in the context", "in the text"])  # fmt: skip
+def test_a_remark_on_the_answer_is_none(what):
+    assert lmcot.parse_cot(f"Ann left. The answer is Paris. The answer is {what}.") == ("Ann left.", "Paris")
+
+
+@pytest.mark.parametrize("label", [
+    "Question", "Question 2", "Q", "Q2", "User", "Human", "Context", "Passage", "Explanation", "**Note**",
+    "Please note", "Let me know", "I hope", "(Note",
+])  # fmt: skip
+def test_what_follows_on_a_line_of_its_own_is_not_the_answer(label):
+    assert lmcot.parse_answer(f"Paris\n\n{label}: so the answer is Rome.") == "Paris"
+    assert lmcot.parse_cot(f"So the answer is Paris.\n{label}: so the answer is Rome.") == ("", "Paris")
+
+
+@pytest.mark.parametrize("reason", [" because", ", because", ", since", ", as", ", which", ", who", ", where"])
+def test_a_reason_ends_the_answer(reason):
+    assert lmcot.parse_answer(f"Rome{reason} Ann says so.") == "Rome"
+    assert lmcot.parse_cot(f"So the answer is St. Louis{reason} Ann says so.") == ("", "St. Louis")
+
+
+@pytest.mark.parametrize("opener", [
+    "That", "This", "The", "These", "There", "Therefore,", "It", "He", "She", "We", "I", "A", "An", "In", "On", "At",
+    "As", "So", "Both", "His", "Her", "However,", "Not",
+])  # fmt: skip
+def test_even_an_initial_ends_the_answer_before_a_word_that_no_name_has(opener):
+    assert lmcot.parse_cot(f"So the answer is Malcolm X. {opener} Ann says so.") == ("", "Malcolm X")
+
+
+@pytest.mark.parametrize("subject", ["they", "both", "it", "he", "she", "because they"])
+def test_a_yes_needs_no_comma_before_its_explanation(subject):
+    assert lmcot.parse_answer(f"Yes {subject} say so.") == "Yes"
+
+
 # ---- Properties ------------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +398,24 @@ def test_what_the_conclusion_states_is_what_parse_cot_returns(sentences, answer)
     reasoning = " ".join(sentences)
     text = " ".join([*sentences, lmcot.CONCLUSION.format(answer=answer)])
     assert lmcot.parse_cot(text) == (reasoning, answer)
+
+
+PIECES = [
+    *("Ann", "Paris", "yes", "no", "because", "who", "was born", "to", "is", "assistant", "Lt.", "X.", "Inc.", "- "),
+    *("The answer is", "So the answer is", "Answer:", "(Note", "Note: the", "Question:", ".", "!", ",", ":", "(", ")"),
+    *("<think>", "</think>", "<answer>", "</answer>", "</s>", "<|im_start|>", "\\boxed{", "\\text{", "}", "$"),
+    *("\n", "\n\n", " ", '"', "“", "**", "```", "#"),
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12), st.sampled_from(["", " "]))
+def test_whatever_is_written_reasoning_is_a_part_of_it_and_an_answer_is_one_line_of_it(pieces, between):
+    text = between.join(pieces)
+    cleaned = lmcot.clean(text)
+    reasoning, prediction = lmcot.parse_cot(text)
+    assert cleaned.startswith(reasoning) and reasoning == reasoning.strip()
+    for answer in (prediction, lmcot.parse_answer(text)):
+        assert answer in cleaned and "\n" not in answer
 
 
 # ---- The answers of the real data sets -------------------------------------------------------------------------------
