@@ -292,52 +292,114 @@ class LocalLM:
 
 # ------------------------------------------------------------------------------------------------ parsing
 
-_CONCLUSION = re.compile(
-    r"(?:[\s,;:]{0,9}(?:\b(?:so|thus|hence|therefore)\b,?\s*)?"  # "So the answer is", "The final answer is:"
-    r"\bthe (?:final |correct )?answer(?: to (?:the|this) question)?(?: is:?|:)\s+"
-    r"|(?:^|(?<=[.!?]))[\s#>_-]{0,9}(?:final )?answer:\s+"  # a label: "### Final Answer: Paris"
-    r"|(?=[$\\]\S{0,9}boxed))(?:(?:\$|\\[(\[])*\\boxed\{(?:\\text\w*\{)?)?",  # LaTeX, also alone: $\boxed{Paris}$
-    re.I | re.M,
+# What stands around the words of a text.
+_PLAIN = str.maketrans({"\u2010": "-", "\u2011": "-", "‘": "'", "’": "'", "：": ":", "\xa0": " ", "\u202f": " "})
+_THOUGHTS = re.compile(  # "<think>Rome?</think>Paris". Some servers drop the first tag, and a cut text lacks the last.
+    r"(?is)\A.*(?:[<[◁]/th(?:ink|ought)\w*[]>▷]|final<\|message\|>)|(?:[<[◁]th(?:ink|ought)\w*[]>▷]|analysis<\|).*"
 )
-ABBREVIATIONS = ("[A-Z]", "St", "Ft", "Mt", "Dr", "Mr", "Mrs", "Ms", "Jr", "Sr", "vs", "Inc", "Ltd", "Co", "Corp")
-# A prediction ends at a full stop (not at those of St. Louis, J. R. R. Tolkien and No. 10), with its line or box, or
-# before a reason.
-_END = re.compile(
-    r"(?=\.)" + "".join(rf"(?<!\b{word})" for word in ABBREVIATIONS) + r"(?!(?:(?<=\bNo)|(?<=\bc))\.\s\d)"
-    r"""\.(?=["”]?(?:\s|$))|\n|\}|,? because\b"""
+_TOKEN = re.compile(  # "</s>", "<|eot_id|>", "[/INST]"; also with the role that it opens, "<start_of_turn>model"
+    r"<\|?(?:start_header_id|start_of_turn)\|?>\s*\w+|<[|｜][^<>\n]{1,40}[|｜]>|</s>|<(?:eos|end_of_turn)>|\[/?INST\]"
 )
-_ASIDE = re.compile(r"(?s)\A.*</think>|<think>.*|\*\*")  # thoughts (some servers drop the opening tag) and bold type
-_QUOTED = re.compile(r"""^["“]([^"“”]+)["”]?$""")
-# "Yes, because …" is a yes (the official F1 knows the bare word only); "No. 10" and "Yes, Prime Minister" are names.
-_VERDICT = re.compile(r"^((?i:yes|no))(?:\.\s+(?!\d)|\s*[,;:!–—-]+\s+(?=[a-z]|(?:\S+\s+){3}\S)).*")
+# "Assistant: Paris", "Sure, the answer is Paris"
+_OPENER = re.compile(r"(?i)\A\s*(?:(?:assistant|reasoning|a)\s?:|assistant\n|(?:sure|certainly|of course)[,.!])")
+_COMMAND = re.compile(r"(?i)\\(?!boxed)[a-z]+\s*\{([^{}]*)\}|\\[][()]|\\(?=[&%$#])")  # "\text{km}", "\(", "\%"
+_STATED = (
+    re.compile(r"\${0,2}\s{0,9}\\{0,2}\bboxed\s?\{([^{}]*)\}?\s{0,9}\${0,2}"),  # "$\boxed{Paris}$"
+    re.compile(r"(?i)<(?:final_?)?answer>([^<]*)"),  # "<answer>Paris</answer>"
+    re.compile(r'(?i)"(?:final_?)?answer"\s?:\s?"?([^"\n}]*)'),  # '{"answer": "Paris"}'
+)
+# "```json", "### ", "> ", "<b>", "**Paris**", but not the stars of "M*A*S*H"
+_MARKUP = re.compile(r"(?im)```\w*|`|^[ \t]*[#>]+[ \t]+|</?[a-z][\w-]*>|(?<![^\W_])[*_]+|[*_]+(?![^\W_])")
+
+
+def clean(text: str) -> str:
+    """A model's text without what stands around its words. A box, tag or JSON field of the answer becomes a line."""
+    text = _THOUGHTS.sub("", text.translate(_PLAIN))
+    turns = [turn for turn in _TOKEN.split(text) if turn.strip()]
+    text = _OPENER.sub("", turns[0]) if turns else ""
+    text = re.sub(r"\\[,;: ]", " ", text.replace("{,}", ","))  # LaTeX: "3.5\,km", "1{,}000"
+    for _ in range(3):  # commands stand in commands; the innermost goes first
+        text = _COMMAND.sub(r"\1", text)
+    for pattern in _STATED:
+        text = pattern.sub(r"\nAnswer: \1\n", text)
+    return _MARKUP.sub("", text).strip()
+
+
+# What states an answer: a label where a line or sentence begins, "### Final Answer: Paris"; or a phrase anywhere, 'the
+# answer to the question "Who is it?" is Ann'. But "the answer is based on the text" states none.
+_ANSWER = r"(?:(?:final|correct|right|short) ){0,2}ans(?:wer)?"
+_ASKED = r"""(?: to (?:the|this|your)(?: \w+)? question(?: ["“][^\n]{1,300}?["”])?| (?:to|for|you) [^.\n]{1,200})?"""
+_LABEL = rf"(?:^|(?<=[.!?]))[\W\d]{{0,9}}{_ANSWER}{_ASKED}(?:]|\s*[:=—]|[ \t]*\n| -| is\b)"
+_NOTHING = r"(?!\s?(?-i:not|clear|based|found|given|stated|in the (?:context|text))\b)"
+_PHRASE = rf"\b(?:the|my) {_ANSWER}{_ASKED}(?:,? (?:is|would be|must be)\b|\s?:){_NOTHING}"
+_SO = r"\b(?:so|thus|hence|therefore|finally|in conclusion|(?:based on|according to) [^.,\n]{1,80})\b,?\s*"
+_CONCLUSION = re.compile(rf"(?im)[,;:]?\s{{0,3}}(?:{_SO}){{0,2}}(?:(?:{_LABEL}|{_PHRASE})[\s:,]*(?-i:that )?)+(?=\S)")
+_AFTERWARDS = re.compile(  # what follows an answer: another turn, "Question 2: …", or a remark, "(Note that …"
+    r"(?im)\n\W{0,9}(?:question|q|user|human|context|passage|explanation)[ \d]{0,4}(?:[:.)]|$)"
+    r"|[.!?(\n]\s{0,9}(?:please )?(?:note\b|let me know|(?:i )?hope)|\s(?-i:Question|Context|Q): "
+)
+_REASON = re.compile(r",? because\b|, (?:since|as|which|whose|who|where)\b")  # "Paris, which is in France"
+_STOP = re.compile(r"""[.!?]+["”)]*(?:\s+|$)""")  # "Paris. It", 'Paris." It'
+_NO_NAME = r"(?:Th[aei]\w*|It|He|She|We|I|An?|In|On|At|As|So|Both|His|Her|However|Not),?\s"  # how no name goes on
+_END = re.compile(rf"""(?<=[^\W\d]{{5}})\.["”)]*\s+|\.["”)]*\s+(?={_NO_NAME})""")  # "Paris. Ann left", "X. He left"
+_INITIAL = re.compile(r"(?<![\w.])(?:[A-Z]|(?![AEIOUY]|Jr|Sr|Ltd)[A-Z][b-df-hj-np-tv-xz]{1,3}|vs?)$")  # "X", "St", "v"
+_CLAUSE = re.compile(r"(?![a-z\d])(?:(?!(?<!\b[A-Z])[.!?]\s).)*?\s(?!(?:of|and|the)\b)[a-z]")  # "It is", not "A of B"
 
 
 def bare(prediction: str) -> str:
-    """A prediction without quotation marks around it, and without what explains a yes or no."""
-    return _VERDICT.sub(r"\1", _QUOTED.sub(r"\1", prediction.strip()))
+    """A prediction without bullet and quotation marks, and without what explains a yes or no: "Yes, they are" is a yes
+    (the official F1 knows the bare word only), but "No. 10" and "Yes, Prime Minister" are names."""
+    prediction = re.sub(r"^[-•]\s+", "", prediction.strip().rstrip(",;"))
+    prediction = re.sub(r"""^["“]([^"“”]+)["”]?$""", r"\1", prediction)
+    then = r"(?:[,;:!]\s*|\.\s+|\s*[–—(]|\s+-+\s+|\s+(?=(?:they|both|it|he|she|because)\b))(?!\d)"
+    return re.sub(rf"^((?i:yes|no)){then}(?=.*(?<![\w'])[a-z]).*", r"\1", prediction)
+
+
+def find_answer(text: str) -> str:
+    """The answer that a text begins with. It ends with its line, before a reason, or at a stop that is none of a name:
+    after a word of five letters or before a word that no name has, "Malcolm X. He left"; except after an initial or
+    letters without a vowel, before any clause, "Rome. Ann Lee left". So "Lt. Gen. James Hill" stays whole."""
+    text = text[:999].partition("\n")[0]
+    reason = _REASON.search(text)
+    end = reason.start() if reason else len(text)
+    for stop in _STOP.finditer(text, 0, end):
+        before, mark, after = text[: stop.start()], text[stop.start()], text[stop.end() :]
+        new_clause = _CLAUSE.match(after) and not _INITIAL.search(before)
+        if not after or new_clause or _END.match(text, stop.start()):
+            belongs = mark != "." or re.search(r"(?:\.[A-Za-z]+|[JS]r)$", before)  # "Go!", "the U.S."
+            return bare(before + mark if belongs else before)
+    return bare(text[:end])
 
 
 def parse_cot(text: str) -> tuple[str, str]:
-    """Chain of thought → (reasoning, prediction); the prediction is "" where no "the answer is …" is found.
-
-    The last such phrase counts, and its first sentence is the prediction. The reasoning ends where that prediction is
-    first stated, so that an answer said twice does not stay in it.
-    """
-    text = _ASIDE.sub("", text).strip()
-    marks = list(_CONCLUSION.finditer(text))
-    if not marks:
+    """Chain of thought → (reasoning, prediction); the prediction is "" where no "the answer is …" is found. The last
+    such phrase counts, of those before another question or a remark. The reasoning ends where that prediction is first
+    stated, so that an answer said twice does not stay in it."""
+    text = clean(text)
+    first = _CONCLUSION.search(text)
+    if not first:
         return text, ""
-    predictions = [bare(_END.split(text[mark.end() :][:999], maxsplit=1)[0]) for mark in marks]
+    start = first.end() + 1  # inside the first answer
+    text = text[:start] + _AFTERWARDS.split(text[start:], maxsplit=1)[0]
+    marks = list(_CONCLUSION.finditer(text))
+    predictions = [find_answer(text[mark.end() :]) for mark in marks]
     first = marks[predictions.index(predictions[-1])]
     return text[: first.start()].strip(), predictions[-1]
 
 
 def parse_answer(text: str) -> str:
-    """What a model says when asked for an answer → the prediction: what "the answer is …" states in its first sentence,
-    or after other lines; else the first line. A short answer, as FLAN gives it, stays as it is."""
+    """What a model says when asked for an answer → the prediction: what "the answer is …" states, in the first sentence
+    or after other lines; else the first line that is no introduction ("Here it is:"), without a sentence that follows.
+    Reasoning in one line is left as it is, for F1 and AI to judge."""
+    text = re.sub(r"\A(?:[^\n]*:\s*\n)+", "", clean(text)).strip()
+    text = text[:1] + _AFTERWARDS.split(text[1:], maxsplit=1)[0]
     before, prediction = parse_cot(text)
-    text = _ASIDE.sub("", text).strip()
-    return prediction if prediction and ("\n" in text or not _END.search(before)) else bare(text.partition("\n")[0])
+    if prediction and ("\n" in text or not _STOP.search(before)):
+        return prediction
+    line = text.partition("\n")[0]
+    first = _END.split(_REASON.split(line, maxsplit=1)[0], maxsplit=1)[0]
+    is_reasoning = re.search(r"\b(?:is|are|was|were|has|had|[a-z]+ed)\b", first)
+    return bare(line if is_reasoning else first)
 
 
 # ------------------------------------------------------------------------------------------------ settings
