@@ -1,6 +1,6 @@
 """
-What strangers can send: a checkpoint, a data file, a server's answer, a run folder. Each loader reads broken ones, and
-must make a working object of each or refuse it in one sentence.
+What strangers can send: a checkpoint, a data file, a server's answer. Each loader reads broken ones, and must make a
+working object of each or refuse it in one sentence.
 
     python tests/fuzz.py                                # 10,000 inputs for each loader: minutes
     python tests/fuzz.py config pickle --inputs 500     # some of them
@@ -16,13 +16,11 @@ import json
 import math
 import os
 import random
-import re
 import resource
 import signal
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,13 +33,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
 
 import data  # noqa: E402
 import lmcot  # noqa: E402
-from model import T5, T5Config, load_tokenizer  # noqa: E402
+from model import T5, T5Config  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
-from plumbing.run import Run  # noqa: E402
 from plumbing.server import ServedLM  # noqa: E402
 from tiny import world  # noqa: E402
 
@@ -49,27 +45,16 @@ SECONDS, GIGABYTES = 5, 4  # that one input may take
 
 # ------------------------------------------------------------------------------------------------ mutations
 
-NUMBERS = (0, 1, 2, 7, -1, 96, 2**15, 2**24 - 1, 2**31, 2**63, 10**300, 0.5, -0.0, 5e-324, math.nan, math.inf)
-TEXTS = ("", " ", "x", "\0", "a\r\nb", "\x1b[2J\x9b2J", "\u2028", "\u202eabc\u202c", "שלום עולם", "e" + "\u0301" * 40,
-         "👩‍👩‍👧‍👦", "\ufeff", "\uffff", "İıſKﬁ", "0", "true", "float32", "I64", "../outside/x.safetensors", "..",
-         "../outside/x.bin", "/etc/passwd", "C:\\x", "a/b", "%s{0}{x}", "word " * 3000, "a" * 300)  # fmt: skip
-OTHERS = ([], {}, [[]], [None], [[], {}], {"": None}, [0] * 50, [""] * 50, [2**24] * 9, [-1, 2], None, True, False)
+ODD = (0, 1, 2, 7, -1, 96, 2**15, 2**24 - 1, 2**31, 2**63, 10**300, 0.5, -0.0, 5e-324, math.nan, math.inf,
+       "", " ", "x", "\0", "a\r\nb", "\x1b[2J\x9b2J", "\u2028", "\u202eabc\u202c", "שלום", "e" + "\u0301" * 40,
+       "👩‍👩‍👧‍👦", "\ufeff", "İıſKﬁ", "0", "true", "I64", "../outside/x.safetensors", "..", "../outside/x.bin",
+       "/etc/passwd", "a/b", "%s{0}{x}", "word " * 40, "a" * 300,
+       [], {}, [[]], [None], [[], {}], {"": None}, [0] * 50, [2**24] * 9, [-1, 2], None, True, False,
+       "@lists@", "@digits@", "@surrogate@", "@huge@")  # fmt: skip
+# Words that stand for what json.dumps cannot write; they are replaced when the text is made.
+RAW = {"@lists@": "[" * 10**5 + "]" * 10**5, "@digits@": "9" * 5000, "@surrogate@": '"a\\udfff b"', "@huge@": "-1e999"}
 BYTES = (b"\xff" * 8, b"\0" * 8, b"\x7f" + b"\xff" * 7, b"\xed\xa0\x80", b"\xef\xbb\xbf", b'"', b"\\ud800", b"{", b"]",
          b"\n", b"-", b"9" * 30, b"NaN")  # fmt: skip
-
-# Words that stand for what json.dumps cannot write; they are replaced when the text is made.
-RAW = {
-    "@lists@": lambda rng: nested(rng, "[", "]"),
-    "@objects@": lambda rng: nested(rng, '{"a":', "}"),
-    "@digits@": lambda rng: "9" * rng.choice((400, 4000, 5000)),
-    "@surrogate@": lambda rng: rng.choice(('"\\ud800"', '"a\\udfff b"', '"\\udc00\\ud83d"')),
-    "@huge@": lambda rng: rng.choice(("1e999", "-1e999", "123456789012345678901e200")),
-}
-
-
-def nested(rng: random.Random, left: str, right: str) -> str:
-    depth = rng.choice((40, 400, rng.randrange(850, 1000), 100_000))  # Python reads about 1000
-    return left * depth + "1" + right * depth
 
 
 def places(value) -> list[tuple]:
@@ -85,26 +70,20 @@ def places(value) -> list[tuple]:
 
 
 def mutate_value(rng: random.Random, value, words: tuple):
-    """One to three changes to a JSON value: something is gone, doubled, renamed, exchanged or replaced."""
+    """One to three changes to a JSON value: something is gone, doubled, renamed or replaced."""
     for _ in range(rng.choice((1, 1, 2, 3))):
-        # A value that nobody expects; a copy, which later changes may reach.
-        odd = copy.deepcopy(rng.choice(rng.choice((NUMBERS, TEXTS, OTHERS, tuple(RAW), words or TEXTS))))
+        odd = copy.deepcopy(rng.choice(rng.choice((ODD, words or ODD))))
         found = places(value)
         if not found or rng.random() < 0.02:
             return odd
         node, key = rng.choice(found)
-        change = rng.choice(("drop", "double", "rename", "exchange", "near", "odd", "odd", "odd"))
+        change = rng.choice(("drop", "double", "rename", "odd", "odd", "odd"))
         if change == "drop":
             del node[key]
         elif change == "double" and isinstance(node, list):
             node[key:key] = [node[key]] * rng.choice((1, 2, 40))
         elif change == "rename" and isinstance(node, dict):
-            node[rng.choice((*TEXTS, *words, key + "x"))] = node.pop(key)
-        elif change == "exchange":
-            other, place = rng.choice(found)
-            node[key], other[place] = copy.deepcopy(other[place]), copy.deepcopy(node[key])
-        elif change == "near" and type(node[key]) in (int, float):
-            node[key] += rng.choice((-1, 1, 8, 0.5, 2**20))
+            node[rng.choice(("", "x", key + "x", *words))] = node.pop(key)
         else:
             node[key] = odd
     return value
@@ -125,9 +104,8 @@ def mutate_json(rng: random.Random, raw: bytes, words: tuple = ()) -> bytes:
     kind = rng.random()
     if kind < 0.8:
         text = json.dumps(mutate_value(rng, json.loads(raw), words), ensure_ascii=rng.random() < 0.5)
-        for word, make in RAW.items():
-            while f'"{word}"' in text:
-                text = text.replace(f'"{word}"', make(rng), 1)
+        for word, meant in RAW.items():
+            text = text.replace(f'"{word}"', meant)
         raw = text.encode("utf-8", "surrogatepass")
     return mutate_bytes(rng, raw) if kind > 0.75 else raw
 
@@ -135,13 +113,8 @@ def mutate_json(rng: random.Random, raw: bytes, words: tuple = ()) -> bytes:
 def mutate_jsonl(rng: random.Random, raw: bytes) -> bytes:
     lines = raw.splitlines(keepends=True)
     i = rng.randrange(len(lines))
-    if rng.random() < 0.8:
-        lines[i] = mutate_json(rng, lines[i]) + rng.choice((b"\n", b"\n", b"\n", b""))
-    return b"".join(lines) if rng.random() < 0.8 else mutate_bytes(rng, b"".join(lines))
-
-
-def as_jsonl(*rows: dict) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    lines[i] = mutate_json(rng, lines[i]) + rng.choice((b"\n", b"\n", b"\n", b""))
+    return b"".join(lines)
 
 
 # ------------------------------------------------------------------------------------------------ loaders
@@ -163,8 +136,6 @@ def loader(make: Callable[[Path], Loader]) -> Callable[[Path], Loader]:
     LOADERS[make.__name__] = make
     return make
 
-
-# ---- a checkpoint
 
 CONFIG = T5Config(vocab_size=64, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_decoder_layers=1, num_heads=2)
 SECRET = 7.0  # all weights of a file outside the checkpoint's folder
@@ -219,14 +190,15 @@ def safetensors(folder: Path) -> Loader:
 
     def mutate(rng: random.Random, raw: bytes) -> bytes:
         end = 8 + int.from_bytes(raw[:8], "little")  # the header's length, the header, the numbers
-        header, numbers, kind = raw[8:end], raw[end:], rng.random()
-        if kind < 0.8:
+        header, numbers = raw[8:end], raw[end:]
+        if rng.random() < 0.8:
             header = mutate_json(rng, header, words)
-        if 0.7 < kind < 0.9:
-            numbers = mutate_bytes(rng, numbers)
+        else:
+            at = 4 * rng.randrange(len(numbers) // 4)
+            numbers = numbers[:at] + rng.randbytes(4) + numbers[at + 4 :]
         length = len(header) + rng.choice((0,) * 20 + (-1, 1, 2**31, -len(header)))
         raw = length.to_bytes(8, "little") + header + numbers
-        return mutate_bytes(rng, raw) if kind > 0.9 else raw
+        return mutate_bytes(rng, raw) if rng.random() > 0.9 else raw
 
     return Loader([(folder / "model.safetensors").read_bytes()], attempt, mutate)
 
@@ -237,7 +209,7 @@ def pickle(folder: Path) -> Loader:
     (folder / "model.safetensors").unlink()
     one = torch.ones(1)
     values = (torch.ones(8, dtype=torch.long), torch.ones(8, dtype=torch.complex64), one, one[0], torch.empty(0),
-              one.expand(2**12, 2**24), torch.ones(64, 8)[:, 2:4], torch.eye(8).to_sparse(), one.to("meta"),
+              one.expand(2**12, 2**24), torch.ones(64, 8)[:, 2:4], one.to("meta"),
               torch.full((64, 8), math.nan), torch.nn.Parameter(torch.ones(64, 8)), 3, "x", None, [1], {"a": one},
               torch.float32, torch.ones(8, 64).T, torch.ones(64, 8).to(torch.float8_e4m3fn))  # fmt: skip
 
@@ -249,40 +221,12 @@ def pickle(folder: Path) -> Loader:
     def mutate(rng: random.Random, raw: bytes) -> bytes:
         state = dict(weights)
         for _ in range(rng.choice((0, 0, 1, 2))):
-            state[rng.choice((*weights, "lm_head.weight", "decoder.embed_tokens.weight", "", 3))] = rng.choice(values)
+            state[rng.choice((*weights, "lm_head.weight", "decoder.embed_tokens.weight", ""))] = rng.choice(values)
         raw = pickled(state if rng.random() < 0.97 else rng.choice(values), rng.random() < 0.6)
         return mutate_bytes(rng, raw) if rng.random() < 0.6 else raw
 
     return Loader([pickled(weights)], attempt, mutate)
 
-
-TEXT = "Who directed the film Stormgate? Ann Lie was born in Oslo in 1950. So the answer is yes."
-
-
-@loader
-def tokenizer(folder: Path) -> Loader:
-    model, special = T5(CONFIG).init_weights(0), ["<pad>", "</s>", "<unk>"]
-    bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=special, show_progress=False)
-    bpe.train_from_iterator([TEXT], trainer)
-    unigram = Tokenizer(models.Unigram([(piece, -2.0) for piece in [*special, *sorted(set(TEXT)), "▁"]], 2))
-    for each in (bpe, unigram):
-        each.pre_tokenizer, each.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-        each.post_processor = processors.TemplateProcessing("$A </s>", None, [("</s>", 1)])
-
-    def attempt(raw: bytes) -> None:
-        (folder / "tokenizer.json").write_bytes(raw)
-        lm = lmcot.LocalLM(model, load_tokenizer(folder))
-        completions = lm.complete([TEXT, "", "\0 \u202e שלום e\u0301 👩‍👩‍👧‍👦 \ue000"], 2)
-        assert all(completion.text.encode() is not None for completion in completions)
-        assert lm.count_tokens(TEXT) < 10_000
-
-    words = (*special, "BPE", "Unigram", "WordLevel", "Metaspace", "ByteLevel", "Sequence", "▁", "First", "type")
-    bases = [bpe.to_str().encode(), unigram.to_str().encode()]
-    return Loader(bases, attempt, lambda rng, raw: mutate_json(rng, raw, words))
-
-
-# ---- a data file
 
 MUSIQUE = {
     "id": "2hop__1_2", "question": "Where was the maker of Vega born?", "answer": "Oslo",
@@ -293,12 +237,10 @@ MUSIQUE = {
                    {"idx": 2, "title": "Noise", "paragraph_text": "Nothing.", "is_supporting": False}],
 }  # fmt: skip
 STRATEGYQA = {"qid": "s1", "question": "Can a fish fly?", "answer": False, "facts": ["Fish swim", "Birds fly."]}
-OWN = ({"question": "Q one?", "context": "One. Two!", "answer": "yes"},
-       {"id": 7, "question": "Q two?", "context": ["A b. C.", "E f."], "answer": "E", "aliases": ["e f"]})  # fmt: skip
+OWN = {"id": 7, "question": "Q two?", "context": ["A b. C.", "E f."], "answer": "E", "aliases": ["e f"]}
 
 
-
-def dataset(file: Path, bases: list[bytes], mutate: Callable) -> Loader:
+def dataset(file: Path, bases: list[str], mutate: Callable) -> Loader:
     def attempt(raw: bytes) -> None:
         file.write_bytes(raw)
         for example in [*data.load(file, context="gold"), *data.load(file, context="all")]:
@@ -307,42 +249,28 @@ def dataset(file: Path, bases: list[bytes], mutate: Callable) -> Loader:
             assert data.exact_match(example.answer, example.answer) == 1
             assert 0 <= data.token_f1(example.question, example.answer) <= 1
 
-    return Loader(bases, attempt, mutate)
+    return Loader([base.encode() for base in bases], attempt, mutate)
 
 
 @loader
 def data_json(folder: Path) -> Loader:
-    return dataset(folder / "x.json", [json.dumps(world.records("dev", size=2)).encode()], mutate_json)
+    return dataset(folder / "x.json", [json.dumps(world.records("dev", size=2))], mutate_json)
 
 
 @loader
 def data_jsonl(folder: Path) -> Loader:
-    bases = [as_jsonl(MUSIQUE, {**MUSIQUE, "id": "x"}), as_jsonl(STRATEGYQA), as_jsonl(*OWN)]
-    return dataset(folder / "x.jsonl", bases, mutate_jsonl)
-
-
-# ---- a server's answer, and the file that keeps such answers
-
-CHOICE = {"index": 0, "message": {"role": "assistant", "content": "The answer is x."}, "finish_reason": "stop"}
-REPLY = json.dumps({"choices": [CHOICE], "usage": {"completion_tokens": 7}}).encode()
+    return dataset(folder / "x.jsonl", [json.dumps(base) + "\n" for base in (MUSIQUE, STRATEGYQA, OWN)], mutate_jsonl)
 
 
 class Server(ThreadingHTTPServer):
     """Answers every request with `reply`."""
 
     daemon_threads = True
-    reply = REPLY
+    reply = b""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def ask(self, cache: Path | None = None) -> None:
-        lm = ServedLM(f"http://127.0.0.1:{self.server_port}/v1", "m", cache=cache)
-        lm.TRIES = 1
-        for completion in lm.complete(["p0", "p1"], 5):
-            assert completion.text.encode() is not None and completion.finish in ("stop", "length", "none")
-        assert 0 <= lm.tokens_written < 2**53 and lm.unfinished in (0, 1, 2)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -365,54 +293,14 @@ def server_reply(folder: Path) -> Loader:
 
     def attempt(raw: bytes) -> None:
         server.reply = raw
-        server.ask()
+        lm = ServedLM(f"http://127.0.0.1:{server.server_port}/v1", "m")
+        lm.TRIES = 1
+        for completion in lm.complete(["p0", "p1"], 5):
+            assert completion.text.encode() is not None and completion.finish in ("stop", "length", "none")
+        assert 0 <= lm.tokens_written < 2**53 and lm.unfinished in (0, 1, 2)
 
-    return Loader([REPLY], attempt)
-
-
-@loader
-def http_cache(folder: Path) -> Loader:
-    server, cache = Server(), folder / "http_cache.jsonl"
-    server.ask(cache)
-
-    def attempt(raw: bytes) -> None:
-        cache.write_bytes(raw)
-        server.ask(cache)
-
-    return Loader([cache.read_bytes()], attempt, mutate_jsonl)
-
-
-# ---- a run folder
-
-
-@dataclass
-class Settings:
-    out: str = "runs/x"
-    lr: float = 3e-4
-    steps: int = 10
-
-
-@loader
-def run_settings(folder: Path) -> Loader:
-    Run(folder, Settings()).close()
-
-    def attempt(raw: bytes) -> None:
-        (folder / "settings.json").write_bytes(raw)
-        Run(folder, Settings()).close()
-
-    return Loader([(folder / "settings.json").read_bytes()], attempt)
-
-
-@loader
-def run_jsonl(folder: Path) -> Loader:
-    with Run(folder, Settings()) as run:
-
-        def attempt(raw: bytes) -> None:
-            run.path("x.jsonl").write_bytes(raw)
-            assert all("id" in row for row in run.read("x.jsonl", "id"))
-
-        base = as_jsonl({"id": "r1", "text": "R.", "right": True}, {"id": "r2", "text": "é"})
-        return Loader([base], attempt, mutate_jsonl)
+    choice = {"index": 0, "message": {"role": "assistant", "content": "The answer is x."}, "finish_reason": "stop"}
+    return Loader([json.dumps({"choices": [choice], "usage": {"completion_tokens": 7}}).encode()], attempt)
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -451,10 +339,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
     failed = 0
-    print("| loader       | inputs | accepted | refused | failures |   CPU s |")
-    print("|--------------|--------|----------|---------|----------|---------|", flush=True)
     for name in given.loaders or LOADERS:
-        begun, counts, kinds = time.process_time(), {"accepted": 0, "refused": 0}, {}
+        counts = {"accepted": 0, "refused": 0, "failures": 0}
         with tempfile.TemporaryDirectory(prefix="fuzz-") as parent:
             folder = Path(parent) / "folder"
             folder.mkdir()
@@ -463,19 +349,13 @@ def main() -> None:
                 made.attempt(base)  # good files must pass
             for number in range(given.inputs):
                 rng = random.Random(f"{given.seed} {name} {number}")
-                raw = made.mutate(rng, rng.choice(made.bases))
-                result = outcome(made, raw)
-                if result in counts:
-                    counts[result] += 1
-                    continue
-                kinds.setdefault(re.sub(r"\d+", "…", result)[:80], []).append(f"input {number}: {result}")
-        failures = given.inputs - sum(counts.values())
-        seconds = time.process_time() - begun
-        print(f"| {name:<12} | {given.inputs:6} | {counts['accepted']:8} | {counts['refused']:7} | {failures:8} "
-              f"| {seconds:7.1f} |", flush=True)  # fmt: skip
-        for examples in kinds.values():
-            print(f"    {len(examples)} × {examples[0]}", flush=True)
-        failed += failures
+                result = outcome(made, made.mutate(rng, rng.choice(made.bases)))
+                if result not in counts:
+                    print(f"    input {number}: {result}")
+                    result = "failures"
+                counts[result] += 1
+        print(f"{name}: {counts}", flush=True)
+        failed += counts["failures"]
     sys.exit(failed > 0)
 
 

@@ -316,7 +316,7 @@ COMPARISON = '{"data": "tiny", "split": "test", "limit": 5, "context": "gold"}'
         ({"settings.json": '{"editor.fontSize": 12}'}, "is neither a run folder"),
         ({"settings.json": COMPARISON, "results.json": "{}"}, "holds no table of methods"),
         ({"settings.json": COMPARISON, "results.json": '{"methods": {}}'}, "no run of this version writes"),
-        ({"settings.json": COMPARISON, "metrics.jsonl": '{"epoch": 0}\noops\n'}, "line 2 is damaged"),
+        ({"settings.json": COMPARISON, "metrics.jsonl": '{"epoch": 0}\noops\n'}, "line 2: not JSON"),
         ({"x.json": "{}"}, "x.json is no result of lab/experiments.py"),
     ],
 )
