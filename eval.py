@@ -13,7 +13,8 @@ Other files import from here with `from eval import …`: `eval` is also the nam
 import glob
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -26,7 +27,7 @@ import lmcot
 import rewards
 from data import Example
 from lmcot import LM, Answer
-from plumbing.command import align, at_least_one, parse_settings, run_main
+from plumbing.command import align, parse_settings, run_main
 from plumbing.errors import UserError
 from plumbing.files import read_json
 from plumbing.run import Run
@@ -37,23 +38,23 @@ QUALITY = ("R_aspect", *rewards.ASPECTS)  # of rationales, R_aspect with all wei
 BASELINES = ("standard", "CoT", "LM-guided, KD")  # the methods that differences are taken to
 BOOTSTRAPS = 2000
 
-# name → (the M_S it needs, whether it differs from seed to seed)
-METHODS = {
-    "standard": ("", False),  # M_L answers from question and context
-    "CoT": ("", False),  # M_L thinks step by step, then answers
-    "CoT + SC": ("", True),  # majority of N sampled chains of M_L
-    "LM-guided, untrained": ("untrained", False),  # M_S as it was pretrained writes the rationale
-    "LM-guided, KD": ("kd", True),  # M_S after rationale distillation writes it
-    "LM-guided, KD + SC": ("kd", True),  # majority over N rationales sampled from M_S
-    "LM-guided, KD, best of N": ("kd", True),  # of N rationales sampled from it, the one with the highest R_aspect
-    "LM-guided, RL": ("rl", True),  # M_S after rationale refinement writes it
-    "LM-guided, RL + SC": ("rl", True),  # as for KD
-    "LM-guided, RL, best of N": ("rl", True),  # as for KD
-    "M_S alone": ("direct", True),  # control: M_S fine-tuned to answer directly, no M_L
-    "gold rationale": ("", False),  # ceiling: the supporting sentences as the rationale
-    "other's rationale": ("", False),  # floor: another question's supporting sentences
+METHODS = {  # name → the M_S that it needs
+    "standard": "",  # M_L answers from question and context
+    "CoT": "",  # M_L thinks step by step, then answers
+    "CoT + SC": "",  # majority of N sampled chains of M_L
+    "LM-guided, untrained": "untrained",  # M_S as it was pretrained writes the rationale
+    "LM-guided, KD": "kd",  # M_S after rationale distillation writes it
+    "LM-guided, KD + SC": "kd",  # majority over N rationales sampled from M_S
+    "LM-guided, KD, best of N": "kd",  # of N rationales sampled from it, the one with the highest R_aspect
+    "LM-guided, RL": "rl",  # M_S after rationale refinement writes it
+    "LM-guided, RL + SC": "rl",  # as for KD
+    "LM-guided, RL, best of N": "rl",  # as for KD
+    "M_S alone": "direct",  # control: M_S fine-tuned to answer directly, no M_L
+    "gold rationale": "",  # ceiling: the supporting sentences as the rationale
+    "other's rationale": "",  # floor: another question's supporting sentences
 }
 WITHOUT_RATIONALE = ("standard", "M_S alone")
+COSTS = ("seconds", "tokens", "cut", "unfinished")  # of answers.jsonl
 NEED_FACTS = ("gold rationale", "other's rationale")  # left out where the data names no supporting sentences
 
 
@@ -128,40 +129,48 @@ def summarise(examples: Sequence[Example], answers: dict[str, list[list[Answer]]
     """
     seeds = max(map(len, answers.values()))
     types = np.array([example.type for example in examples])
-    scores: dict[str, dict[str, np.ndarray]] = {measure: {} for measure in (*METRICS, *QUALITY)}
+    scores: dict[str, dict[str, np.ndarray]] = {}  # method → measure → (runs, questions)
     methods: dict[str, dict] = {}
     for name, runs in answers.items():
-        for measure, array in scores_of(examples, runs, name not in WITHOUT_RATIONALE).items():
-            scores[measure][name] = array
-        em = scores["EM"][name]
+        scores[name] = scores_of(examples, runs, name not in WITHOUT_RATIONALE)
+        em = scores[name]["EM"]
         parsed = [answer.parsed for answer in itertools.chain(*runs)]
+        by_type = {}
+        for kind in sorted(set(types)):
+            by_type[kind] = float(em[:, types == kind].mean())
+        by_type.pop("", None)
         methods[name] = {"two-stage": parsed.count(False) / len(parsed), **costs[name]}
-        methods[name]["EM of each seed"] = em.mean(1).tolist()
-        methods[name]["EM by type"] = {kind: float(em[:, types == kind].mean()) for kind in sorted(set(types)) if kind}
+        methods[name] |= {"EM of each seed": em.mean(1).tolist(), "EM by type": by_type}
 
-    for measure, of_method in scores.items():
-        every = [np.broadcast_to(array, (seeds, len(examples))) for array in of_method.values()]
-        draws = dict(zip(of_method, bootstrap(np.stack(every)), strict=True)) if every else {}
-        for name, array in of_method.items():
-            cell = methods[name][measure] = {"mean": float(array.mean()), "interval": interval(draws[name])}
+    for measure in (*METRICS, *QUALITY):
+        names = [name for name in scores if measure in scores[name]]
+        if not names:
+            continue
+        every = np.zeros((len(names), seeds, len(examples)))
+        for i, name in enumerate(names):
+            every[i] = scores[name][measure]
+        means = dict(zip(names, every.mean((1, 2)).tolist(), strict=True))
+        draws = dict(zip(names, bootstrap(every), strict=True))
+        for name in names:
+            cell = methods[name][measure] = {"mean": means[name], "interval": interval(draws[name])}
             for base in BASELINES:
-                if base in of_method and base != name:
-                    mean = float(array.mean() - of_method[base].mean())
-                    cell[f"minus {base}"] = {"mean": mean, "interval": interval(draws[name] - draws[base])}
+                if base in names and base != name:
+                    gain = interval(draws[name] - draws[base])
+                    cell[f"minus {base}"] = {"mean": means[name] - means[base], "interval": gain}
     return {"questions": len(examples), "seeds": seeds, "methods": methods}
 
 
 def scores_of(examples: Sequence[Example], runs: list[list[Answer]], has_rationale: bool) -> dict[str, np.ndarray]:
     """The runs of one method → each measure as an array (runs, questions)."""
-    scores = {measure: np.zeros((len(runs), len(examples))) for measure in (*METRICS, *QUALITY)}
-    for seed, answers in enumerate(runs):
-        for i, (answer, example) in enumerate(zip(answers, examples, strict=True)):
+    scores: dict[str, list[float]] = defaultdict(list)
+    for answers in runs:
+        for example, answer in zip(examples, answers, strict=True):
             for metric, function in METRICS.items():
-                scores[metric][seed, i] = function(answer.prediction, example.answers)
+                scores[metric].append(function(answer.prediction, example.answers))
             if has_rationale:
                 for aspect, value in rewards.quality(answer.rationale, example, answer.prediction).items():
-                    scores[aspect][seed, i] = value
-    return scores if has_rationale else {metric: scores[metric] for metric in METRICS}
+                    scores[aspect].append(value)
+    return {measure: np.reshape(values, (len(runs), -1)) for measure, values in scores.items()}
 
 
 # ------------------------------------------------------------------------------------------------ the table as text
@@ -175,57 +184,41 @@ def number(value: float, measure: str, sign: str = "") -> str:
 def with_interval(cell: dict | None, measure: str, sign: str = "") -> str:
     if cell is None:  # no method is compared with itself
         return ""
-    low, high = (number(bound, measure, sign) for bound in cell["interval"])
-    return f"{number(cell['mean'], measure, sign)} [{low}, {high}]"
-
-
-def per_method(title: str, methods: dict, columns: Sequence[str], cell: Callable[[dict, str], str]) -> str:
-    """A table with a row for each method; `cell` gives the text of its results in one column."""
-    rows = [[title, *columns]]
-    for name, row in methods.items():
-        rows.append([name, *(cell(row, column) for column in columns)])
-    return align(rows)
-
-
-def main_cell(row: dict, column: str) -> str:
-    if column == "EM [95 %]":
-        return with_interval(row["EM"], "EM")
-    if column.endswith("per question"):
-        return f"{row[column]:.3g}"
-    return number(row[column]["mean"], column) if column in row else ""
+    low, high = cell["interval"]
+    return f"{number(cell['mean'], measure, sign)} [{number(low, measure, sign)}, {number(high, measure, sign)}]"
 
 
 def as_markdown(table: dict) -> str:
     """The tables of a summary; answers in per cent, aspects in [0, 1], R_aspect their sum."""
     methods = table["methods"]
-    columns = ("EM [95 %]", "F1", "AI", "R_aspect", "seconds per question", "tokens per question")
-    parts = [per_method("method", methods, columns, main_cell)]
-    differences = [f"minus {base}" for base in BASELINES if base in methods]
-    if differences and len(methods) > 1:
-        parts.append(per_method("EM", methods, differences,
-                                lambda row, base: with_interval(row["EM"].get(base), "EM", "+")))  # fmt: skip
-    rated = {name: row for name, row in methods.items() if "R_aspect" in row}
-    if rated:
-        parts.append(per_method("aspect of rationales", rated, rewards.ASPECTS,
-                                lambda row, aspect: number(row[aspect]["mean"], aspect)))  # fmt: skip
-    gains = [["", "RL minus KD [95 %]"]]
-    for measure in (*METRICS, *QUALITY):
-        gain = methods.get("LM-guided, RL", {}).get(measure, {}).get("minus LM-guided, KD")
-        gains.append([measure, with_interval(gain, measure, "+")])
-    if gains[1][1]:
-        parts.append(align(gains))
+    bases = [f"minus {base}" for base in BASELINES if base in methods]
     types = list(next(iter(methods.values()))["EM by type"])
-    if types:
-        parts.append(per_method("EM by question type", methods, types,
-                                lambda row, kind: number(row["EM by type"][kind], "EM")))  # fmt: skip
-
+    main = [["method", "EM [95 %]", "F1", "AI", "R_aspect", "seconds per question", "tokens per question"]]
+    differences = [["EM", *bases]]
+    aspects = [["aspect of rationales", *rewards.ASPECTS]]
+    by_type = [["EM by question type", *types]]
     notes = [f"questions: {table['questions']}, seeds: {table['seeds']}; intervals: bootstrap over both."]
     for name, row in methods.items():
+        means = {measure: number(row[measure]["mean"], measure) for measure in (*METRICS, *QUALITY) if measure in row}
+        costs = f"{row['seconds per question']:.3g}", f"{row['tokens per question']:.3g}"
+        main.append([name, with_interval(row["EM"], "EM"), means["F1"], means["AI"], means.get("R_aspect", ""), *costs])
+        differences.append([name, *(with_interval(row["EM"].get(base), "EM", "+") for base in bases)])
+        if "R_aspect" in row:
+            aspects.append([name, *map(means.get, rewards.ASPECTS)])
+        by_type.append([name, *(number(row["EM by type"][kind], "EM") for kind in types)])
         if row["two-stage"]:
             share = f"{100 * row['two-stage']:.1f} %"
             notes.append(f"{name}: in {share} of its chains M_L named no answer and was asked again.")
-    notes += table.get("notes", [])
-    return "\n\n".join(parts) + "\n\n- " + "\n- ".join(notes) + "\n"
+
+    gains = [["", "RL minus KD [95 %]"]]
+    for measure in (*METRICS, *QUALITY):
+        gain = methods.get("LM-guided, RL", {}).get(measure, {}).get("minus LM-guided, KD")
+        if gain:
+            gains.append([measure, with_interval(gain, measure, "+")])
+    # A table needs a row and a second column; differences need a second method.
+    tables = [main, differences if len(methods) > 1 else [], aspects, gains, by_type]
+    parts = [align(rows) for rows in tables if len(rows) > 1 and len(rows[0]) > 1]
+    return "\n\n".join(parts) + "\n\n- " + "\n- ".join(notes + table.get("notes", [])) + "\n"
 
 
 # ------------------------------------------------------------------------------------------------ the comparison
@@ -237,9 +230,10 @@ def evaluate(run: Run, examples: list[Example], large: LM, smalls: dict[str, lis
 
     Each method's answers go to answers.jsonl as it ends. Called again, it does not ask again what is there.
     """
+    ids = [example.id for example in examples]
     done = {}
-    for row in run.read("answers.jsonl", "method", "seed", "answers", "seconds", "tokens", "cut", "unfinished"):
-        if [answer["id"] for answer in row["answers"]] != [example.id for example in examples]:
+    for row in run.read("answers.jsonl", "method", "seed", "answers", *COSTS):
+        if [answer["id"] for answer in row["answers"]] != ids:
             raise UserError(f"{run.path('answers.jsonl')} answers other questions: use --overwrite or another --out")
         done[row["method"], row["seed"]] = row
 
@@ -247,32 +241,35 @@ def evaluate(run: Run, examples: list[Example], large: LM, smalls: dict[str, lis
     most_seeds = max(map(len, smalls.values()), default=1)
     answers: dict[str, list[list[Answer]]] = {}
     costs: dict[str, dict] = {}
-    cut = unfinished = 0
+    total: Counter[str] = Counter()
     bar = tqdm(METHODS.items(), desc="methods")
-    for name, (role, varies) in bar:
-        if (role and role not in smalls) or (name in NEED_FACTS and not has_facts):
+    for name, role in bar:
+        students: Sequence[LM | None] = smalls.get(role, ())
+        if not role:
+            students = [None] * (most_seeds if name == "CoT + SC" else 1)  # the others do not vary
+        if not students or (name in NEED_FACTS and not has_facts):
             continue
         bar.set_description(name)
-        seeds = most_seeds if varies else 1
-        if role:
-            seeds = len(smalls[role])
         answers[name] = []
-        costs[name] = {"seconds per question": 0.0, "tokens per question": 0.0}
-        for seed in range(seeds):
+        spent: Counter[str] = Counter()
+        for seed, small in enumerate(students):
             if (name, seed) not in done:
-                small = smalls[role][seed] if role else None
                 done[name, seed] = timed(name, seed, examples, large, small, s)
                 run.append("answers.jsonl", done[name, seed])
             row = done[name, seed]
-            answers[name].append([Answer(a["prediction"], a["rationale"], a["parsed"]) for a in row["answers"]])
-            for unit in ("seconds", "tokens"):
-                costs[name][f"{unit} per question"] += row[unit] / len(examples) / seeds
-            cut += row["cut"]
-            unfinished += row["unfinished"]
+            answers[name].append([Answer(**answer) for answer in row["answers"]])
+            for what in COSTS:
+                spent[what] += row[what]
+        questions = len(examples) * len(students)
+        costs[name] = {"seconds per question": spent["seconds"] / questions,
+                       "tokens per question": spent["tokens"] / questions}  # fmt: skip
+        total += spent
 
     table = summarise(examples, answers, costs)
-    table["notes"] = [f"{cut} prompts were too long: their context was cut to the whole sentences that fit, if any.",
-                      f"{unfinished} texts reached the length limit."]  # fmt: skip
+    table["notes"] = [
+        f"{total['cut']} prompts were too long: their context was cut to the whole sentences that fit, if any.",
+        f"{total['unfinished']} texts reached the length limit.",
+    ]
     run.write("results.json", table)
     markdown = as_markdown(table)
     run.write("results.md", markdown)
@@ -286,12 +283,13 @@ def timed(name: str, seed: int, examples: list[Example], large: LM, small: LM | 
         lm.restart(seed)
     begun = time.perf_counter()
     answers = run_method(name, examples, large, small, s)
-    row = {"method": name, "seed": seed, "seconds": time.perf_counter() - begun, "tokens": 0, "cut": 0, "unfinished": 0}
+    row = {"method": name, "seed": seed, "seconds": time.perf_counter() - begun}
+    row |= {"tokens": 0, "cut": 0, "unfinished": 0}
     for lm in lms:
         row["tokens"] += lm.tokens_written
         row["cut"] += lm.cut
         row["unfinished"] += lm.unfinished
-    row["answers"] = [{"id": example.id, **vars(answer)} for example, answer in zip(examples, answers, strict=True)]
+    row["answers"] = list(map(vars, answers))
     return row
 
 
@@ -312,12 +310,6 @@ class Settings(lmcot.Models):
 
     NOT_COMPARED: ClassVar[tuple[str, ...]] = (*lmcot.Models.NOT_COMPARED, "out", "overwrite")
 
-    def check(self) -> None:
-        super().check()
-        at_least_one(self, "limit", "samples", "max_new_tokens")
-        if self.temperature <= 0:
-            raise ValueError("--temperature must be above 0: it is for sampling")
-
 
 def read_run(folder: str | Path) -> tuple[str, dict]:
     """What a run folder holds, "kd", "direct" (the control of KD), "rl" or "eval", and its settings; else "" and {}."""
@@ -332,31 +324,27 @@ def read_run(folder: str | Path) -> tuple[str, dict]:
     return "", {}
 
 
-def trained_folders(role: str, pattern: str) -> list[str]:
-    """The run folders that match a pattern and have an M_S; UserError if one is for another role."""
-    folders = sorted(folder for folder in glob.glob(pattern) if (Path(folder) / "model").is_dir())
-    for folder in folders:
-        kind, _ = read_run(folder)
-        if kind not in (role, ""):
-            raise UserError(f"{folder} is a folder for --{kind}, not for --{role}")
-    if not folders and role == "kd":
-        raise UserError(f"no trained M_S in {pattern}: run train_kd.py first, or name its folder with --kd")
-    if not folders and pattern not in (getattr(Settings, role), "none"):
-        print(f"no trained M_S in {pattern}: --{role} is left out\n")
-    return folders
-
-
 def trained_weights(s: Settings) -> dict[str, Path]:
-    """The files with the trained M_S of a comparison: "kd 0" is that of the first KD run, and so on."""
+    """The files with the trained M_S of a comparison: "kd 0" is that of the first KD run, and so on. UserError where KD
+    has none, and where a folder is for another role or their numbers do not fit."""
     weights = {}
     for role in ("kd", "rl", "direct"):
-        folders = trained_folders(role, getattr(s, role))
+        pattern = getattr(s, role)
+        models = sorted(glob.glob(f"{pattern}/model/"))
         if role == "kd":
-            seeds = len(folders)
-        if len(folders) not in (0, 1, seeds):
+            seeds = len(models)
+        if seeds == 0:
+            raise UserError(f"no trained M_S in {pattern}: run train_kd.py first, or name its folder with --kd")
+        if not models and pattern not in (getattr(Settings, role), "none"):
+            print(f"no trained M_S in {pattern}: --{role} is left out\n")
+        if len(models) not in (0, 1, seeds):
             raise UserError(f"--{role} names another number of folders than --kd: give one, or one for each seed")
-        for seed, folder in enumerate(folders):
-            weights[f"{role} {seed}"] = Path(folder) / "model" / "model.safetensors"
+        for seed, model in enumerate(models):
+            folder = Path(model).parent
+            kind, _ = read_run(folder)
+            if kind not in (role, ""):
+                raise UserError(f"{folder} is a folder for --{kind}, not for --{role}")
+            weights[f"{role} {seed}"] = folder / "model" / "model.safetensors"
     return weights
 
 
@@ -373,8 +361,7 @@ def main() -> None:
 
     with Run(s.out, s, s.overwrite) as run:
         run.uses(weights)
-        names = ", ".join(str(path.parent.parent) for path in weights.values())
-        print(f"M_L {s.large} · {len(examples)} questions · M_S of {names} · folder {s.out}\n")
+        print(f"M_L {s.large} · {len(examples)} questions · M_S of {s.kd}, {s.rl}, {s.direct} · folder {s.out}\n")
         print(evaluate(run, examples, large, smalls, s))
         print(f"This is also in {run.path('results.md')}.")
 

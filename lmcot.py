@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 import data
 from data import Example
-from model import T5, load_tokenizer, never_written, pad_batch
+from model import T5, load_tokenizer, pad_batch
 from plumbing import processes
-from plumbing.command import at_least_one, parse_settings, run_main
+from plumbing.command import parse_settings, run_main
 from plumbing.errors import UserError
 from plumbing.server import Completion, ServedLM
 from tiny import world
@@ -68,18 +68,22 @@ def fill(template: str, lm: "LM", examples: Sequence[Example], rationales: Seque
 
 @dataclass
 class Answer:
-    """What M_L answers, and the rationale that it answers from ("" where there is none). `parsed` is False where M_L's
-    own chain of thought named no answer, so that a second stage asked for it."""
+    """What M_L answers, and the rationale that it answers from ("" where there is none)."""
 
+    id: str  # of the example
     prediction: str
     rationale: str = ""
-    parsed: bool = True
+    parsed: bool = True  # False: M_L's own chain of thought named no answer, so that a second pass asked for it
+    finish: str = "stop"  # how M_L's text ended, or its chain of thought: see `Completion`
 
 
 def standard(large: "LM", examples: Sequence[Example]) -> list[Answer]:
     """Standard prompting: M_L answers each question from its context."""
+    answers = []
     completions = large.complete(fill(STANDARD, large, examples), ANSWER_TOKENS)
-    return [Answer(parse_answer(completion.text)) for completion in completions]
+    for example, (text, finish) in zip(examples, completions, strict=True):
+        answers.append(Answer(example.id, parse_answer(text), finish=finish))
+    return answers
 
 
 def chain_of_thought(
@@ -87,13 +91,13 @@ def chain_of_thought(
 ) -> list[Answer]:
     """Zero-shot CoT (Kojima et al. 2022): M_L writes reasoning and answer in one pass, `samples` times in a row for
     each example. Where no answer is found in the text, a second pass asks for one."""
-    answers, unanswered = [], []
-    for i, completion in enumerate(large.complete(fill(COT, large, examples), max_new_tokens, samples, temperature)):
-        rationale, prediction = parse_cot(completion.text)
-        answers.append(Answer(prediction, rationale, parsed=prediction != ""))
-        if not prediction:
-            unanswered.append(i)
+    answers = []
+    completions = large.complete(fill(COT, large, examples), max_new_tokens, samples, temperature)
+    for i, (text, finish) in enumerate(completions):
+        rationale, prediction = parse_cot(text)
+        answers.append(Answer(examples[i // samples].id, prediction, rationale, prediction != "", finish))
 
+    unanswered = [i for i, answer in enumerate(answers) if not answer.parsed]
     asked_again = [examples[i // samples] for i in unanswered]
     prompts = fill(TWO_STAGE, large, asked_again, [answers[i].rationale for i in unanswered])
     for i, completion in zip(unanswered, large.complete(prompts, ANSWER_TOKENS), strict=True):
@@ -115,8 +119,10 @@ def answer(large: "LM", examples: Sequence[Example], rationales: Sequence[str]) 
     samples = len(rationales) // max(1, len(examples))
     asked = [example for example in examples for _ in range(samples)]
     completions = large.complete(fill(GUIDED, large, asked, rationales), ANSWER_TOKENS)
-    predictions = [parse_answer(completion.text) for completion in completions]
-    return list(map(Answer, predictions, rationales))
+    answers = []
+    for example, rationale, (text, finish) in zip(asked, rationales, completions, strict=True):
+        answers.append(Answer(example.id, parse_answer(text), rationale, finish=finish))
+    return answers
 
 
 def majority(predictions: Sequence[str]) -> int:
@@ -166,7 +172,8 @@ class LocalLM:
         if entries > model.config.vocab_size:
             raise UserError(f"this tokenizer has {entries} entries and the model only "
                             f"{model.config.vocab_size}: they do not belong together")  # fmt: skip
-        self.forbid = never_written(model, tokenizer)
+        # Never written: pad (a text ends with EOS), and the vocabulary's rows that the tokenizer lacks.
+        self.forbid = (model.config.pad_token_id, *range(tokenizer.get_vocab_size(), model.config.vocab_size))
         self.restart(0)
 
     @classmethod
@@ -300,7 +307,6 @@ class Models:
             raise ValueError("--large-dtype is float32 or bfloat16")
         if ("://" in self.large) != bool(self.large_model):
             raise ValueError("--large http://host:8000/v1 and --large-model NAME go together")
-        at_least_one(self, "concurrency", "max_input_tokens", "decode_batch_size")
 
 
 def load_small(models: Models, place: str | Path) -> LocalLM:

@@ -1,7 +1,6 @@
 """T5 by hand: the forward pass, batched decoding with a cache, and checkpoints in the Hugging Face layout.
 
-The file covers T5 v1.0 (ReLU feed-forward, output matrix tied to the embedding) and T5 v1.1 / FLAN-T5 (gated GELU, an
-output matrix of its own). Raffel et al. 2020 (arXiv 1910.10683) describe the model. The modules have the names of the
+It covers T5 v1.0 (Raffel et al. 2020, arXiv 1910.10683) and T5 v1.1 with FLAN-T5. The modules have the names of the
 public checkpoints' keys, so no table of names is needed to load one.
 
 Letters for shapes, in every file: B batch (sources), N samples of one source, S source length, T target length,
@@ -52,13 +51,14 @@ class T5Config:
         """Read the content of a config.json. UserError names a field that is missing, mistyped or not supported."""
         if raw.get("model_type") != "t5":
             raise UserError(f"config.json: model_type is {shown(raw.get('model_type'))}, and only 't5' is known here")
-        # What an old file leaves out has the values of T5 v1.0; transformers has the same rules.
+        # What an old file leaves out has the values of T5 v1.0, as in transformers.
         old = {"num_decoder_layers": raw.get("num_layers"), "feed_forward_proj": "relu", "tie_word_embeddings": True}
         old["scale_decoder_outputs"] = raw.get("tie_word_embeddings", True)
         config = from_json(cls, old | raw, "config.json")
         if config.feed_forward_proj not in ("relu", "gated-gelu"):
             raise UserError(f"config.json: feed_forward_proj {config.feed_forward_proj!r} is not relu or gated-gelu")
-        if max(config.pad_token_id, config.eos_token_id, config.decoder_start_token_id) >= config.vocab_size:
+        special = (config.pad_token_id, config.eos_token_id, config.decoder_start_token_id)
+        if max(special) >= config.vocab_size:
             raise UserError("config.json: the id of pad, of EOS or of the decoder's start is not in the vocabulary")
         if not 4 <= config.relative_attention_num_buckets < 2 * config.relative_attention_max_distance:
             raise UserError("config.json: relative_attention_max_distance must exceed half the number of buckets")
@@ -76,7 +76,7 @@ class T5Config:
 class Attention(nn.Module):
     """Multi-head attention without biases. Unlike most, T5 does not divide the scores by the square root of K."""
 
-    def __init__(self, c: T5Config, relative_bias: bool = False):
+    def __init__(self, c, relative_bias=False):
         super().__init__()
         inner = c.num_heads * c.d_kv  # may differ from d_model
         self.heads, self.dropout = c.num_heads, c.dropout_rate
@@ -87,18 +87,17 @@ class Attention(nn.Module):
         if relative_bias:
             self.relative_attention_bias = nn.Embedding(c.relative_attention_num_buckets, c.num_heads)
 
-    def split(self, x: Tensor) -> Tensor:
+    def split(self, x):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, L, H·K) → (B, H, L, K)
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.split(self.k(x)), self.split(self.v(x))  # (B, M, D) → twice (B, H, M, K)
+    def keys_values(self, x):
+        keys = self.split(self.k(x))  # (B, M, D) → (B, H, M, K)
+        values = self.split(self.v(x))
+        return keys, values
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        """x (B·N, L, D) attends to keys and values (B, H, M, K) → (B·N, L, D).
-
-        The N rows of a source become queries of one call, so that its keys are read once. The scores are
-        (B, H, N·L, M); bias is broadcast to that shape and added to them.
-        """
+    def forward(self, x, keys, values, bias):
+        """x (B·N, L, D) attends to keys and values (B, H, M, K) → (B·N, L, D). The N rows of a source become queries of
+        one call, so that its keys are read once. bias is broadcast to the scores (B, H, N·L, M) and added to them."""
         q = self.q(x)  # (B·N, L, H·K)
         q = self.split(q.reshape(len(keys), -1, q.shape[-1]))  # (B, H, N·L, K)
         p = self.dropout if self.training else 0.0
@@ -108,9 +107,9 @@ class Attention(nn.Module):
 
 
 class DenseReluDense(nn.Module):
-    """The feed-forward part, under its historic name: wo(relu(wi x)) or wo(gelu(wi_0 x) · wi_1 x)."""
+    """The feed-forward part: wo(relu(wi x)) or wo(gelu(wi_0 x) · wi_1 x)."""
 
-    def __init__(self, c: T5Config):
+    def __init__(self, c):
         super().__init__()
         self.drop = nn.Dropout(c.dropout_rate)
         self.gated = c.feed_forward_proj == "gated-gelu"
@@ -118,7 +117,7 @@ class DenseReluDense(nn.Module):
             setattr(self, name, nn.Linear(c.d_model, c.d_ff, bias=False))
         self.wo = nn.Linear(c.d_ff, c.d_model, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         if not self.gated:
             return self.wo(self.drop(F.relu(self.wi(x))))
         gate = F.gelu(self.wi_0(x), approximate="tanh")
@@ -128,7 +127,7 @@ class DenseReluDense(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention (decoder only), feed-forward; each is x + f(norm(x))."""
 
-    def __init__(self, c: T5Config, decoder: bool, first: bool):
+    def __init__(self, c, decoder, first):
         super().__init__()
         self.drop = nn.Dropout(c.dropout_rate)
         parts = {"SelfAttention": Attention(c, relative_bias=first)}
@@ -140,12 +139,10 @@ class Block(nn.Module):
             norm = nn.RMSNorm(c.d_model, c.layer_norm_epsilon)  # no mean, no bias
             self.layer.append(nn.ModuleDict({name: part, "layer_norm": norm}))
 
-    def forward(self, x: Tensor, bias: Tensor, cross: tuple | None = None, past: Tensor | None = None) -> Tensor:
-        """x (B·N, L, D) → the same shape. cross: keys, values (B, H, S, K) and bias of the sources.
-
-        past is for decoding, where L = 1: the keys and values (2, B·N, H, M, K) of all positions up to this one. Those
-        of this position are computed here and written into the last place.
-        """
+    def forward(self, x, bias, cross=None, past=None):
+        """x (B·N, L, D) → the same shape. cross: keys, values (B, H, S, K) and bias of the sources. past is for
+        decoding, where L = 1: the keys and values (2, B·N, H, M, K) of all positions up to this one, whose own are
+        computed here and written into the last place."""
         sub = self.layer[0]
         h = sub.layer_norm(x)
         keys, values = sub.SelfAttention.keys_values(h)
@@ -153,11 +150,9 @@ class Block(nn.Module):
             past[..., -1:, :] = torch.stack((keys, values))
             keys, values = past
         x = x + self.drop(sub.SelfAttention(h, keys, values, bias))
-
         if cross is not None:
             sub = self.layer[1]
             x = x + self.drop(sub.EncDecAttention(sub.layer_norm(x), *cross))
-
         sub = self.layer[-1]
         return x + self.drop(sub.DenseReluDense(sub.layer_norm(x)))
 
@@ -165,32 +160,30 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Encoder or decoder: blocks, a final norm, and the relative position bias that block 0 owns and all blocks use."""
 
-    def __init__(self, c: T5Config, decoder: bool):
+    def __init__(self, c, decoder):
         super().__init__()
         self.c, self.decoder = c, decoder
         layers = c.num_decoder_layers if decoder else c.num_layers
-        self.block = nn.ModuleList([Block(c, decoder, first=i == 0) for i in range(layers)])
+        blocks = [Block(c, decoder, first=i == 0) for i in range(layers)]
+        self.block = nn.ModuleList(blocks)
         self.final_layer_norm = nn.RMSNorm(c.d_model, c.layer_norm_epsilon)
 
-    def position_bias(self, length: int) -> Tensor:
+    def position_bias(self, length):
         """Bias (1, H, L, L) for `length` queries and as many keys."""
         table = self.block[0].layer[0].SelfAttention.relative_attention_bias
         position = torch.arange(length, device=table.weight.device)
-        bucket = relative_position_bucket(
-            position[None, :] - position[:, None],
-            two_sided=not self.decoder,
-            buckets=self.c.relative_attention_num_buckets,
-            max_distance=self.c.relative_attention_max_distance,
-        )
+        relative = position[None, :] - position[:, None]
+        buckets, max_distance = self.c.relative_attention_num_buckets, self.c.relative_attention_max_distance
+        bucket = relative_position_bucket(relative, not self.decoder, buckets, max_distance)
         return table(bucket).permute(2, 0, 1)[None].contiguous()  # else each layer's attention makes its own copy
 
 
-def relative_position_bucket(relative: Tensor, two_sided: bool, buckets: int = 32, max_distance: int = 128) -> Tensor:
-    """The bucket of relative = key position − query position, any shape → the same shape.
+def relative_position_bucket(relative, two_sided, buckets=32, max_distance=128):
+    """The bucket of relative = key position − query position, any shape → the same shape (Raffel et al. 2020, 2.1).
 
     Near positions have a bucket each; far ones share buckets that grow with the logarithm, up to max_distance.
-    Two-sided (encoder): half of the buckets are for keys after the query. Else (decoder): all keys after the query
-    have bucket 0, and are masked anyway. Source: Raffel et al. 2020, section 2.1; mesh_tensorflow's transformer_layers.
+    Two-sided (encoder): half of the buckets are for keys after the query. Else (decoder): these have bucket 0, and are
+    masked anyway.
     """
     offset = torch.zeros_like(relative)
     if two_sided:
@@ -200,16 +193,16 @@ def relative_position_bucket(relative: Tensor, two_sided: bool, buckets: int = 3
     else:
         distance = (-relative).clamp(min=0)
     exact = buckets // 2
-    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
-    far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+    times_exact = distance.clamp(min=1).float() / exact
+    ratio = torch.log(times_exact) / math.log(max_distance / exact)
+    far = exact + (ratio * (buckets - exact)).long()
+    far = far.clamp(max=buckets - 1)
     return offset + torch.where(distance < exact, distance, far)
 
 
-def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mask, 1 = visible → 0 where visible, elsewhere a very low number; the same shape.
-
-    It is the lowest of bfloat16, which autocast may turn the bias into; −inf would make rows that see nothing NaN.
-    """
+def mask_bias(mask, dtype):
+    """Mask, 1 = visible → 0 where visible, elsewhere a very low number: the lowest of bfloat16, which autocast may turn
+    the bias into. −inf would make rows that see nothing NaN."""
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return bias.masked_fill(mask == 0, torch.finfo(torch.bfloat16).min)
 
@@ -222,15 +215,16 @@ class Generated(NamedTuple):
     logp: Tensor  # of each id at temperature 1 without the forbidden ids, whatever it was sampled at; 0 after EOS
 
 
-def log_softmax(logits: Tensor, forbid: tuple[int, ...] = ()) -> Tensor:
+def log_softmax(logits, forbid=()):
     """(…, V) → log-probabilities in fp32, −inf for the forbidden ids. Sampling and scoring both use this function."""
     logits = logits.float()
     if len(forbid):
-        logits = logits.index_fill(-1, torch.as_tensor(forbid, device=logits.device), -torch.inf)
+        forbid = torch.as_tensor(forbid, device=logits.device)
+        logits = logits.index_fill(-1, forbid, -torch.inf)
     return logits.log_softmax(-1)
 
 
-def pick(logp: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+def pick(logp, temperature, generator):
     """Choose one id from each row, (rows, V) → (rows, 1): the most probable at temperature 0, else a random one."""
     if temperature == 0:
         return logp.argmax(1, keepdim=True)
@@ -253,21 +247,21 @@ class T5(nn.Module):
             self.lm_head.weight = self.shared.weight
 
     @torch.no_grad()
-    def init_weights(self, seed: int = 0) -> "T5":
+    def init_weights(self, seed=0):
         """Random weights with T5's standard deviations (mesh_tensorflow's initialisers); returns self."""
         g = torch.Generator().manual_seed(seed)
         c = self.config
         inner = c.num_heads * c.d_kv
-        std = {"q": (c.d_model * c.d_kv) ** -0.5, "o": inner**-0.5, "wo": c.d_ff**-0.5, "shared": 1.0}
+        stds = {"q": (c.d_model * c.d_kv) ** -0.5, "o": inner**-0.5, "wo": c.d_ff**-0.5, "shared": 1.0}
         for name, p in self.named_parameters():
             if name.endswith("norm.weight"):
                 p.fill_(1.0)
-            else:
-                module = name.split(".")[-2]
-                p.copy_(torch.randn(p.shape, generator=g) * std.get(module, c.d_model**-0.5))
+                continue
+            std = stds.get(name.split(".")[-2], c.d_model**-0.5)
+            p.copy_(torch.randn(p.shape, generator=g) * std)
         return self
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def encode(self, input_ids, attention_mask):
         """(B, S), (B, S) → (B, S, D). Padding may stand on either side."""
         x = self.drop(self.shared(input_ids))
         bias = self.encoder.position_bias(input_ids.shape[1])  # (1, H, S, S)
@@ -276,34 +270,34 @@ class T5(nn.Module):
             x = block(x, bias)
         return self.drop(self.encoder.final_layer_norm(x))
 
-    def decode(self, decoder_input_ids: Tensor, encoded: Tensor, attention_mask: Tensor) -> Tensor:
+    def decode(self, decoder_input_ids, encoded, attention_mask):
         """(B·N, T), (B, S, D), (B, S) → hidden states (B·N, T, D). Teacher forcing: position t sees inputs 0 … t.
 
         The N targets of a source stand in a row and share its keys and values. There is no mask for padding: the start
-        token has pad's id and must stay visible, and no position that counts sees the pads after EOS.
-        """
+        token has pad's id and must stay visible, and no position that counts sees the pads after EOS."""
         T = decoder_input_ids.shape[1]
         x = self.drop(self.shared(decoder_input_ids))
         bias = self.decoder.position_bias(T)  # (1, H, T, T)
-        bias = bias + mask_bias(torch.ones(T, T, device=x.device).tril(), bias.dtype)
+        causal = torch.ones(T, T, device=x.device).tril()
+        bias = bias + mask_bias(causal, bias.dtype)
         cross_bias = mask_bias(attention_mask[:, None, None, :], bias.dtype)  # (B, 1, 1, S)
         for block in self.decoder.block:
             keys, values = block.layer[1].EncDecAttention.keys_values(encoded)  # (B, H, S, K)
             x = block(x, bias, (keys, values, cross_bias))
         return self.drop(self.decoder.final_layer_norm(x))
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden):
         """(…, D) → (…, V)."""
         if self.config.scale_decoder_outputs:
             hidden = hidden * self.config.d_model**-0.5
         return self.lm_head(hidden)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids, attention_mask, decoder_input_ids):
         """(B, S), (B, S), (B, T) → logits (B, T, V)."""
         encoded = self.encode(input_ids, attention_mask)
         return self.logits(self.decode(decoder_input_ids, encoded, attention_mask))
 
-    def shift_right(self, labels: Tensor) -> Tensor:
+    def shift_right(self, labels):
         """Labels (B, T), −100 where padded → decoder inputs (B, T): the start token, then the labels but the last."""
         inputs = labels.masked_fill(labels == -100, self.config.pad_token_id).roll(1, dims=1)
         inputs[:, 0] = self.config.decoder_start_token_id
@@ -311,14 +305,13 @@ class T5(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, num_samples: int = 1,
-        temperature: float = 0.0, forbid: tuple[int, ...] = (), generator: torch.Generator | None = None,
-        encoded: Tensor | None = None,
+        self, input_ids, attention_mask, max_new_tokens, num_samples=1, temperature=0.0, forbid=(), generator=None,
+        encoded=None,
     ) -> Generated:  # fmt: skip
         """Write N = num_samples continuations of each of B sources, (B, S) → `Generated`.
 
-        Temperature 0 is greedy. The ids in `forbid` are never written. `encoded` is what `encode` gave, if at hand.
-        """
+        Temperature 0 is greedy; else the torch.Generator `generator` decides. The ids in `forbid` are never written.
+        `encoded` is what `encode` gave, if at hand."""
         if self.training:
             raise RuntimeError("generate() needs model.eval(): dropout would change what is written")
         assert max_new_tokens > 0 and num_samples > 0 and temperature >= 0
@@ -347,10 +340,12 @@ class T5(nn.Module):
                 stays = ~ended.all(1)  # (b,)
                 if not stays.all():
                     rows = stays.repeat_interleave(N)  # (b·N,)
-                    source, ended, token, cross_bias = source[stays], ended[stays], token[rows], cross_bias[stays]
+                    source, ended, cross_bias = source[stays], ended[stays], cross_bias[stays]
+                    token = token[rows]
                     cross = [(keys[stays], values[stays]) for keys, values in cross]
                     cache = [past[:, rows] for past in cache]
-                cache = [F.pad(past, (0, 0, 0, 8)) for past in cache]  # room for 8 more tokens
+                for layer, past in enumerate(cache):  # one by one: two copies of all would be the peak of memory
+                    cache[layer] = F.pad(past, (0, 0, 0, 8))  # room for 8 more tokens
 
             x = self.shared(token)  # (b·N, 1, D)
             row = bias[:, :, t : t + 1, : t + 1]  # (1, H, 1, t + 1)
@@ -362,7 +357,8 @@ class T5(nn.Module):
                 raise UserError("the model's outputs are not finite numbers: its weights are broken (too high a --lr?)")
 
             token = pick(step_logp, temperature, generator)  # (b·N, 1)
-            choice, choice_logp = token.view(-1, N), step_logp.gather(1, token).view(-1, N)  # (b, N)
+            choice = token.view(-1, N)  # (b, N)
+            choice_logp = step_logp.gather(1, token).view(-1, N)
             ids[source, :, t] = choice.masked_fill(ended, c.pad_token_id)
             logp[source, :, t] = choice_logp.masked_fill(ended, 0.0)
             mask[source, :, t] = ~ended
@@ -373,12 +369,11 @@ class T5(nn.Module):
         return Generated(ids[..., : t + 1], mask[..., : t + 1], logp[..., : t + 1])
 
     @staticmethod
-    def from_pretrained(folder_or_hub_id: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "T5":
+    def from_pretrained(folder_or_hub_id: str | Path, dtype=torch.float32, device="cpu") -> "T5":
         """Load config.json and the weights from a folder or hub repository (see `fetch`); .bin where nothing else is.
 
-        The model is built without memory (device "meta") and then takes the tensors of the files as its own, so that
-        the peak is the model and one tensor. UserError names missing, unknown and misshapen keys.
-        """
+        The model is built without memory (device "meta") and takes the tensors of the files as its own. UserError names
+        missing, unknown and misshapen keys."""
         if dtype not in (torch.float32, torch.bfloat16):
             raise UserError(f"T5 runs in float32 or bfloat16, not {dtype}: float16 overflows in its feed-forward part")
         config_file = fetch(folder_or_hub_id, "config.json")
@@ -386,7 +381,6 @@ class T5(nn.Module):
         weights = {}
         for file in fetch_all(folder_or_hub_id, "model.safetensors", "pytorch_model.bin", beside=config_file):
             weights |= read_tensors(file)
-
         # Old checkpoints have other names for the embedding, and a bias that nothing uses.
         for alias in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
             if alias in weights:
@@ -414,13 +408,10 @@ class T5(nn.Module):
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
-        """Write a folder that transformers' AutoModelForSeq2SeqLM opens, and with `tokenizer` its AutoTokenizer, too.
-
-        The new files take the place of the old ones together, at the end.
-        """
+        """Write a folder that transformers' AutoModelForSeq2SeqLM opens; with `tokenizer`, its AutoTokenizer, too."""
         c = self.config
         weights = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}  # a tied one comes once
-        with replacing(Path(folder)) as new:
+        with replacing(Path(folder)) as new:  # the new files take the place of the old ones together, at the end
             write_tensors(new / "model.safetensors", weights)
             dtype = str(self.shared.weight.dtype).removeprefix("torch.")
             write_json(new / "config.json", c.to_dict() | {"dtype": dtype})
@@ -437,23 +428,13 @@ class T5(nn.Module):
 
 
 def load_tokenizer(folder_or_hub_id: str | Path) -> Tokenizer:
-    """The tokenizer.json of a folder or hub repository (see `fetch`); its `encode` appends EOS. UserError if broken.
-
-    google/t5-v1_1-… on the hub have no such file. All of Google's T5 have one vocabulary, that of google/flan-t5-small.
-    """
-    if str(folder_or_hub_id).startswith("google/t5-v1_1-") and not Path(folder_or_hub_id).is_dir():
-        folder_or_hub_id = "google/flan-t5-small"
+    """The tokenizer.json of a folder or hub repository (see `fetch`); its `encode` appends EOS. UserError if broken."""
     return read_tokenizer(fetch(folder_or_hub_id, "tokenizer.json"))
 
 
-def pad_batch(sequences: list[list[int]], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+def pad_batch(sequences: list[list[int]], device="cpu") -> tuple[Tensor, Tensor]:
     """Lists of ids → ids (B, L) padded with 0 on the right, and mask (B, L) of 0 and 1."""
+    pad = nn.utils.rnn.pad_sequence
     rows = [torch.tensor(ids, dtype=torch.long, device=device) for ids in sequences]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return ids, mask
-
-
-def never_written(model: T5, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids to pass as `forbid`: pad (a sequence ends with EOS) and the vocabulary rows that the tokenizer lacks."""
-    return (model.config.pad_token_id, *range(tokenizer.get_vocab_size(), model.config.vocab_size))
+    masks = [torch.ones_like(row) for row in rows]
+    return pad(rows, batch_first=True), pad(masks, batch_first=True)

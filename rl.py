@@ -26,14 +26,15 @@ class ValueHead(nn.Linear):
     loss against the policy's.
     """
 
-    def __init__(self, d_model: int):
+    def __init__(self, d_model):
         super().__init__(d_model, 1)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden):
+        hidden = hidden.detach().float()
         with torch.autocast(hidden.device.type, enabled=False):  # it would compute this in bfloat16, too
-            return super().forward(hidden.detach().float())[..., 0]
+            return super().forward(hidden)[..., 0]
 
 
 @dataclass
@@ -52,42 +53,42 @@ class Rollout:
     values: Tensor  # (R, T) of the critic; value t is that of the state before token t
     ended: Tensor  # (R,) whether the rationale ends in EOS; the others were cut
 
-    def to(self, device: str | torch.device) -> "Rollout":
-        return Rollout(**{name: x.to(device) for name, x in vars(self).items()})
+    def to(self, device) -> "Rollout":
+        return Rollout(*[x.to(device) for x in vars(self).values()])
 
 
-def teacher_forced(
-    model: T5, head: ValueHead | None, encoded: Tensor, source_mask: Tensor, ids: Tensor, mask: Tensor,
-    forbid: tuple[int, ...],
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Log-probability of each given token, entropy of the softmax it was drawn from, and value, each (R, T), in nats.
+def teacher_forced(model, head, encoded, source_mask, ids, mask, forbid):
+    """Log-probability of each given token, entropy of the softmax it was drawn from, and value (0 without a head), each
+    (R, T), in nats; 0 beyond the mask.
 
     encoded is (B, S, D): N rows of ids share one source, and its keys and values. The old and new log-probabilities of
-    a ratio must both come from here: the cached decoder that samples rounds differently. What is beyond the mask is 0.
+    a ratio must both come from here: the cached decoder that samples rounds differently.
     """
-    hidden = model.decode(model.shift_right(ids), encoded, source_mask)[mask]  # (tokens, D): only real ones are scored
+    hidden = model.decode(model.shift_right(ids), encoded, source_mask)
+    hidden = hidden[mask]  # (tokens, D): only real tokens are scored
     every = log_softmax(model.logits(hidden), forbid)  # (tokens, V)
+    chosen = ids[mask][:, None]  # (tokens, 1)
+    logp = every.gather(1, chosen)[:, 0]
+    entropy = torch.special.entr(every.detach().exp()).sum(1)  # Σ −p log p, 0 for the forbidden ids
+    values = head(hidden) if head else torch.zeros_like(logp)
+    return in_rows(logp, mask), in_rows(entropy, mask), in_rows(values, mask)
 
-    def grid(x: Tensor) -> Tensor:  # (tokens,) → (R, T)
-        return x.new_zeros(mask.shape).masked_scatter(mask, x)
 
-    logp = grid(every.gather(1, ids[mask][:, None])[:, 0])
-    entropy = grid(torch.special.entr(every.detach().exp()).sum(1))  # Σ −p log p, 0 for the forbidden ids
-    values = grid(head(hidden)) if head else torch.zeros_like(logp)
-    return logp, entropy, values
+def in_rows(x, mask):
+    """Values of the real tokens (tokens,) → (R, T), 0 beyond the mask."""
+    return x.new_zeros(mask.shape).masked_scatter(mask, x)
 
 
 @torch.no_grad()
 def rollout(
-    policy: T5, reference: T5, head: ValueHead, source: Tensor, source_mask: Tensor, samples: int, max_new_tokens: int,
-    forbid: tuple[int, ...], generator: torch.Generator,
-) -> Rollout:  # fmt: skip
+    policy: T5, reference: T5, head: ValueHead, source, source_mask, samples, max_new_tokens, forbid, generator
+) -> Rollout:
     """Sample N rationales for each prompt (B, S), at temperature 1 and from all tokens but the forbidden, and score
     them by policy, reference and critic. Each model's encoder runs once per prompt."""
     encoded = policy.encode(source, source_mask)
-    out = policy.generate(source, source_mask, max_new_tokens, samples, temperature=1.0, forbid=forbid,
-                          generator=generator, encoded=encoded)  # fmt: skip
-    ids, mask = out.ids.flatten(0, 1), out.mask.flatten(0, 1)  # (R, T)
+    out = policy.generate(source, source_mask, max_new_tokens, samples, 1.0, forbid, generator, encoded)
+    ids = out.ids.flatten(0, 1)  # (R, T)
+    mask = out.mask.flatten(0, 1)
     logp_old, _, values = teacher_forced(policy, head, encoded, source_mask, ids, mask, forbid)
     encoded = reference.encode(source, source_mask)
     logp_ref, _, _ = teacher_forced(reference, None, encoded, source_mask, ids, mask, forbid)
@@ -95,51 +96,55 @@ def rollout(
     return Rollout(source, source_mask, ids, mask, logp_old, logp_ref, values, ended)
 
 
-def rows_of(prompts: Tensor, samples: int) -> Tensor:
+def rows_of(prompts, samples):
     """Numbers of prompts (B,) → those of their rationales (B·N,), N = samples in a row for each."""
-    return (prompts[:, None] * samples + torch.arange(samples)).flatten()
+    rows = prompts[:, None] * samples + torch.arange(samples)
+    return rows.flatten()
 
 
 def join(parts: Sequence[Rollout]) -> Rollout:
     """Rollouts of parts of a batch, or of several processes → one, with all rows as long as the longest."""
-
-    def pad(name: str) -> Tensor:
-        tensors = [getattr(part, name) for part in parts]
-        width = max(x.shape[-1] for x in tensors)
-        return torch.cat([F.pad(x, (0, width - x.shape[-1])) if x.ndim > 1 else x for x in tensors])
-
-    return Rollout(**{name: pad(name) for name in vars(parts[0])})
+    joined = []
+    for tensors in zip(*[vars(part).values() for part in parts], strict=True):
+        if tensors[0].ndim > 1:
+            width = max(x.shape[1] for x in tensors)
+            tensors = [F.pad(x, (0, width - x.shape[1])) for x in tensors]
+        joined.append(torch.cat(tensors))
+    return Rollout(*joined)
 
 
 # ------------------------------------------------------------------------------------------------ rewards to advantages
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(x, mask):
     """Mean over all real tokens of a batch: long rationales weigh more than short ones, token for token."""
     return (x * mask).sum() / mask.sum()
 
 
-def last_token(mask: Tensor) -> Tensor:
+def last_token(mask):
     """(R, T) → (R, T), True at each row's last real token: EOS, or where the length limit cut."""
     return mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
 
 
-def leave_one_out_baseline(scores: Tensor, samples: int) -> Tensor:
+def leave_one_out_baseline(scores, samples):
     """Scores (R,) → (R,): the mean score of the same prompt's other N − 1 rationales (N = 1: of the batch's others).
 
     As a baseline it says how hard the question is, and no token of the rationale can change it: subtracting it leaves
     the policy gradient's expectation as it is and lowers its variance (Kool et al. 2019; Ahmadian et al. 2024).
     """
-    groups = scores.view(-1, samples if samples > 1 else len(scores))
-    return ((groups.sum(1, keepdim=True) - groups) / max(1, groups.shape[1] - 1)).flatten()
+    size = samples if samples > 1 else len(scores)
+    groups = scores.view(-1, size)
+    others = groups.sum(1, keepdim=True) - groups
+    return others.flatten() / max(1, size - 1)
 
 
-def token_rewards(logp: Tensor, logp_ref: Tensor, scores: Tensor, mask: Tensor, beta: float) -> Tensor:
+def token_rewards(logp, logp_ref, scores, mask, beta):
     """r_t = −β (log π(a_t) − log π_ref(a_t)), and the rationale's score (R,) on top at its last token → (R, T)."""
-    return (-beta * (logp - logp_ref) * mask) + scores[:, None] * last_token(mask)
+    penalty = beta * (logp - logp_ref) * mask
+    return scores[:, None] * last_token(mask) - penalty
 
 
-def gae(token_rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def gae(token_rewards, values, mask, gamma, lam):
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16) → advantages, returns, each (R, T).
 
     δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}; beyond the last token value and advantage are 0, whether the
@@ -155,7 +160,7 @@ def gae(token_rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: 
     return advantages, advantages + values
 
 
-def whiten(x: Tensor, mask: Tensor) -> Tensor:
+def whiten(x, mask):
     """Mean 0 and variance 1 over the real tokens; 0 beyond them.
 
     What varies no more than rounding does becomes 0: dividing noise by its own size would make a full update out of
@@ -163,35 +168,41 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """
     mean = masked_mean(x, mask)
     centred = (x - mean) * mask
-    std = (centred.square().sum() / mask.sum()).sqrt()
-    return torch.where(std > 1e-5 * (1 + mean.abs()), centred / std, torch.zeros_like(x))
+    std = masked_mean(centred.square(), mask).sqrt()
+    if std <= 1e-5 * (1 + mean.abs()):
+        return torch.zeros_like(x)
+    return centred / std
 
 
 # ------------------------------------------------------------------------------------------------ losses
 
 
-def check_first_ratio(logp: Tensor, logp_old: Tensor) -> None:
+def check_first_ratio(logp, logp_old) -> None:
     """Before any update every ratio π / π_old is 1. If not, sampling and scoring differ."""
-    assert float((logp.detach() - logp_old).abs().max()) < 1e-4, "a ratio is not 1 before any update"
+    difference = (logp.detach() - logp_old).abs().max()
+    assert difference < 1e-4, "a ratio is not 1 before any update"
 
 
-def all_finite(*tensors: Tensor) -> bool:
+def all_finite(*tensors) -> bool:
     return all(bool(x.isfinite().all()) for x in tensors)
 
 
-def ppo_loss(logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
+def ppo_loss(logp, logp_old, advantages, mask, clip):
     """−E[min(ρ A, clip(ρ, 1 ± ε) A)] over tokens, with ρ = π / π_old (Schulman et al. 2017, eq. 7)."""
     ratio = (logp - logp_old).exp()
-    return masked_mean(-torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages), mask)
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    return -masked_mean(torch.min(ratio * advantages, clipped * advantages), mask)
 
 
-def value_loss(values: Tensor, values_old: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
+def value_loss(values, values_old, returns, mask, clip):
     """½ E[max((V − R)², (V_clipped − R)²)]: V may gain nothing from moving further than `clip` from the rollout's."""
     clipped = values_old + (values - values_old).clamp(-clip, clip)
-    return 0.5 * masked_mean(torch.max((values - returns).square(), (clipped - returns).square()), mask)
+    error = (values - returns).square()
+    error_clipped = (clipped - returns).square()
+    return 0.5 * masked_mean(torch.max(error, error_clipped), mask)
 
 
-def adapt_beta(beta: float, kl: float, target: float, episodes: int, horizon: int = 10_000) -> float:
+def adapt_beta(beta, kl, target, episodes, horizon=10_000) -> float:
     """The KL coefficient after a rollout whose mean KL per rationale was `kl` nats (Ziegler et al. 2019, 2.2)."""
     error = min(max(kl / target - 1, -0.2), 0.2)
     return beta * (1 + error * episodes / horizon)
@@ -203,32 +214,38 @@ def adapt_beta(beta: float, kl: float, target: float, episodes: int, horizon: in
 @torch.no_grad()
 def rollout_metrics(r: Rollout) -> dict[str, float]:
     """KL to the reference in nats per rationale (k1, and Schulman's always positive k3), length, how many ended."""
-    log_ratio = (r.logp_old - r.logp_ref) * r.mask
+    log_ratio = (r.logp_old - r.logp_ref) * r.mask  # (R, T)
+    k3 = ((-log_ratio).exp() - 1 + log_ratio) * r.mask
+    length = r.mask.sum(1).float()
     return {
         "kl": float(log_ratio.sum(1).mean()),
-        "kl_k3": float((((-log_ratio).exp() - 1 + log_ratio) * r.mask).sum(1).mean()),
-        "length": float(r.mask.sum(1).float().mean()),
+        "kl_k3": float(k3.sum(1).mean()),
+        "length": float(length.mean()),
         "ended": float(r.ended.float().mean()),
     }
 
 
 @torch.no_grad()
-def update_metrics(logp: Tensor, logp_old: Tensor, entropy: Tensor, mask: Tensor, clip: float) -> dict[str, float]:
+def update_metrics(logp, logp_old, entropy, mask, clip) -> dict[str, float]:
     """How far one minibatch's policy is from the one that sampled it; entropy in nats per token."""
-    ratio = (logp - logp_old).exp()
+    log_ratio = logp - logp_old
+    ratio = log_ratio.exp()
+    is_clipped = (ratio - 1).abs() > clip
     return {
         "ratio_max": float(ratio[mask].max()),
-        "clip_fraction": float(masked_mean(((ratio - 1).abs() > clip).float(), mask)),
-        "approx_kl": float(masked_mean((ratio - 1) - (logp - logp_old), mask)),
+        "clip_fraction": float(masked_mean(is_clipped, mask)),
+        "approx_kl": float(masked_mean(ratio - 1 - log_ratio, mask)),
         "entropy": float(masked_mean(entropy, mask)),
     }
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+def explained_variance(values, returns, mask) -> float:
     """1 − Var(R − V) / Var(R) over real tokens: 1 is a perfect critic, 0 one that knows nothing, below 0 is harmful."""
-    returns, errors = returns[mask], (returns - values)[mask]
-    variance = returns.var(correction=0)
-    return float(1 - errors.var(correction=0) / variance) if variance > 1e-8 else 0.0
+    errors = (returns - values)[mask]
+    variance = returns[mask].var(correction=0)
+    if variance <= 1e-8:
+        return 0.0
+    return float(1 - errors.var(correction=0) / variance)
 
 
 def warnings(rows: Sequence[dict], max_new_tokens: int) -> list[str]:
@@ -251,6 +268,7 @@ def warnings(rows: Sequence[dict], max_new_tokens: int) -> list[str]:
         found.append("rationales shrink to nothing: a reward favours short ones; look at its parts")
     if now["length"] > 0.9 * max_new_tokens or now["ended"] < 0.5 * first["ended"]:
         found.append("rationales no longer end: set --missing-eos-penalty 1")
-    if len(rows) >= 50 and max(row["reward"] for row in rows[-10:]) <= first["reward"]:
+    lately = [row["reward"] for row in rows[-10:]]
+    if len(rows) >= 50 and max(lately) <= first["reward"]:
         found.append("the reward has not risen in 50 steps: raise --lr, or sample more rationales per step")
     return found

@@ -34,7 +34,7 @@ from eval import evaluate
 from lmcot import LM, LocalLM
 from model import T5, pad_batch
 from plumbing import downloads, processes
-from plumbing.command import align, at_least_one, parse_settings, run_main
+from plumbing.command import align, parse_settings, run_main
 from plumbing.errors import UserError, shown
 from plumbing.files import read_json, read_jsonl
 from plumbing.run import Run
@@ -73,44 +73,38 @@ class Settings(lmcot.Models):
             raise ValueError("--target is rationale or answer")
         if self.data not in ("tiny", *downloads.OFFICIAL) and not self.test_data:
             raise ValueError("--data FILE needs --test-data FILE: the official dev file, whose answers are known")
-        at_least_one(self, "train_limit", "dev_limit", "test_limit", "batch_size", "epochs", "samples",
-                          "patience", "max_new_tokens")  # fmt: skip
-        if self.temperature <= 0:
-            raise ValueError("--temperature must be above 0: it is for sampling")
 
 
 # ------------------------------------------------------------------------------------------------ teacher and filter
 
+TEACHER = ("id", "rationale", "parsed", "finish", "right")  # of rationales.jsonl, what is read from it again
 
-TEACHER = ("id", "rationale", "parsed", "right", "tokens")  # of rationales.jsonl, what is read from it again
 
-
-def ask_teacher(run: Run, large: LM, small: LocalLM, examples: list[Example], max_new_tokens: int) -> list[dict]:
+def ask_teacher(run: Run, large: LM, examples: list[Example], max_new_tokens: int) -> list[dict]:
     """M_L's chain of thought for each example, as rows of rationales.jsonl. They are written chunk by chunk, and a
-    chunk that is there is not asked again. Lengths are counted in tokens of M_S, which is to write such texts."""
+    chunk that is there is not asked again."""
     done = {row["id"]: row for row in run.read("rationales.jsonl", *TEACHER)}
     size = 4 * large.batch_size
     for start in tqdm(range(0, len(examples), size), desc="M_L writes rationales"):
         chunk = examples[start : start + size]
-        missing = [example.id for example in chunk if example.id not in done]
-        if not missing:
+        if all(example.id in done for example in chunk):
             continue
         # A chunk of which a crash left a part is asked whole: M_L rounds differently in other batches.
         thoughts = lmcot.chain_of_thought(large, chunk, max_new_tokens)
+        rows = []
         for example, thought in zip(chunk, thoughts, strict=True):
-            right = data.exact_match(thought.prediction, example.answers) == 1
-            row = {"id": example.id, "question": example.question, **vars(thought), "right": right}
-            done.setdefault(example.id, row | {"tokens": small.count_tokens(thought.rationale)})
-        run.append("rationales.jsonl", *(done[each] for each in missing))
+            if example.id not in done:
+                right = data.exact_match(thought.prediction, example.answers) == 1
+                rows.append(vars(thought) | {"question": example.question, "right": right})
+                done[example.id] = rows[-1]
+        run.append("rationales.jsonl", *rows)
     return [done[example.id] for example in examples]
 
 
 def taken_over(s: Settings) -> list[dict]:
-    """The rationales of another run with the same M_L, data and limits; UserError if it had others."""
+    """The rationales of another run of this script; UserError if its M_L, data or limits were others."""
     folder = Path(s.rationales)
-    if not (folder / "settings.json").is_file():
-        raise UserError(f"{folder} is no run folder of train_kd.py (no settings.json there)")
-    theirs = vars(lmcot.Models()) | read_json(folder / "settings.json")
+    theirs = read_json(folder / "settings.json")
     for name in ("large", "large_model", "large_dtype", "data", "context", "max_input_tokens", "max_new_tokens"):
         mine = getattr(s, name)
         if theirs.get(name) != mine:
@@ -126,34 +120,42 @@ def is_looping(text: str) -> bool:
     return max(fours.values(), default=0) > 2
 
 
-def fault(row: dict, max_new_tokens: int, check_answer: bool = True) -> str:
+def fault(row: dict, small: LM, s: Settings) -> str:
     """Why a teacher's rationale is no training example, or "" if it is one; `row` as in rationales.jsonl."""
     if not row["rationale"]:
         return "empty"
-    if row["tokens"] > max_new_tokens:
+    if row["finish"] == "length" or small.count_tokens(row["rationale"]) > s.max_new_tokens:
         return "cut at the length limit"
     if is_looping(row["rationale"]):
         return "looping (a 4-gram three times)"
-    if check_answer and not row["right"]:
+    if s.filter and not row["right"]:
         return "wrong answer"
     return ""
 
 
-def filtered(rows: list[dict], s: Settings) -> tuple[dict[str, str], Counter]:
-    """Rows of rationales.jsonl → example id → rationale of those that pass the filter, and how often what happened."""
+def teach(run: Run, large: LM, small: LM, train: list[Example], dev: list[Example], s: Settings) -> dict[str, str]:
+    """Steps 1 and 2: example id → the rationale of M_L that M_S is to learn. What was dropped, and why, is printed and
+    written to filter.json."""
     kept: dict[str, str] = {}
-    counts = Counter(asked=len(rows))
-    for row in rows:
-        why = fault(row, s.max_new_tokens, s.filter)
-        counts["no answer in the first pass"] += not row["parsed"]
-        counts[f"dropped: {why}" if why else "kept"] += 1
-        if not why:
-            kept[row["id"]] = row["rationale"]
-    return kept, counts
+    counts = []
+    for examples in (train, dev):
+        count: Counter[str] = Counter(asked=len(examples))
+        for row in ask_teacher(run, large, examples, s.max_new_tokens):
+            why = fault(row, small, s)
+            count["no answer in the first pass"] += not row["parsed"]
+            count[f"dropped: {why}" if why else "kept"] += 1
+            if not why:
+                kept[row["id"]] = row["rationale"]
+        counts.append(count)
+    run.write("filter.json", counts)
+    table = [["rationales of M_L", "train", "held out"]]
+    for what in sorted(counts[0] | counts[1]):
+        table.append([what, str(counts[0][what]), str(counts[1][what])])
+    print(f"\n{align(table)}\n")
+    return kept
 
 
 # ------------------------------------------------------------------------------------------------ student
-
 
 Pair = tuple[list[int], list[int]]  # source ids, target ids
 
@@ -167,29 +169,29 @@ def encode_pairs(small: LocalLM, examples: list[Example], targets: dict[str, str
 
 
 def make_batches(pairs: list[Pair], size: int, rng: random.Random | None = None):
-    """Batches (ids, mask, labels) of similar length, so that little is padding; rng shuffles their order."""
-
-    def length(i: int) -> tuple:
-        source, target = pairs[i]
-        return len(source), len(target), rng.random() if rng else 0
-
-    order = sorted(range(len(pairs)), key=length)
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    """Batches (ids, mask, labels) of similar length, so that little is padding. rng shuffles pairs of equal length, and
+    the order of the batches."""
+    starts = list(range(0, len(pairs), size))
     if rng:
-        rng.shuffle(batches)
-    for batch in batches:
-        ids, mask = pad_batch([pairs[i][0] for i in batch])
-        labels, label_mask = pad_batch([pairs[i][1] for i in batch])
+        rng.shuffle(starts)
+        pairs = rng.sample(pairs, len(pairs))
+    pairs = sorted(pairs, key=lambda pair: (len(pair[0]), len(pair[1])))
+    for start in starts:
+        sources, targets = zip(*pairs[start : start + size], strict=True)
+        ids, mask = pad_batch(sources)
+        labels, label_mask = pad_batch(targets)
         yield ids, mask, labels.masked_fill(label_mask == 0, -100)
 
 
-def token_loss(model: T5, ids, mask, labels, bf16: bool = False) -> torch.Tensor:
+def token_loss(model: T5, ids, mask, labels, bf16=False) -> torch.Tensor:
     """Cross-entropy summed over the target's tokens, in nats; divide by their number for the mean."""
-    ids, mask, labels = (x.to(model.shared.weight.device) for x in (ids, mask, labels))
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+    device = model.shared.weight.device
+    ids, mask, labels = ids.to(device), mask.to(device), labels.to(device)
+    is_token = labels != -100
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         hidden = model.decode(model.shift_right(labels), model.encode(ids, mask), mask)
-        logits = model.logits(hidden[labels != -100])  # (tokens, V): padding is not worth its row of V numbers
-    return F.cross_entropy(logits.float(), labels[labels != -100], reduction="sum")
+        logits = model.logits(hidden[is_token])  # (tokens, V): padding is not worth its row of V numbers
+    return F.cross_entropy(logits.float(), labels[is_token], reduction="sum")
 
 
 def backward(model: T5, batch: tuple, s: Settings) -> float:
@@ -205,14 +207,20 @@ def backward(model: T5, batch: tuple, s: Settings) -> float:
 
 
 @torch.no_grad()
-def held_out_loss(model: T5, pairs: list[Pair], batch_size: int, bf16: bool = False) -> float:
+def held_out_loss(model: T5, pairs: list[Pair], s: Settings) -> float:
     """Mean cross-entropy per token on the held-out pairs, in nats."""
     model.eval()
-    batches = processes.share(list(make_batches(pairs, batch_size)))
-    losses = processes.gather([float(token_loss(model, *batch, bf16)) for batch in batches])
+    batches = processes.share(list(make_batches(pairs, s.batch_size)))
+    losses = processes.gather([token_loss(model, *batch, s.bf16).item() for batch in batches])
     if not math.isfinite(sum(losses)):
         raise UserError("M_S's held-out loss is not a finite number, so that nothing of it is saved: lower --lr")
     return sum(losses) / sum(len(target) for _, target in pairs)
+
+
+def rate(step: int, steps: int) -> float:
+    """The learning rate as a share of its peak: it rises for a twentieth of the steps, then falls, both linearly."""
+    warmup = max(1, steps // 20)
+    return min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
 
 
 def main() -> None:
@@ -232,19 +240,11 @@ def main() -> None:
 
         # ---- 1, 2: M_L writes rationales; the filter keeps those that are worth learning
         if s.target == "answer":
-            targets = {example.id: example.answer for example in train + dev}
+            template, targets = lmcot.STANDARD, {example.id: example.answer for example in train + dev}
         else:
             if teachers and not run.has("rationales.jsonl"):
                 run.rewrite("rationales.jsonl", teachers)
-            kept, counts = filtered(ask_teacher(run, large, small, train, s.max_new_tokens), s)
-            kept_dev, counts_dev = filtered(ask_teacher(run, large, small, dev, s.max_new_tokens), s)
-            targets = kept | kept_dev
-            run.write("filter.json", [counts, counts_dev])
-            table = [["rationales of M_L", "train", "held out"]]
-            for what in sorted(counts | counts_dev):
-                table.append([what, str(counts[what]), str(counts_dev[what])])
-            print(f"\n{align(table)}\n")
-        template = lmcot.RATIONALE if s.target == "rationale" else lmcot.STANDARD
+            template, targets = lmcot.RATIONALE, teach(run, large, small, train, dev, s)
         pairs = encode_pairs(small, train, targets, template)
         pairs_dev = encode_pairs(small, dev, targets, template)
         if not pairs or not pairs_dev:
@@ -253,59 +253,50 @@ def main() -> None:
 
         # ---- 3: M_S learns to write them
         model = small.model
-        optimizer = torch.optim.AdamW(model.parameters(), s.lr, weight_decay=0.0, fused=True)
-        steps_per_epoch = math.ceil(len(pairs) / s.batch_size)
-        steps = s.epochs * steps_per_epoch
-        warmup = max(1, steps // 20)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
-        )
-        parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-        if run.has("state.pt"):
-            state = run.load("state.pt", small.device)
-            for name, part in parts.items():
-                part.load_state_dict(state.pop(name))
-            rows = run.read("metrics.jsonl", "epoch")
-            run.rewrite("metrics.jsonl", [row for row in rows if row["epoch"] <= state["epoch"]])
-        else:
-            state = {"epoch": 0, "best": held_out_loss(model, pairs_dev, s.batch_size, s.bf16), "best_epoch": 0}
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+        parts = {"model": model, "optimizer": optimizer}
+        state = run.load_state(parts, small.device)
+        if not state:
+            state = {"epoch": 0, "best": held_out_loss(model, pairs_dev, s), "best_epoch": 0}
             run.rewrite("metrics.jsonl", [{"epoch": 0, "held_out_loss": state["best"]}])
             print(f"held-out loss before training: {state['best']:.3f} nats per token")
+        run.trim("metrics.jsonl", "epoch", state["epoch"])
+        steps_per_epoch = math.ceil(len(pairs) / s.batch_size)
 
         while state["epoch"] < s.epochs and state["epoch"] - state["best_epoch"] < s.patience:
-            epoch = state["epoch"] + 1
+            step = state["epoch"] * steps_per_epoch
+            state["epoch"] += 1
+            epoch = state["epoch"]
             model.train()
             # Dropout: each epoch has a seed of its own, so that resuming repeats it, and so has each process.
             torch.manual_seed(s.seed * 1000 + epoch + 10**9 * processes.rank_and_size()[0])
-            losses, norms = [], []
             batches = make_batches(pairs, s.batch_size, random.Random(f"{s.seed} {epoch}"))
+            losses = []
             bar = tqdm(batches, total=steps_per_epoch, desc=f"M_S learns, epoch {epoch}/{s.epochs}", mininterval=0.5)
             for batch in bar:
                 loss = backward(model, batch, s)
                 norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
                 if not math.isfinite(loss + norm):
                     run.stop("a loss or its gradient", {"batch": batch, "epoch": epoch, "loss": loss, "norm": norm})
+                optimizer.param_groups[0]["lr"] = s.lr * rate(step, s.epochs * steps_per_epoch)
                 optimizer.step()
                 optimizer.zero_grad()
-                schedule.step()
+                step += 1
                 losses.append(loss)
-                norms.append(norm)
                 bar.set_postfix_str(f"loss {sum(losses[-20:]) / len(losses[-20:]):.3f}")
 
             # The M_S with the lowest held-out loss is kept; the state lets the same command go on from here.
-            held_out = held_out_loss(model, pairs_dev, s.batch_size, s.bf16)
-            state["epoch"] = epoch
-            is_best = held_out < state["best"]
-            if is_best:
+            train_loss = sum(losses) / len(losses)
+            held_out = held_out_loss(model, pairs_dev, s)
+            note = ""
+            if held_out < state["best"]:
+                note = " (best so far, saved)"
                 state |= {"best": held_out, "best_epoch": epoch}
                 if run.writes:
                     model.save_pretrained(run.path("model"), small.tokenizer)
-            train_loss, grad_norm = sum(losses) / len(losses), sum(norms) / len(norms)
-            run.append("metrics.jsonl", {"epoch": epoch, "train_loss": train_loss, "held_out_loss": held_out,
-                                         "grad_norm": grad_norm})  # fmt: skip
-            print(f"epoch {epoch}: training loss {train_loss:.3f}, held-out loss {held_out:.3f}"
-                  f"{' (best so far, saved)' if is_best else ''}")  # fmt: skip
-            run.save("state.pt", state | {name: part.state_dict() for name, part in parts.items()})
+            run.append("metrics.jsonl", {"epoch": epoch, "train_loss": train_loss, "held_out_loss": held_out})
+            print(f"epoch {epoch}: training loss {train_loss:.3f}, held-out loss {held_out:.3f}{note}")
+            run.save_state(state, parts)
         if not run.has("model"):
             raise UserError("training never lowered the held-out loss: another --lr, or more examples, "
                             "with --overwrite or another --out")  # fmt: skip

@@ -36,7 +36,7 @@ from eval import evaluate, read_run
 from lmcot import Answer, LocalLM
 from model import pad_batch
 from plumbing import processes
-from plumbing.command import at_least_one, parse_settings, run_main
+from plumbing.command import parse_settings, run_main
 from plumbing.errors import UserError
 from plumbing.run import Run
 from train_kd import side_by_side
@@ -82,23 +82,17 @@ class Settings:
         if self.reward not in ("sum", "standardized") or self.task_metric not in ("em", "f1"):
             raise ValueError("--reward is sum or standardized, --task-metric is em or f1")
         rewards.parse_weights(self.weights)
-        at_least_one(self, "steps", "prompts", "samples_per_prompt", "minibatch", "ppo_epochs", "max_new_tokens",
-                     "train_limit", "eval_every", "dev_limit", "test_limit", "samples")  # fmt: skip
         if self.prompts < processes.rank_and_size()[1]:
             raise ValueError("--prompts must be at least the number of processes")
-        if self.temperature <= 0:
-            raise ValueError("--temperature must be above 0: it is for sampling")
 
 
 def distilled(folder: str) -> dict:
     """The settings of the run that made M_S; UserError where there is none."""
     kind, settings = read_run(folder)
-    if not (Path(folder) / "model").is_dir() or not (Path(folder) / "settings.json").is_file():
-        raise UserError(f"no distilled M_S in {folder}: run train_kd.py first, or name its folder with --kd")
     if kind == "direct":
         raise UserError(f"the M_S of {folder} learned to answer, not to write rationales: choose another --kd")
-    if kind != "kd":
-        raise UserError(f"{folder} is no run of train_kd.py: name the folder of one with --kd")
+    if kind != "kd" or not (Path(folder) / "model").is_dir():
+        raise UserError(f"no distilled M_S in {folder}: run train_kd.py first, or name its folder with --kd")
     return vars(lmcot.Models()) | settings  # an older run lacks some
 
 
@@ -142,27 +136,34 @@ def learn(
     minibatch holds numbers of questions; advantages and returns are (R, T). Both losses are means over all tokens of
     the minibatch. They are of separate parameters, so that no coefficient has to weigh them.
     """
-    policy, samples = small.model, s.samples_per_prompt
-    tokens = r.mask[rl.rows_of(minibatch, samples)].sum()
+    policy = small.model
+    tokens = r.mask[rl.rows_of(minibatch, s.samples_per_prompt)].sum()
     parts = []
     for b in processes.micro_batches(minibatch, s.micro_batch):
-        rows = rl.rows_of(b, samples)
-        mask, logp_old = r.mask[rows], r.logp_old[rows]
+        rows = rl.rows_of(b, s.samples_per_prompt)
+        source_mask = r.source_mask[b]
+        ids, mask, logp_old = r.ids[rows], r.mask[rows], r.logp_old[rows]
         with torch.autocast(small.device.type, torch.bfloat16, enabled=s.bf16):
-            encoded = policy.encode(r.source[b], r.source_mask[b])
-            logp, entropy, values = rl.teacher_forced(
-                policy, head, encoded, r.source_mask[b], r.ids[rows], mask, small.forbid
-            )
+            encoded = policy.encode(r.source[b], source_mask)
+            logp, entropy, values = rl.teacher_forced(policy, head, encoded, source_mask, ids, mask, small.forbid)
         if is_first and not s.bf16:
             rl.check_first_ratio(logp, logp_old)
         policy_loss = rl.ppo_loss(logp, logp_old, advantages[rows], mask, s.clip)
         value_loss = rl.value_loss(values, r.values[rows], returns[rows], mask, s.value_clip)
-        ((policy_loss + value_loss) * (mask.sum() / tokens)).backward()
+        loss = (policy_loss + value_loss) * (mask.sum() / tokens)
+        loss.backward()
         found = rl.update_metrics(logp, logp_old, entropy, mask, s.clip)
         parts.append(found | {"policy_loss": policy_loss.item(), "value_loss": value_loss.item()})
     processes.sum_gradients([*policy.parameters(), *head.parameters()])
     norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0))
     return processes.gather([part | {"grad_norm": norm} for part in parts])
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    found = {}
+    for name in rows[0]:
+        found[name] = sum(row[name] for row in rows) / len(rows)
+    return found
 
 
 def main() -> None:
@@ -179,7 +180,7 @@ def main() -> None:
     head = rl.ValueHead(policy.config.d_model).to(small.device)
     optimizer = torch.optim.Adam([{"params": policy.parameters(), "lr": s.lr},
                                   {"params": head.parameters(), "lr": s.critic_lr}], eps=1e-5, fused=True)  # fmt: skip
-    combination = rewards.Combination(s.reward, s.task_weight)
+    parts = {"policy": policy, "head": head, "optimizer": optimizer}
 
     with Run(s.out, s, s.overwrite) as run:
         run.uses({"M_S": Path(s.kd) / "model" / "model.safetensors"})
@@ -187,17 +188,11 @@ def main() -> None:
             return
         print(f"M_S {s.kd}/model · M_L {kd['large']} · {s.steps} steps of {s.prompts} × {s.samples_per_prompt} "
               f"rationales from {len(train)} questions · folder {s.out}\n")  # fmt: skip
-        parts = {"policy": policy, "head": head, "optimizer": optimizer}
         state = {"step": 0, "best": -math.inf, "best_step": 0, "beta": s.beta}
-        if run.has("state.pt"):
-            state = run.load("state.pt", small.device)
-            for name, part in parts.items():
-                part.load_state_dict(state.pop(name))
-            combination = rewards.Combination(**state.pop("combination"))
-        # What was logged after the last saved state will be logged again.
-        log = [row for row in run.read("metrics.jsonl", "step") if row["step"] <= state["step"]]
-        run.rewrite("metrics.jsonl", log)
-        run.rewrite("dev.jsonl", [row for row in run.read("dev.jsonl", "step") if row["step"] < state["step"]])
+        state |= run.load_state(parts, small.device)
+        combination = rewards.Combination(**state.pop("combination", {"how": s.reward, "task_weight": s.task_weight}))
+        log = run.trim("metrics.jsonl", "step", state["step"])
+        run.trim("dev.jsonl", "step", state["step"] - 1)  # the look at this step comes again
 
         bar = tqdm(total=s.steps, initial=state["step"], desc="PPO")
         while True:
@@ -211,8 +206,7 @@ def main() -> None:
                     state |= {"best": reward, "best_step": step}
                     if run.writes:
                         policy.save_pretrained(run.path("model"), small.tokenizer)
-                saved = {name: part.state_dict() for name, part in parts.items()}
-                run.save("state.pt", state | saved | {"combination": vars(combination)})
+                run.save_state(state | {"combination": vars(combination)}, parts)
             if step == s.steps:
                 break
             rng = random.Random(f"{s.seed} {step}")  # every step has its own: a run that goes on repeats nothing
@@ -226,8 +220,10 @@ def main() -> None:
             # ---- 2 M_L answers, every rationale gets its reward
             answers = lmcot.answer(large, asked, small.decode(r.ids, r.mask))
             scored = judge(asked, answers, s)
-            scores = combination([each["R_aspect"] for each in scored], [each["R_task"] for each in scored])
-            scores = torch.tensor(scores, device=small.device) - s.missing_eos_penalty * ~r.ended  # (R,)
+            aspect = [each["R_aspect"] for each in scored]
+            task = [each["R_task"] for each in scored]
+            scores = torch.tensor(combination(aspect, task), device=small.device)  # (R,)
+            scores = scores - s.missing_eos_penalty * ~r.ended
             batch = vars(r) | {"scores": scores, "questions": [example.id for example in asked]}
             if not rl.all_finite(scores, r.logp_old, r.logp_ref, r.values):
                 run.stop("a reward, log-probability or value", batch)
@@ -246,7 +242,7 @@ def main() -> None:
                 for minibatch in order.split(s.minibatch):
                     optimizer.zero_grad()
                     found = learn(small, head, r, minibatch, whitened, returns, s, is_first=not updates)
-                    if not all(math.isfinite(sum(part.values())) for part in found):
+                    if not math.isfinite(sum(sum(part.values()) for part in found)):
                         run.stop("a loss, a ratio or a gradient", batch | {"minibatch": minibatch, "updates": found})
                     optimizer.step()
                     updates += found
@@ -279,10 +275,6 @@ def main() -> None:
         print(side_by_side(dev[:3], reference, refined, s.max_new_tokens))
         print("\n" + evaluate(run, test, large, {"kd": [reference], "rl": [refined]}, s))
         print(f"The refined M_S is in {run.path('model')}; this table is in {run.path('results.md')}.")
-
-
-def means(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 def described(step: int, example: Example, answer: Answer, scores: dict[str, float]) -> str:

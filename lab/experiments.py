@@ -48,7 +48,7 @@ import train_rl  # noqa: E402
 from eval import BASELINES, interval, read_run, trained_weights  # noqa: E402
 from eval import Settings as EvalSettings  # noqa: E402
 from model import log_softmax, pad_batch  # noqa: E402
-from plumbing.command import align, at_least_one, parse_settings, run_main  # noqa: E402
+from plumbing.command import align, parse_settings, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
 from plumbing.files import as_json, atomic_write, read_json, read_jsonl  # noqa: E402
 from plumbing.run import Run  # noqa: E402
@@ -77,7 +77,6 @@ class Settings(lmcot.Models):
 
     def check(self) -> None:
         super().check()
-        at_least_one(self, "seeds", "limit", "samples", "steps")
         if self.seeds > 10:
             raise ValueError("--seeds is at most 10")
         if self.ood and self.data == "tiny":

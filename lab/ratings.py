@@ -43,7 +43,7 @@ import data  # noqa: E402
 import rewards  # noqa: E402
 from eval import BOOTSTRAPS, interval, read_run, with_interval  # noqa: E402
 from lab.experiments import questions_of  # noqa: E402
-from plumbing.command import align, at_least_one, parse_settings, run_main  # noqa: E402
+from plumbing.command import align, parse_settings, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
 from plumbing.files import as_json, atomic_write, read_json, read_jsonl  # noqa: E402
 from rewards import ASPECTS  # noqa: E402
@@ -72,9 +72,6 @@ class Settings:
     questions: int = 20  # how many to draw; each brings up to three rationales to rate
     seed: int = 0  # of the draw of questions (and of a run for each, where there are several seeds)
     out: str = "runs/ratings"  # folder of the sheet and its key
-
-    def check(self) -> None:
-        at_least_one(self, "questions")
 
 
 def collect(folder: Path, count: int, seed: int) -> list[dict]:

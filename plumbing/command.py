@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import inspect
 import itertools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,8 +23,9 @@ def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None
     So each default and each meaning is written once: a field becomes the flag `--name`, with - for _ (a bool: `--name`
     and `--no-name`), and its comment the help text. Types are str, int, float and bool. `doc` heads `--help`.
 
-    An unknown flag, a wrong value (numbers are finite and at least 0), and a ValueError from the settings' own
-    `check()`, if there is one, end the program with the usage and one sentence.
+    An unknown flag, a wrong value, and a ValueError from the settings' own `check()`, if there is one, end the program
+    with the usage and one sentence. Numbers are finite and at least 0; a whole number whose default is above 0 is a
+    count, and at least 1.
     """
     layout_of_doc = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=doc, formatter_class=layout_of_doc, allow_abbrev=False)
@@ -38,9 +40,11 @@ def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None
     settings = cls(**vars(parser.parse_args(argv)))
 
     try:
-        for name, value in vars(settings).items():
-            if isinstance(value, int | float) and not 0 <= value < float("inf"):
-                raise ValueError(f"{flag(name)} is {value} (expected a number of at least 0)")
+        for field in dataclasses.fields(cls):
+            value = getattr(settings, field.name)
+            least = int(field.type is int and field.default > 0)
+            if field.type in (int, float) and not least <= value < math.inf:
+                raise ValueError(f"{flag(field.name)} is {value} (expected a number of at least {least})")
         if hasattr(settings, "check"):
             settings.check()
     except ValueError as error:
@@ -62,13 +66,6 @@ def field_comments(cls: type) -> dict[str, str]:
             if colon and comment:
                 comments[name.strip()] = comment.strip()
     return comments
-
-
-def at_least_one(settings: Any, *names: str) -> None:
-    """For a `check()` of settings: ValueError names the first of these settings that is below 1."""
-    for name in names:
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{flag(name)} must be at least 1")
 
 
 def run_main(main: Callable[[], Any]) -> None:

@@ -104,11 +104,11 @@ def read_tokenizer(file: Path) -> Tokenizer:
     """A tokenizer.json, without the padding and truncation that it may have been saved with."""
     try:
         tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
         tokenizer.encode("\ue000")  # a character that no vocabulary has: a tokenizer without <unk> fails here
     except Exception as e:
         raise UserError(f"{file}: not a tokenizer ({e})") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     return tokenizer
 
 

@@ -132,19 +132,11 @@ class Run:
         return kept
 
     def save(self, name: str, content: dict) -> None:
-        """Replaces a file of tensors, numbers and texts in one step; `load` reads it."""
+        """Replaces a file of tensors, numbers and texts in one step."""
         buffer = io.BytesIO()
         if self.writes:
             torch.save(content, buffer)
         self.write(name, buffer.getvalue())
-
-    def load(self, name: str, device: str | torch.device) -> dict:
-        """What `save` wrote, its tensors on this device. UserError if the file is damaged."""
-        path = self.path(name)
-        try:
-            return torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:  # of many kinds; their texts advise to run the code in the file
-            raise UserError(f"{path} is damaged ({type(error).__name__}): start again with --overwrite") from None
 
     def save_state(self, numbers: dict, parts: dict[str, Any]) -> None:
         """Saves where training stands in state.pt: numbers, and the state_dict of each part (module, optimizer …)."""
@@ -155,7 +147,11 @@ class Run:
         """Puts every part back to where `save_state` left it and returns the numbers; {} if nothing was saved."""
         if not self.has("state.pt"):
             return {}
-        state = self.load("state.pt", device)
+        file = self.path("state.pt")
+        try:
+            state = torch.load(file, map_location=device, weights_only=True)
+        except Exception as error:  # of many kinds; their texts advise to run the code in the file
+            raise UserError(f"{file} is damaged ({type(error).__name__}): start again with --overwrite") from None
         for name, part in parts.items():
             part.load_state_dict(state.pop(name))
         return state

@@ -91,7 +91,7 @@ COST = {"seconds per question": 0.5, "tokens per question": 10.0}
 def make_summary() -> dict:
     def run(*predictions, good=""):
         marks = good.ljust(4)
-        return [Answer(p, "So it is." * (mark == "x")) for p, mark in zip(predictions, marks, strict=True)]
+        return [Answer("", p, "So it is." * (mark == "x")) for p, mark in zip(predictions, marks, strict=True)]
 
     outcomes = {
         "CoT": [run("oslo", "no", "yes", "Lake")],  # EM 1 0 1 0 · F1 1 0 1 2/3 · AI 1 0 1 0

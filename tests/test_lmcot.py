@@ -232,9 +232,12 @@ def test_the_second_stage_asks_exactly_those_whose_first_pass_named_no_answer():
         return next(text for q, text in texts.items() if f"Question: {q}\n" in prompt)
 
     large = Recorder(say)
-    a, b, c, d = (lmcot.Answer("a", "A."), lmcot.Answer("second", "B without end", parsed=False),
-                  lmcot.Answer("c"), lmcot.Answer("second", parsed=False))  # fmt: skip
-    assert lmcot.chain_of_thought(large, [example(q) for q in texts], 50, 2, 0.7) == [a, a, b, b, c, c, d, d]
+    examples = [example(q) for q in texts]
+    a = lmcot.Answer(examples[0].id, "a", "A.")
+    b = lmcot.Answer(examples[1].id, "second", "B without end", parsed=False)
+    c = lmcot.Answer(examples[2].id, "c")
+    d = lmcot.Answer(examples[3].id, "second", parsed=False)
+    assert lmcot.chain_of_thought(large, examples, 50, 2, 0.7) == [a, a, b, b, c, c, d, d]
     (first, *how), second = large.calls
     assert len(first) == 4 and how == [50, 2, 0.7]
     second_prompts = [

@@ -909,7 +909,7 @@ def transformers_writes_the_same(model: T5, tokenizer: Tokenizer, prompts: list[
     ids, mask = M.pad_batch([e.ids for e in M.load_tokenizer(folder).encode_batch(prompts)])
     batch = auto(prompts, return_tensors="pt", padding=True)
     assert torch.equal(batch.input_ids, ids) and torch.equal(batch.attention_mask, mask)
-    forbid = M.never_written(model, tokenizer)
+    forbid = lmcot.LocalLM(model, tokenizer).forbid
     theirs, seen = hf_greedy(hf, ids, mask, steps, forbid)
     lengths = seen.sum(1)
     assert lengths.min() < steps and len(lengths.unique()) >= 3 and len(theirs[seen].unique()) >= 20, theirs
@@ -957,7 +957,7 @@ def test_a_missing_or_broken_tokenizer_is_refused_in_one_sentence(content, tmp_p
 def test_never_written_is_pad_and_the_rows_that_the_tokenizer_lacks():
     tokenizer = small_tokenizer()
     n = tokenizer.get_vocab_size()
-    forbid = M.never_written(make("v1.1", vocab_size=n + 3), tokenizer)
+    forbid = lmcot.LocalLM(make("v1.1", vocab_size=n + 3), tokenizer).forbid
     assert sorted(forbid) == [0, n, n + 1, n + 2]
 
 

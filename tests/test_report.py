@@ -68,12 +68,12 @@ def comparison_run(folder, questions):
     examples, outcomes = data.load(questions), {}
     for method, texts in RATIONALES.items():
         answers = [row[2 if method.endswith("KD") else 3] for row in ASKED]
-        outcomes[method] = [[comparison.Answer(*pair) for pair in zip(answers, texts, strict=True)]]
+        ids = [example.id for example in examples]
+        outcomes[method] = [[comparison.Answer(*each) for each in zip(ids, answers, texts, strict=True)]]
     costs = {method: {"seconds per question": 0.25, "tokens per question": 7.5} for method in outcomes}
     settings = {"data": str(questions), "split": "test", "limit": 6, "context": "gold", "samples": 5,
                 "max_new_tokens": 64}  # fmt: skip
-    answers = [{"method": method, "seed": 0,
-                "answers": [{"id": e.id, **vars(o)} for e, o in zip(examples, outcome, strict=True)]}
+    answers = [{"method": method, "seed": 0, "answers": list(map(vars, outcome))}
                for method, (outcome,) in outcomes.items()]  # fmt: skip
     return write(folder, settings, comparison.summarise(examples, outcomes, costs), answers=answers)
 
