@@ -23,7 +23,6 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -110,32 +109,12 @@ def mutate_json(rng: random.Random, raw: bytes, words: tuple = ()) -> bytes:
     return mutate_bytes(rng, raw) if kind > 0.75 else raw
 
 
-def mutate_jsonl(rng: random.Random, raw: bytes) -> bytes:
-    lines = raw.splitlines(keepends=True)
-    i = rng.randrange(len(lines))
-    lines[i] = mutate_json(rng, lines[i]) + rng.choice((b"\n", b"\n", b"\n", b""))
-    return b"".join(lines)
-
-
 # ------------------------------------------------------------------------------------------------ loaders
 
 
-@dataclass
-class Loader:
-    """`bases`: good files. `attempt` gets the bytes of a broken one, loads it, and works with what came of it."""
-
-    bases: list[bytes]
-    attempt: Callable[[bytes], object]
-    mutate: Callable[[random.Random, bytes], bytes] = mutate_json
-
-
-LOADERS: dict[str, Callable[[Path], Loader]] = {}
-
-
-def loader(make: Callable[[Path], Loader]) -> Callable[[Path], Loader]:
-    LOADERS[make.__name__] = make
-    return make
-
+# A loader gets an empty folder and gives good files, what loads a broken one and works with what came of it, and what
+# breaks a good one.
+Loader = tuple[list[bytes], Callable[[bytes], object], Callable[[random.Random, bytes], bytes]]
 
 CONFIG = T5Config(vocab_size=64, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_decoder_layers=1, num_heads=2)
 SECRET = 7.0  # all weights of a file outside the checkpoint's folder
@@ -161,15 +140,13 @@ def checkpoint(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], Callab
     return weights, attempt
 
 
-@loader
 def config(folder: Path) -> Loader:
     _, attempt = checkpoint(folder, "config.json")
     base = (folder / "config.json").read_bytes()
     words = (*json.loads(base), "gated-gelu", "relu", "t5")
-    return Loader([base], attempt, lambda rng, raw: mutate_json(rng, raw, words))
+    return [base], attempt, lambda rng, raw: mutate_json(rng, raw, words)
 
 
-@loader
 def index(folder: Path) -> Loader:
     weights, attempt = checkpoint(folder, "model.safetensors.index.json")
     (folder / "model.safetensors").unlink()
@@ -180,10 +157,9 @@ def index(folder: Path) -> Loader:
     words = (*names, *weights, "config.json", str(folder.parent / "outside" / "x.safetensors"), "./a.safetensors",
              f"../{folder.name}/a.safetensors", "a.safetensors\0")  # fmt: skip
     base = json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}).encode()
-    return Loader([base], attempt, lambda rng, raw: mutate_json(rng, raw, words))
+    return [base], attempt, lambda rng, raw: mutate_json(rng, raw, words)
 
 
-@loader
 def safetensors(folder: Path) -> Loader:
     _, attempt = checkpoint(folder, "model.safetensors")
     words = ("F32", "BF16", "F16", "F64", "I64", "BOOL", "__metadata__")
@@ -200,10 +176,9 @@ def safetensors(folder: Path) -> Loader:
         raw = length.to_bytes(8, "little") + header + numbers
         return mutate_bytes(rng, raw) if rng.random() > 0.9 else raw
 
-    return Loader([(folder / "model.safetensors").read_bytes()], attempt, mutate)
+    return [(folder / "model.safetensors").read_bytes()], attempt, mutate
 
 
-@loader
 def pickle(folder: Path) -> Loader:
     weights, attempt = checkpoint(folder, "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -225,7 +200,7 @@ def pickle(folder: Path) -> Loader:
         raw = pickled(state if rng.random() < 0.97 else rng.choice(values), rng.random() < 0.6)
         return mutate_bytes(rng, raw) if rng.random() < 0.6 else raw
 
-    return Loader([pickled(weights)], attempt, mutate)
+    return [pickled(weights)], attempt, mutate
 
 
 MUSIQUE = {
@@ -240,26 +215,18 @@ STRATEGYQA = {"qid": "s1", "question": "Can a fish fly?", "answer": False, "fact
 OWN = {"id": 7, "question": "Q two?", "context": ["A b. C.", "E f."], "answer": "E", "aliases": ["e f"]}
 
 
-def dataset(file: Path, bases: list[str], mutate: Callable) -> Loader:
+def records(folder: Path) -> Loader:
     def attempt(raw: bytes) -> None:
-        file.write_bytes(raw)
-        for example in [*data.load(file, context="gold"), *data.load(file, context="all")]:
-            prompt = lmcot.RATIONALE.format(question=example.question, context=example.context)
-            assert prompt.encode() and example.answer.strip()
-            assert data.exact_match(example.answer, example.answer) == 1
-            assert 0 <= data.token_f1(example.question, example.answer) <= 1
+        (folder / "x.json").write_bytes(raw)
+        for context in ("gold", "all"):
+            for example in data.load(folder / "x.json", context=context):
+                prompt = lmcot.RATIONALE.format(question=example.question, context=example.context)
+                assert prompt.encode() and example.answer.strip()
+                assert data.exact_match(example.answer, example.answer) == 1
+                assert 0 <= data.token_f1(example.question, example.answer) <= 1
 
-    return Loader([base.encode() for base in bases], attempt, mutate)
-
-
-@loader
-def data_json(folder: Path) -> Loader:
-    return dataset(folder / "x.json", [json.dumps(world.records("dev", size=2))], mutate_json)
-
-
-@loader
-def data_jsonl(folder: Path) -> Loader:
-    return dataset(folder / "x.jsonl", [json.dumps(base) + "\n" for base in (MUSIQUE, STRATEGYQA, OWN)], mutate_jsonl)
+    forms = [world.records("dev", size=2), [MUSIQUE], [STRATEGYQA], [OWN]]
+    return [json.dumps(form).encode() for form in forms], attempt, mutate_json
 
 
 class Server(ThreadingHTTPServer):
@@ -287,7 +254,6 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@loader
 def server_reply(folder: Path) -> Loader:
     server = Server()
 
@@ -300,17 +266,20 @@ def server_reply(folder: Path) -> Loader:
         assert 0 <= lm.tokens_written < 2**53 and lm.unfinished in (0, 1, 2)
 
     choice = {"index": 0, "message": {"role": "assistant", "content": "The answer is x."}, "finish_reason": "stop"}
-    return Loader([json.dumps({"choices": [choice], "usage": {"completion_tokens": 7}}).encode()], attempt)
+    return [json.dumps({"choices": [choice], "usage": {"completion_tokens": 7}}).encode()], attempt, mutate_json
+
+
+LOADERS = {make.__name__: make for make in (config, index, safetensors, pickle, records, server_reply)}
 
 
 # ------------------------------------------------------------------------------------------------ running
 
 
-def outcome(loader: Loader, raw: bytes) -> str:
+def outcome(attempt: Callable[[bytes], object], raw: bytes) -> str:
     """ "accepted", "refused", or what went wrong."""
     try:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        loader.attempt(raw)
+        attempt(raw)
         return "accepted"
     except (UserError, OSError) as refusal:  # what ends a script in one sentence
         text = str(refusal)
@@ -344,12 +313,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="fuzz-") as parent:
             folder = Path(parent) / "folder"
             folder.mkdir()
-            made = LOADERS[name](folder)
-            for base in made.bases:
-                made.attempt(base)  # good files must pass
+            bases, attempt, mutate = LOADERS[name](folder)
+            for base in bases:
+                attempt(base)  # good files must pass
             for number in range(given.inputs):
                 rng = random.Random(f"{given.seed} {name} {number}")
-                result = outcome(made, made.mutate(rng, rng.choice(made.bases)))
+                result = outcome(attempt, mutate(rng, rng.choice(bases)))
                 if result not in counts:
                     print(f"    input {number}: {result}")
                     result = "failures"
