@@ -1,6 +1,6 @@
 """
-What strangers can send: a checkpoint, a data file, a server's answer. Each loader reads broken ones, and must make a
-working object of each or refuse it in one sentence.
+What strangers can send: a checkpoint or a data file. Each loader reads broken ones, and must make a working object of
+each or refuse it in one sentence.
 
     python tests/fuzz.py                                # 10,000 inputs for each loader: minutes
     python tests/fuzz.py config pickle --inputs 500     # some of them
@@ -20,10 +20,8 @@ import resource
 import signal
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 
@@ -37,19 +35,16 @@ import data  # noqa: E402
 import lmcot  # noqa: E402
 from model import T5, T5Config  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
-from plumbing.server import ServedLM  # noqa: E402
 from tiny import world  # noqa: E402
 
 SECONDS, GIGABYTES = 5, 4  # that one input may take
 
 # ------------------------------------------------------------------------------------------------ mutations
 
-ODD = (0, 1, 2, 7, -1, 96, 2**15, 2**24 - 1, 2**31, 2**63, 10**300, 0.5, -0.0, 5e-324, math.nan, math.inf,
-       "", " ", "x", "\0", "a\r\nb", "\x1b[2J\x9b2J", "\u2028", "\u202eabc\u202c", "שלום", "e" + "\u0301" * 40,
-       "👩‍👩‍👧‍👦", "\ufeff", "İıſKﬁ", "0", "true", "I64", "../outside/x.safetensors", "..", "../outside/x.bin",
-       "/etc/passwd", "a/b", "%s{0}{x}", "word " * 40, "a" * 300,
-       [], {}, [[]], [None], [[], {}], {"": None}, [0] * 50, [2**24] * 9, [-1, 2], None, True, False,
-       "@lists@", "@digits@", "@surrogate@", "@huge@")  # fmt: skip
+ODD = (0, 1, 2, 7, -1, 96, 2**15, 2**24 - 1, 2**31, 2**63, 10**300, 0.5, 5e-324, math.nan, math.inf, "", " ", "x", "\0",
+       "a\r\nb", "\x1b[2J", "\u202eabc", "שלום", "\ufeff", "0", "true", "I64", "..", "../outside/x.safetensors",
+       "../outside/x.bin", "/etc/passwd", "a/b", "%s{0}{x}", "word " * 40, "a" * 300, [], {}, [[]], [None], [0] * 50,
+       [2**24] * 9, [-1, 2], None, True, False, "@lists@", "@digits@", "@surrogate@", "@huge@")  # fmt: skip
 # Words that stand for what json.dumps cannot write; they are replaced when the text is made.
 RAW = {"@lists@": "[" * 10**5 + "]" * 10**5, "@digits@": "9" * 5000, "@surrogate@": '"a\\udfff b"', "@huge@": "-1e999"}
 BYTES = (b"\xff" * 8, b"\0" * 8, b"\x7f" + b"\xff" * 7, b"\xed\xa0\x80", b"\xef\xbb\xbf", b'"', b"\\ud800", b"{", b"]",
@@ -203,18 +198,6 @@ def pickle(folder: Path) -> Loader:
     return [pickled(weights)], attempt, mutate
 
 
-MUSIQUE = {
-    "id": "2hop__1_2", "question": "Where was the maker of Vega born?", "answer": "Oslo",
-    "answer_aliases": ["Kristiania"], "answerable": True,
-    "question_decomposition": [{"id": 1, "paragraph_support_idx": 1}, {"paragraph_support_idx": 0}],
-    "paragraphs": [{"idx": 0, "title": "Ann Lie", "paragraph_text": "A maker. Born in Oslo.", "is_supporting": True},
-                   {"idx": 1, "title": "Vega", "paragraph_text": "By Ann Lie.", "is_supporting": True},
-                   {"idx": 2, "title": "Noise", "paragraph_text": "Nothing.", "is_supporting": False}],
-}  # fmt: skip
-STRATEGYQA = {"qid": "s1", "question": "Can a fish fly?", "answer": False, "facts": ["Fish swim", "Birds fly."]}
-OWN = {"id": 7, "question": "Q two?", "context": ["A b. C.", "E f."], "answer": "E", "aliases": ["e f"]}
-
-
 def records(folder: Path) -> Loader:
     def attempt(raw: bytes) -> None:
         (folder / "x.json").write_bytes(raw)
@@ -225,51 +208,13 @@ def records(folder: Path) -> Loader:
                 assert data.exact_match(example.answer, example.answer) == 1
                 assert 0 <= data.token_f1(example.question, example.answer) <= 1
 
-    forms = [world.records("dev", size=2), [MUSIQUE], [STRATEGYQA], [OWN]]
+    strategyqa = {"qid": "s1", "question": "Can a fish fly?", "answer": False, "facts": ["Fish swim", "Birds fly."]}
+    own = {"id": 7, "question": "Q two?", "context": ["A b. C.", "E f."], "answer": "E", "aliases": ["e f"]}
+    forms = [world.records("dev", size=2), [strategyqa, own]]
     return [json.dumps(form).encode() for form in forms], attempt, mutate_json
 
 
-class Server(ThreadingHTTPServer):
-    """Answers every request with `reply`."""
-
-    daemon_threads = True
-    reply = b""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class Handler(BaseHTTPRequestHandler):
-    disable_nagle_algorithm = True  # else each answer waits 40 ms
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.reply)))
-        self.end_headers()
-        self.wfile.write(self.server.reply)
-
-    def log_message(self, *_):
-        pass
-
-
-def server_reply(folder: Path) -> Loader:
-    server = Server()
-
-    def attempt(raw: bytes) -> None:
-        server.reply = raw
-        lm = ServedLM(f"http://127.0.0.1:{server.server_port}/v1", "m")
-        lm.TRIES = 1
-        for completion in lm.complete(["p0", "p1"], 5):
-            assert completion.text.encode() is not None and completion.finish in ("stop", "length", "none")
-        assert 0 <= lm.tokens_written < 2**53 and lm.unfinished in (0, 1, 2)
-
-    choice = {"index": 0, "message": {"role": "assistant", "content": "The answer is x."}, "finish_reason": "stop"}
-    return [json.dumps({"choices": [choice], "usage": {"completion_tokens": 7}}).encode()], attempt, mutate_json
-
-
-LOADERS = {make.__name__: make for make in (config, index, safetensors, pickle, records, server_reply)}
+LOADERS = {make.__name__: make for make in (config, index, safetensors, pickle, records)}
 
 
 # ------------------------------------------------------------------------------------------------ running
