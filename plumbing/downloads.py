@@ -1,13 +1,11 @@
 """The official files of the data sets, downloaded once."""
 
-import json
 import os
 import urllib.request
 import zipfile
 import zlib
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -31,26 +29,21 @@ OFFICIAL = {
 }  # fmt: skip
 
 
-def official_records(name: str, part: str) -> list[tuple[str, Any]]:
-    """The records of a data set's part, "train" or "dev", each with its place for error messages.
+def official_file(name: str, part: str) -> tuple[Path, bytes]:
+    """Where the records of a data set's part, "train" or "dev", stand, and what stands there.
 
     UserError says why the download failed or what is damaged."""
     path = download(*OFFICIAL[name][part])
+    if path.suffix != ".zip":
+        return path, path.read_bytes()
     try:
-        content = _read_member(path, f"{part}.json") if path.suffix == ".zip" else path.read_bytes()
-        records = json.loads(content)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                if Path(member).name == f"{part}.json":  # in whatever folder
+                    return path / member, archive.read(member)
+        raise zipfile.BadZipFile(f"it has no {part}.json")
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and the same command downloads it anew") from None
-    return [(f"{path}: record {i}", record) for i, record in enumerate(records)]
-
-
-def _read_member(path: Path, name: str) -> bytes:
-    """The content of the archive's file of this name, in whatever folder; zipfile checks its CRC."""
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
-            if Path(member).name == name:
-                return archive.read(member)
-    raise ValueError(f"it has no {name}")
 
 
 def download(url: str, size: int, sha256: str) -> Path:

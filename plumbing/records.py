@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from plumbing.downloads import OFFICIAL, official_records
+from plumbing.downloads import OFFICIAL, official_file
 from plumbing.errors import UserError, shown
 from plumbing.files import parse_json
 
@@ -14,24 +14,26 @@ def read_records(name: str, part: str) -> list[tuple[str, Any]]:
     """The records of a part ("train" or "dev") of an official data set, or of a file; each with its place for messages.
 
     UserError says what is wrong with the file, and where."""
-    if name in OFFICIAL:
-        return official_records(name, part)
     path = Path(name)
-    if not path.is_file() or path.suffix not in (".json", ".jsonl"):
+    if name in OFFICIAL:
+        path, content = official_file(name, part)
+    elif path.is_file() and path.suffix in (".json", ".jsonl"):
+        content = path.read_bytes()
+    else:
         known = ", ".join(["tiny", *OFFICIAL])
         raise UserError(f"{name}: there is no such file that ends in .json or .jsonl (or take one of {known})")
 
     records = []
     if path.suffix == ".jsonl":
-        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        for number, line in enumerate(content.split(b"\n"), start=1):
             place = f"{path}: line {number}"
             if line.strip():
                 records.append((place, parse_json(line, place)))
     else:
-        content = parse_json(path.read_bytes(), name)
-        if not isinstance(content, list):
-            raise UserError(f"{path}: the top level is {shown(content)} (expected a list of records)")
-        for number, record in enumerate(content):
+        listed = parse_json(content, str(path))
+        if not isinstance(listed, list):
+            raise UserError(f"{path}: the top level is {shown(listed)} (expected a list of records)")
+        for number, record in enumerate(listed):
             records.append((f"{path}: record {number}", record))
     if not records:
         raise UserError(f"{path}: there are no records")

@@ -212,48 +212,30 @@ def test_a_saved_state_puts_its_parts_back_and_rows_logged_after_it_go(folder):
         assert run.trim("m.jsonl", "step", 2) == run.read("m.jsonl") == [{"step": 1}, {"step": 2}]
 
 
-def test_a_damaged_state_or_one_with_code_is_refused(folder):
+def test_a_state_with_code_in_it_is_refused(folder):
     with Run(folder, Settings()) as run:
-        run.save_state({"step": 2}, {})
-        half = run.path("state.pt").read_bytes()[:200]
         torch.save({"x": print}, run.path("state.pt"))
-        code = run.path("state.pt").read_bytes()
-        for damaged in (half, code, b""):
-            run.path("state.pt").write_bytes(damaged)
-            with pytest.raises(UserError, match="state.pt is damaged .*start again with --overwrite"):
-                run.load_state({}, "cpu")
+        with pytest.raises(UserError, match="state.pt is damaged .*start again with --overwrite"):
+            run.load_state({}, "cpu")
 
 
 def test_a_run_whose_input_has_changed_is_refused_and_new_inputs_may_join(folder, tmp_path):
-    kd = [tmp_path / "kd-0", tmp_path / "kd-1", tmp_path / "kd-2"]
-    for number, file in enumerate(kd):
-        file.write_text(f"weights {number}")
+    file, other = tmp_path / "kd-0", tmp_path / "kd-1"
+    file.write_text("weights")
     with Run(folder, Settings()) as run:
-        run.uses({"kd 0": kd[0], "kd 1": kd[2], "rl 0": tmp_path / "absent"})
-        run.uses({"kd 0": kd[0]})  # what is not named now is not compared
-        run.uses({"kd 0": kd[0], "kd 1": kd[2], "kd 2": kd[1]})
+        run.uses({"kd 0": file, "rl 0": tmp_path / "absent"})
+        run.uses({"rl 0": tmp_path / "absent", "kd 1": file})  # what is not named now is not compared
         kept = json.loads(run.path("inputs.json").read_text())
-        sha256 = [hashlib.sha256(file.read_bytes()).hexdigest() for file in kd]
-        assert kept == {"kd 0": sha256[0], "kd 1": sha256[2], "rl 0": None, "kd 2": sha256[1]}
-
-        with pytest.raises(UserError) as caught:  # another folder takes the place of a seed
-            run.uses({"kd 0": kd[0], "kd 1": kd[1]})
-        made = f"{folder} was made from another kd 1 than {kd[1]} is now"
-        assert str(caught.value) == f"{made}: use --overwrite or another --out"
-        kd[0].unlink()
-        with pytest.raises(UserError, match="another kd 0"):
-            run.uses({"kd 0": kd[0]})
+        sha256 = hashlib.sha256(b"weights").hexdigest()
+        assert kept == {"kd 0": sha256, "rl 0": None, "kd 1": sha256}
+        for content in (None, "other weights"):
+            if content is not None:
+                other.write_text(content)
+            with pytest.raises(UserError) as caught:  # another folder takes the place of a seed
+                run.uses({"kd 0": file, "kd 1": other})
+            made = f"{folder} was made from another kd 1 than {other} is now"
+            assert str(caught.value) == f"{made}: use --overwrite or another --out"
         assert json.loads(run.path("inputs.json").read_text()) == kept
-
-
-def test_a_finished_run_shows_its_table_and_a_run_with_a_bad_number_keeps_its_batch(folder, capsys):
-    with Run(folder, Settings()) as run:
-        assert not run.has_ended() and capsys.readouterr().out == ""
-        with pytest.raises(UserError, match="the loss is not a finite number: .*bad_batch.pt.*lower --lr"):
-            run.stop("the loss", {"ids": torch.ones(2)})
-        assert torch.load(run.path("bad_batch.pt"), weights_only=True)["ids"].tolist() == [1, 1]
-        run.write("results.md", "| method |\n")
-        assert run.has_ended() and "| method |" in capsys.readouterr().out
 
 
 # ---- One program at a time -------------------------------------------------------------------------------------------
