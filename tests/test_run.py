@@ -346,6 +346,20 @@ def test_on_a_full_disk_every_way_to_write_ends_in_one_sentence_and_what_was_the
         assert run.read("m.jsonl") == [{"step": 1}, {"step": 2}]
 
 
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_the_system_refuses_names_the_file_and_leaves_the_old_one(call, folder, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")  # as in a folder that has become read-only
+
+    with Run(folder, Settings()) as run:
+        run.save_state({"epoch": 3}, {})
+        with monkeypatch.context() as patch, pytest.raises(PermissionError) as refused:
+            patch.setattr(os, call, refuse)
+            run.save_state({"epoch": 4}, {})
+        assert refused.value.filename == str(folder / "state.pt")
+        assert run.load_state({}, "cpu") == {"epoch": 3} and names(folder) == {*OURS, "state.pt"}
+
+
 # ---- The device, and how a script ends -------------------------------------------------------------------------------
 
 
