@@ -21,8 +21,7 @@ def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None
     Command line → an instance of the dataclass `cls`, whose fields are written `name: type = default  # meaning`.
 
     So each default and each meaning is written once: a field becomes the flag `--name`, with - for _ (a bool: `--name`
-    and `--no-name`), and its comment the help text. Types are str, int, float and bool. `doc`, the script's docstring,
-    heads `--help`.
+    and `--no-name`), and its comment the help text. Types are str, int, float and bool. `doc` heads `--help`.
 
     An unknown flag, a wrong value, and a ValueError from the settings' own `check()`, if there is one, end the program
     with the usage and one sentence. Numbers are finite and at least 0; a whole number whose default is above 0 is a
@@ -32,22 +31,19 @@ def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None
     parser = argparse.ArgumentParser(description=doc, formatter_class=layout_of_doc, allow_abbrev=False)
     comments = field_comments(cls)
     for field in dataclasses.fields(cls):
-        assert field.type in (str, int, float, bool), f"no flag can be made for {field.name}: {field.type}"
         meaning = f"{comments.get(field.name, '')} (default: {field.default})".strip().replace("%", "%%")
         form = {"type": field.type, "metavar": field.type.__name__.upper()}
         if field.type is bool:
             form = {"action": argparse.BooleanOptionalAction}
         # SUPPRESS: a flag that is not given is left out of the result, and the dataclass fills in its default.
         parser.add_argument(flag(field.name), default=argparse.SUPPRESS, help=meaning, **form)
-    given = parser.parse_args(argv)
+    settings = cls(**vars(parser.parse_args(argv)))
 
     try:
-        settings = cls(**vars(given))
         for field in dataclasses.fields(cls):
             value = getattr(settings, field.name)
             least = int(field.type is int and field.default > 0)
-            limit = 2**53 if field.type is int else math.inf
-            if field.type in (int, float) and not least <= value < limit:
+            if field.type in (int, float) and not least <= value < math.inf:
                 raise ValueError(f"{flag(field.name)} is {value} (expected a number of at least {least})")
         if hasattr(settings, "check"):
             settings.check()
@@ -61,14 +57,10 @@ def flag(name: str) -> str:
 
 
 def field_comments(cls: type) -> dict[str, str]:
-    """The comment behind each field of a dataclass and its base classes; {} where the source is not at hand."""
+    """The comment behind each field of a dataclass and its base classes."""
     comments = {}
-    for base in reversed(cls.__mro__):
-        try:
-            source = inspect.getsource(base)
-        except (OSError, TypeError):
-            continue
-        for line in source.splitlines():
+    for base in reversed(cls.__mro__[:-1]):  # without `object`
+        for line in inspect.getsource(base).splitlines():
             code, _, comment = line.partition("  # ")
             name, colon, _ = code.partition(":")
             if colon and comment:
@@ -82,21 +74,17 @@ def run_main(main: Callable[[], Any]) -> None:
     and status 2; Ctrl-C in one sentence and status 130. Any other exception is a bug of ours and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows ? in its place
+        stream.reconfigure(errors="replace")  # a terminal that lacks a character shows ? in its place
     try:
         join_processes()
         main()
         if rank_and_size()[1] > 1:
             torch.distributed.destroy_process_group()
     except KeyboardInterrupt:
-        how = "the same command again"
-        if "--overwrite" in sys.argv:
-            how += " without --overwrite"
-        end(f"interrupted: run {how} to continue", 130)
+        how = "without --overwrite" if "--overwrite" in sys.argv else "again"
+        end(f"interrupted: run the same command {how} to continue", 130)
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else error
-        end(f"error: {what}", 2)
+        end(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}", 2)
     except UserError as error:
         end(f"error: {error}", 2)
 
@@ -111,11 +99,11 @@ def end(sentence: str, status: int) -> None:
 
 def align(rows: list[list[str]]) -> str:
     """Rows of cells, the first one being the head → a Markdown table that also reads well in a terminal."""
-    columns = list(itertools.zip_longest(*rows, fillvalue=""))
-    widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for row in zip(*columns, strict=True):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("| " + " | ".join(cells) + " |")
-    rule = "|".join("-" * (width + 2) for width in widths)
-    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
+    columns = []
+    for cells in itertools.zip_longest(*rows, fillvalue=""):
+        width = max(map(len, cells))
+        head, *rest = [cell.ljust(width) for cell in cells]
+        columns.append([head, "-" * width, *rest])
+    lines = ["| " + " | ".join(cells) + " |" for cells in zip(*columns, strict=True)]
+    lines[1] = lines[1].replace(" ", "-")  # the rule under the head
+    return "\n".join(lines)

@@ -18,8 +18,5 @@ class UserError(ValueError):
 
 def shown(value: Any) -> str:
     """A value as it stands in a JSON file, short enough for a sentence."""
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except RecursionError:
-        return "nested too deeply"
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:60] + "…"

@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import os
-import re
-import tempfile
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from plumbing.errors import UserError, shown
 from plumbing.files import read_json
 
 PROGRAM = Path(__file__).resolve().parents[1]
-FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)  # no way out of the folder
 
 
 def fetch(place: str | Path, *names: str, beside: Path | None = None) -> Path:
@@ -31,11 +29,11 @@ def fetch(place: str | Path, *names: str, beside: Path | None = None) -> Path:
     fetched before: the new one is of the same commit. UserError says what is missing, or why the hub gave nothing.
     """
     for folder in (Path(place).expanduser(), PROGRAM / place):
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
         if folder.is_dir():
-            found = [folder / name for name in names if (folder / name).is_file()]
-            if not found:
-                raise UserError(f"{place}: no {' or '.join(names)} there")
-            return found[0]
+            raise UserError(f"{place}: no {' or '.join(names)} there")
     if isinstance(place, Path):
         raise UserError(f"{place}: no such folder, so no {names[0]}")
 
@@ -46,37 +44,17 @@ def fetch(place: str | Path, *names: str, beside: Path | None = None) -> Path:
         revision = beside.parent.name  # the cache has a folder for each commit
     failure = None
     for name in names:
-        cached = failure is not None  # after one failure, only the cache is asked for the other names
+        cached = failure is not None  # a lost connection must not lead to the next form of the weights
         try:
             return Path(hub.hf_hub_download(repository, name, revision=revision or None, local_files_only=cached))
         except hub.errors.RemoteEntryNotFoundError:
             continue
-        except Exception as e:  # of HTTP, Xet, the disk …: they share no base class
-            failure = failure or e
+        except Exception as error:  # of HTTP, Xet, the disk …: they share no base class
+            failure = failure or " ".join(str(error).split())
     if failure is None:
         raise UserError(f"{place}: no {' or '.join(names)} there")
-    raise UserError(f"{place}: {what_to_do(failure)}")
-
-
-def what_to_do(failure: Exception) -> str:
-    """Why the hub gave nothing, in words."""
-    match type(failure).__name__:
-        case "HFValidationError":
-            return "no such folder, and no id of a repository on the hub"
-        case "RepositoryNotFoundError":
-            return "no such folder here, no such repository on the hub (if it is private, set HF_TOKEN)"
-        case "GatedRepoError":
-            return "the repository is gated: ask for access on its page of the hub, then set HF_TOKEN"
-        case "RevisionNotFoundError":
-            return "the repository has no such revision: give a branch, a tag or a commit hash"
-        case "LocalEntryNotFoundError":
-            reason = str(failure.__cause__).partition(". ")[0]
-            return (
-                f"no such folder here, not in the hub's cache, and no hub ({reason}): "
-                "load it once with a connection and without HF_HUB_OFFLINE, or give a folder"
-            )
-    reason = " ".join(str(failure).split())
-    return f"download failed ({reason}): try again; on a full disk, make room or set HF_HOME"
+    check = "check the name, the connection and HF_TOKEN"
+    raise UserError(f"{place}: no such folder here, and no download ({failure}): {check}")
 
 
 def fetch_all(place: str | Path, *names: str, beside: Path | None = None) -> list[Path]:
@@ -88,11 +66,14 @@ def fetch_all(place: str | Path, *names: str, beside: Path | None = None) -> lis
     if file.suffix != ".json":
         return [file]
     weight_map = read_json(file).get("weight_map")
-    parts = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else {""}
-    for name in parts:
-        if not FILE_NAME.fullmatch(name):
-            raise UserError(f"{file}: weight_map must map keys to names of files in the same folder")
-    return [fetch(place, name, beside=file) for name in sorted(parts)]
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{file}: expected a weight_map")
+    files = []
+    for name in sorted(set(map(str, weight_map.values()))):
+        if Path(name).name != name:
+            raise UserError(f"{file}: weight_map names {shown(name)}, which is no file of the same folder")
+        files.append(fetch(place, name, beside=file))
+    return files
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -105,11 +86,10 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
             tensors = load_file(file)
         else:
             tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-        floating = all(tensor.is_floating_point() for tensor in tensors.values())
+        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+            raise TypeError("integers, as in a quantised model")
     except Exception as e:  # of many kinds; torch's own texts explain how to run a pickle's code after all
-        raise UserError(f"{file}: damaged, or not a file of named tensors ({type(e).__name__})") from None
-    if not floating:
-        raise UserError(f"{file}: holds tensors that are not floating-point numbers (a quantised model?)")
+        raise UserError(f"{file}: damaged, or not a file of floating-point tensors ({type(e).__name__})") from None
     return tensors
 
 
@@ -127,25 +107,22 @@ def read_tokenizer(file: Path) -> Tokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode("\ue000")  # a character that no vocabulary has: a tokenizer without <unk> fails here
-    except BaseException as e:  # the library's panics are not even an Exception
-        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
-            raise
+    except Exception as e:
         raise UserError(f"{file}: not a tokenizer ({e})") from None
     return tokenizer
 
 
 def from_json(kind: type, values: dict, file: str) -> Any:
-    """A dataclass from what a JSON file holds. UserError names a field that is missing or mistyped."""
+    """A dataclass from what a JSON file holds. UserError names a field that is missing or cannot be right."""
     found = {}
     for field in dataclasses.fields(kind):
         value = values.get(field.name, field.default)
         if value is dataclasses.MISSING:
             raise UserError(f"{file}: field {field.name!r} is missing")
         kinds = (int, float) if field.type is float else (field.type,)
-        most = {int: 2**31, float: 1.0}.get(field.type)  # counts, and shares
-        if type(value) not in kinds or (most and not 0 <= value <= most):
-            expected = {int: "a count", float: "a number from 0 to 1"}.get(field.type, f"a {field.type.__name__}")
-            raise UserError(f"{file}: field {field.name!r} is {shown(value)}, expected {expected}")
+        most = 1.0 if field.type is float else 2**31  # shares, and counts
+        if type(value) not in kinds or (field.type is not str and not 0 <= value <= most):
+            raise UserError(f"{file}: field {field.name!r} cannot be {shown(value)} (type {field.type.__name__})")
         found[field.name] = value
     return kind(**found)
 
@@ -153,12 +130,16 @@ def from_json(kind: type, values: dict, file: str) -> Any:
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A new folder to write files into. At the end they are moved to `folder`; until then its old files stay whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as new:
-        yield Path(new)
-        files = list(Path(new).iterdir())
+    new = folder / ".saving"
+    shutil.rmtree(new, ignore_errors=True)  # what a killed program left
+    new.mkdir(parents=True)
+    try:
+        yield new
+        files = list(new.iterdir())
         for file in files:
             with open(file, "rb+") as f:
                 os.fsync(f.fileno())  # on disk before it takes the old one's name
         for file in files:
             file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

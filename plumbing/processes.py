@@ -5,7 +5,6 @@ computes its share; the shares are then gathered or added up, so that all proces
 """
 
 import functools
-import itertools
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,11 +19,8 @@ from plumbing.errors import UserError
 def find_device(name: str) -> str:
     """auto: the best device there is. cuda: under torchrun, this process's GPU. UserError if there is none such."""
     if name == "auto":
-        name = "cpu"
-        if torch.backends.mps.is_available():
-            name = "mps"
-        if torch.cuda.is_available():
-            name = "cuda"
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else name
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
@@ -39,15 +35,14 @@ def join_processes() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    rank, _ = rank_and_size()
-    if rank > 0:
+    if rank_and_size()[0] > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
 
 
 def rank_and_size() -> tuple[int, int]:
     """The number of this process, counted from 0, and how many there are; (0, 1) without torchrun."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
@@ -61,9 +56,7 @@ def share(items: Sequence) -> Sequence:
 def micro_batches(rows: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
     """This process's share of the rows in pieces of at most `size` (0: in one piece). No share, no pieces."""
     mine = share(rows)
-    if len(mine) == 0:
-        return ()
-    return mine.split(size or len(mine))
+    return mine.split(size or len(mine)) if len(mine) else ()
 
 
 def gather(part: list) -> list:
@@ -71,9 +64,9 @@ def gather(part: list) -> list:
     _, size = rank_and_size()
     if size == 1:
         return list(part)
-    parts: list[list] = [[] for _ in range(size)]
+    parts: list[list] = [[]] * size
     torch.distributed.all_gather_object(parts, part)
-    return list(itertools.chain(*parts))
+    return sum(parts, [])
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -5,52 +5,39 @@ import json
 from pathlib import Path
 from typing import Any
 
-from plumbing.downloads import OFFICIAL, official_records
+from plumbing.downloads import OFFICIAL, official_file
 from plumbing.errors import UserError, shown
+from plumbing.files import parse_json
 
 
 def read_records(name: str, part: str) -> list[tuple[str, Any]]:
     """The records of a part ("train" or "dev") of an official data set, or of a file; each with its place for messages.
 
     UserError says what is wrong with the file, and where."""
-    if name in OFFICIAL:
-        return official_records(name, part)
     path = Path(name)
-    if not path.is_file() or path.suffix not in (".json", ".jsonl"):
+    if name in OFFICIAL:
+        path, content = official_file(name, part)
+    elif path.is_file() and path.suffix in (".json", ".jsonl"):
+        content = path.read_bytes()
+    else:
         known = ", ".join(["tiny", *OFFICIAL])
         raise UserError(f"{name}: there is no such file that ends in .json or .jsonl (or take one of {known})")
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")  # without the byte order mark that editors on Windows write
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: line {line} is not UTF-8 text (save the file as UTF-8)") from None
-    if not text.strip():
-        raise UserError(f"{path}: the file is empty (expected at least one record)")
 
+    records = []
     if path.suffix == ".jsonl":
-        places = []
-        # Not str.splitlines: it also cuts at characters such as U+2028, which may stand inside a JSON string.
-        for number, line in enumerate(text.split("\n"), start=1):
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            place = f"{path}: line {number}"
             if line.strip():
-                places.append((f"{path}: line {number}", _parse(path, line, number)))
-        return places
-
-    records = _parse(path, text)
-    if not isinstance(records, list) or not records:
-        raise UserError(f"{path}: the top level is {shown(records)} (expected a list of at least one record)")
-    return [(f"{path}: record {i}", record) for i, record in enumerate(records)]
-
-
-def _parse(path: Path, text: str, first_line: int = 1) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise UserError(f"{path}: line {line} is not JSON ({error.msg}, column {error.colno})") from None
-    except (ValueError, RecursionError):
-        problem = "a number has thousands of digits, or lists are nested too deeply"
-        raise UserError(f"{path}: from line {first_line} on, {problem}") from None
+                records.append((place, parse_json(line, place)))
+    else:
+        listed = parse_json(content, str(path))
+        if not isinstance(listed, list):
+            raise UserError(f"{path}: the top level is {shown(listed)} (expected a list of records)")
+        for number, record in enumerate(listed):
+            records.append((f"{path}: record {number}", record))
+    if not records:
+        raise UserError(f"{path}: there are no records")
+    return records
 
 
 def given_id(record: dict) -> Any:

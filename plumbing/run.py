@@ -1,25 +1,21 @@
 """The folder of one run: its settings and files, for one program at a time."""
 
 import dataclasses
-import errno
-import hashlib
+import io
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from filelock import FileLock, Timeout
 
 from plumbing.errors import UserError, shown
-from plumbing.files import as_json, as_jsonl, atomic_file, atomic_write, read_json, read_jsonl
+from plumbing.files import as_json, as_jsonl, atomic_write, read_json, read_jsonl, sha256
 from plumbing.processes import gather, rank_and_size
-
-FIRST_FILES = {".lock", ".settings.json.new"}  # all that a run leaves if it is killed in its first moments
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # what a file system without locks answers
 
 
 class Run:
@@ -27,33 +23,76 @@ class Run:
     The folder of one run: `with Run("runs/kd", settings) as run: ...`.
 
     `settings` is a dataclass instance; it is saved as settings.json. If the folder has that file already, the run goes
-    on there, and the settings must agree. The class attribute NOT_COMPARED names settings that may differ (where to
-    compute, for example). `overwrite` empties the folder first, but only if it holds a run of the same script.
+    on there, and the settings must agree, except those that the class attribute NOT_COMPARED names. `overwrite` deletes
+    the files and the model of a run of the same script; other folders in it stay.
 
-    A lock keeps other programs out of the folder until the `with` block ends. Under torchrun the first process writes
-    (`writes` is True there), and the others only read.
-
-    Raises UserError if the folder belongs to another run, to something else, or to a program that is still running.
+    A lock keeps other programs out until the `with` block ends. Under torchrun the first process writes (`writes` is
+    True there). UserError if the folder belongs to another run, to something else, or to a program that still runs.
     """
 
     def __init__(self, folder: str | Path, settings: Any, overwrite: bool = False):
         self.folder = Path(folder)
         self.writes = rank_and_size()[0] == 0
-        self._lock: FileLock | None = None
+        self._lock = FileLock(self.path(".lock"), timeout=0, fallback_to_soft=False)
         if self.writes:
-            self._prepare(settings, overwrite)
+            self._check(settings, overwrite)  # before anything is written there
+            self._take_lock()
+            self._check(settings, overwrite)  # again: another program may have been there in between
+            if overwrite:
+                self._clear()
+            for file in self.folder.glob("*.jsonl"):  # a killed program may have left half a line
+                os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
+            if overwrite or not self.path("settings.json").exists():
+                atomic_write(self.path("settings.json"), as_json(dataclasses.asdict(settings)))
         gather([])  # the other processes wait until the folder is ready
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._lock.release()
 
-    def close(self) -> None:
-        """Lets other programs use the folder."""
-        if self._lock is not None:
-            self._lock.release()
+    def _check(self, settings: Any, overwrite: bool) -> None:
+        """UserError if a run with these settings may not begin or go on in the folder."""
+        file = self.path("settings.json")
+        if not file.exists():
+            # Hidden files do not count: a run that was killed in its first moments leaves its lock.
+            if self.folder.exists() and any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
+                raise UserError(f"{self.folder} is not empty, and no run is in it: choose another --out")
+            return
+        saved = read_json(file)
+        wanted = json.loads(as_json(dataclasses.asdict(settings)))  # as JSON gives it back: a tuple becomes a list
+        if overwrite and saved.keys() != wanted.keys():
+            raise UserError(f"{self.folder} is a run of another script or version: delete it, or use another --out")
+        differences = []
+        for name in wanted | saved:
+            there, here = saved.get(name, "(absent)"), wanted.get(name, "(absent)")
+            if there != here and name not in getattr(settings, "NOT_COMPARED", ()):
+                differences.append(f"{name} is {shown(there)} there and {shown(here)} here")
+        if differences and not overwrite:
+            other = f"{self.folder} holds a run with other settings ({'; '.join(differences)})"
+            raise UserError(f"{other}: use --overwrite or another --out")
+
+    def _take_lock(self) -> None:
+        """Takes the operating system's lock on the file .lock. The file stays; the lock ends with the process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            in_use = f"{self.folder} is in use by another process"
+            raise UserError(f"{in_use}: wait for it, or choose another --out") from None
+        except OSError as error:  # some file systems have no locks
+            print(f"warning: no lock ({error}): do not start a second run in {self.folder}", file=sys.stderr)
+
+    def _clear(self) -> None:
+        """Deletes the visible files and the model. settings.json stays until it is replaced: it marks a run."""
+        for entry in self.folder.iterdir():
+            if entry.name.startswith(".") or entry.name == "settings.json":
+                continue
+            if entry.is_symlink() or entry.is_file():
+                entry.unlink()
+            elif entry.name == "model":
+                shutil.rmtree(entry)
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -64,15 +103,9 @@ class Run:
 
     def write(self, name: str, content: Any) -> None:
         """Replaces a file in one step. Text and bytes are written as they are, anything else as JSON."""
-        if not isinstance(content, str | bytes):
-            content = as_json(content)
         if self.writes:
-            atomic_write(self.path(name), content)
+            atomic_write(self.path(name), content if isinstance(content, str | bytes) else as_json(content))
         gather([])  # from here on, the other processes may read it
-
-    def rewrite(self, name: str, records: Iterable[dict]) -> None:
-        """Replaces a JSONL file in one step."""
-        self.write(name, as_jsonl(records))
 
     def append(self, name: str, *records: dict) -> None:
         """Adds lines to a JSONL file."""
@@ -83,24 +116,27 @@ class Run:
             file.flush()
             os.fsync(file.fileno())  # on disk before a state is saved that counts on these lines
 
+    def rewrite(self, name: str, records: Iterable[dict]) -> None:
+        """Replaces a JSONL file in one step."""
+        self.write(name, as_jsonl(records))
+
     def read(self, name: str, *keys: str) -> list[dict]:
         """The records of a JSONL file, [] if there is no file; UserError for a record without one of these keys."""
         return read_jsonl(self.path(name), *keys)
 
-    def save(self, name: str, content: dict) -> None:
-        """Replaces a file of tensors, numbers and texts in one step; `load` reads it."""
-        if self.writes:
-            with atomic_file(self.path(name)) as file:
-                save_tensors(content, file)
-        gather([])
+    def trim(self, name: str, key: str, last: int) -> list[dict]:
+        """Keeps the records of a JSONL file whose `key` is at most `last`, and returns them: what was logged after the
+        last saved state will be logged again."""
+        kept = [record for record in self.read(name, key) if record[key] <= last]
+        self.rewrite(name, kept)
+        return kept
 
-    def load(self, name: str, device: str | torch.device) -> dict:
-        """What `save` wrote, its tensors on this device. UserError if the file is damaged."""
-        path = self.path(name)
-        try:
-            return torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:  # of many kinds; their texts advise to run the code in the file
-            raise UserError(f"{path} is damaged ({type(error).__name__}): start again with --overwrite") from None
+    def save(self, name: str, content: dict) -> None:
+        """Replaces a file of tensors, numbers and texts in one step."""
+        buffer = io.BytesIO()
+        if self.writes:
+            torch.save(content, buffer)
+        self.write(name, buffer.getvalue())
 
     def save_state(self, numbers: dict, parts: dict[str, Any]) -> None:
         """Saves where training stands in state.pt: numbers, and the state_dict of each part (module, optimizer …)."""
@@ -111,17 +147,14 @@ class Run:
         """Puts every part back to where `save_state` left it and returns the numbers; {} if nothing was saved."""
         if not self.has("state.pt"):
             return {}
-        state = self.load("state.pt", device)
+        file = self.path("state.pt")
+        try:
+            state = torch.load(file, map_location=device, weights_only=True)
+        except Exception as error:  # of many kinds; their texts advise to run the code in the file
+            raise UserError(f"{file} is damaged ({type(error).__name__}): start again with --overwrite") from None
         for name, part in parts.items():
             part.load_state_dict(state.pop(name))
         return state
-
-    def trim(self, name: str, key: str, last: int) -> list[dict]:
-        """Keeps the records of a JSONL file whose `key` is at most `last`, and returns them: what was logged after the
-        last saved state will be logged again."""
-        kept = [record for record in self.read(name, key) if record[key] <= last]
-        self.rewrite(name, kept)
-        return kept
 
     def uses(self, files: dict[str, Path]) -> None:
         """
@@ -131,14 +164,10 @@ class Run:
         path = self.path("inputs.json")
         inputs = read_json(path) if path.exists() else {}
         for name, file in files.items():
-            sha256 = None
-            if file.is_file():
-                with open(file, "rb") as opened:
-                    sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-            if name in inputs and inputs[name] != sha256:
+            found = sha256(file) if file.is_file() else None
+            if inputs.setdefault(name, found) != found:
                 changed = f"{self.folder} was made from another {name} than {file} is now"
                 raise UserError(f"{changed}: use --overwrite or another --out")
-            inputs[name] = sha256
         self.write("inputs.json", inputs)
 
     def has_ended(self) -> bool:
@@ -154,98 +183,3 @@ class Run:
         self.save("bad_batch.pt", batch)  # all processes come here together
         here = f"its batch is in {self.path('bad_batch.pt')}, the weights saved before stay"
         raise UserError(f"{what} is not a finite number: {here}; lower --lr, with --overwrite or another --out")
-
-    def _prepare(self, settings: Any, overwrite: bool) -> None:
-        """Locks the folder and makes it ready for a run with these settings."""
-        wanted = json.loads(json.dumps(dataclasses.asdict(settings)))  # as JSON gives it back: a tuple becomes a list
-        self._saved_settings(wanted)  # refuses a foreign folder before anything is written there
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
-        try:
-            saved = self._saved_settings(wanted)  # again: another program may have been there in between
-            if saved and overwrite:
-                self._clear(saved, wanted)
-            elif saved:
-                self._compare(saved, wanted, getattr(settings, "NOT_COMPARED", ()))
-            self._remove_unfinished()
-            if overwrite or not saved:
-                atomic_write(self.path("settings.json"), as_json(wanted))
-        except BaseException:
-            self.close()
-            raise
-
-    def _take_lock(self) -> None:
-        """Takes the operating system's lock on the file .lock. The file stays; the lock ends with the process."""
-        self._lock = FileLock(self.path(".lock"), timeout=0, fallback_to_soft=False)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            in_use = f"{self.folder} is in use by another process"
-            raise UserError(f"{in_use}: wait for it, or choose another --out") from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            no_locks = "is on a file system without locks"
-            print(f"warning: {self.folder} {no_locks}: do not start a second run with this --out", file=sys.stderr)
-
-    def _saved_settings(self, wanted: dict) -> dict | None:
-        """The settings in the folder; None if the folder is new or empty; UserError if it holds something else."""
-        if not self.folder.exists():
-            return None
-        names = {entry.name for entry in self.folder.iterdir()}
-        if names <= FIRST_FILES:
-            return None
-        try:
-            saved = read_json(self.path("settings.json"))
-        except (OSError, UserError):
-            saved = {}
-        if saved.keys().isdisjoint(wanted):  # code editors have a settings.json, too
-            raise UserError(f"{self.folder} is not empty and has no settings.json of such a run: choose another --out")
-        return saved
-
-    def _remove_unfinished(self) -> None:
-        """Removes what killed programs left: new files, new model folders, half a line at the end of JSON lines."""
-        for file in self.folder.glob(".*.new"):
-            file.unlink()
-        for folder in self.folder.glob("*/.saving-*"):
-            shutil.rmtree(folder)
-        for file in self.folder.glob("*.jsonl"):
-            content = file.read_bytes()
-            if not content.endswith(b"\n"):
-                os.truncate(file, content.rfind(b"\n") + 1)
-
-    def _compare(self, saved: dict, wanted: dict, not_compared: Iterable[str]) -> None:
-        """UserError names the settings that differ from those in the folder."""
-        differences = []
-        for name in wanted | saved:
-            there, here = saved.get(name, "(absent)"), wanted.get(name, "(absent)")
-            if there != here and name not in not_compared:
-                differences.append(f"{name} is {shown(there)} there and {shown(here)} here")
-        if differences:
-            other = f"{self.folder} holds a run with other settings ({'; '.join(differences)})"
-            raise UserError(f"{other}: use --overwrite or another --out")
-
-    def _clear(self, saved: dict, wanted: dict) -> None:
-        """Deletes the files of a run of the same script. settings.json stays until it is replaced: it marks a run."""
-        if not saved.keys() <= wanted.keys():
-            other = f"{self.folder} is a run of another script or version"
-            raise UserError(f"{other}: delete it, or use another --out")
-
-        for inside in self.folder.glob("*/**/settings.json"):
-            inner = f"another run, {inside.parent}, lies in it"
-            raise UserError(f"{self.folder} is not overwritten because {inner}: choose another --out")
-        for entry in self.folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry.name not in (".lock", "settings.json"):
-                entry.unlink()
-
-
-def save_tensors(content: dict, file: BinaryIO) -> None:
-    """torch.save; a full disk is an OSError here as elsewhere (torch puts a RuntimeError before it)."""
-    try:
-        torch.save(content, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise

@@ -282,11 +282,12 @@ def test_a_faulty_record_gets_one_sentence_with_its_file_place_and_fault(tmp_pat
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.json", b'{"data": []}', 'the top level is {"data": []} (expected a list of at least one record)'),
-        ("a.json", b" \n ", "the file is empty"),
-        ("a.json", b'[\n{"a": 1,\n}]', "line 3 is not JSON ("),
-        ("a.json", '["é"]'.encode("latin-1"), "line 1 is not UTF-8 text (save the file as UTF-8)"),
-        ("a.jsonl", json.dumps(OWN).encode() + b'\n{"question', "line 2 is not JSON ("),
+        ("a.json", b'{"data": []}', 'the top level is {"data": []} (expected a list of records)'),
+        ("a.json", b"[]", "there are no records"),
+        ("a.json", b" \n ", "not JSON (Expecting value"),
+        ("a.json", b'[\n{"a": 1,\n}]', "not JSON ("),
+        ("a.json", '["é"]'.encode("latin-1"), "not JSON ('utf-8' codec can't decode"),
+        ("a.jsonl", json.dumps(OWN).encode() + b'\n{"question', "line 2: not JSON ("),
         ("a.txt", b"x", "there is no such file that ends in .json or .jsonl (or take one of tiny, hotpotqa, 2wiki"),
     ],
 )

@@ -1,40 +1,35 @@
-"""Proofs that what strangers send (a checkpoint, a data file, a server's answer, a text) is used or refused in one
+"""Proofs that what strangers send (a checkpoint, a data file, a text) is used or refused in one
 sentence. fuzz.py found many of the cases; it runs here in short. The official rules of the metrics stand here, too."""
 
 import collections
 import json
 import re
-import resource
 import string
 import subprocess
 import sys
 import time
-import zipfile
 
 import fuzz
 import pytest
-import torch
 from harness import save_random_small
 from hypothesis import example, given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
 import data
 import lmcot
 import rewards
 from lmcot import LocalLM
-from model import T5, load_tokenizer
+from model import load_tokenizer
 from plumbing.command import parse_settings
 from plumbing.errors import UserError
-from plumbing.server import ServedLM
 from tiny import pretrain
 
 
 def test_every_loader_makes_something_of_broken_files_or_refuses_them_in_one_sentence():
     ended = subprocess.run([sys.executable, fuzz.__file__, "--inputs", "100"], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
-    rows = re.findall(r"\| (\w+) +\| +100 \| +(\d+) \| +(\d+) \| +0 \|", ended.stdout)
+    rows = re.findall(r"(\w+): {'accepted': (\d+), 'refused': (\d+), 'failures': 0}", ended.stdout)
     assert [name for name, _, _ in rows] == list(fuzz.LOADERS)
     for _, accepted, refused in rows:
         assert int(accepted) > 0 and int(refused) > 10, ended.stdout
@@ -45,10 +40,10 @@ def test_the_fuzzer_sees_what_is_no_refusal():
         def attempt(raw):
             raise error
 
-        return fuzz.outcome(fuzz.Loader([], attempt), b"")
+        return fuzz.outcome(attempt, b"")
 
     assert loads(UserError("x: mend it")) == "refused" and loads(ValueError("a bug")).startswith("ValueError at")
-    assert loads(UserError("")).startswith("no sentence") and fuzz.outcome(fuzz.Loader([], len), b"") == "accepted"
+    assert loads(UserError("")).startswith("no sentence") and fuzz.outcome(len, b"") == "accepted"
 
 
 def test_what_a_sentence_quotes_is_printable_and_its_end_is_kept():
@@ -56,103 +51,10 @@ def test_what_a_sentence_quotes_is_printable_and_its_end_is_kept():
     assert text.startswith("a\\nb\\x1b[2J\\u202e\\ud800x") and text.endswith("x: mend it") and len(text) < 1000
 
 
-# ------------------------------------------------------------------------------------------------ checkpoints
-
-
-@pytest.fixture
-def folder(tmp_path):
-    T5(fuzz.CONFIG).init_weights(0).save_pretrained(tmp_path)
-    return tmp_path
-
-
-def refusal(load, *arguments):
-    """The one sentence, which comes soon and without much memory."""
-    begun, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises((UserError, OSError)) as error:
-        load(*arguments)
-    assert time.process_time() - begun < 20
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
-    return str(error.value)
-
-
-def edit_config(folder, **changes):
-    file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-def as_pickle(folder, **changes):
-    torch.save(load_file(folder / "model.safetensors") | changes, folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    return folder / "pytorch_model.bin"
-
-
-BIG = 2**24 - 1
-
-
-@pytest.mark.parametrize("sizes", [{"vocab_size": BIG, "d_model": BIG}, {"num_layers": BIG}, {"d_ff": 100}], ids=str)
-def test_a_configuration_that_is_larger_than_its_files_is_refused(sizes, folder):
-    edit_config(folder, **sizes)
-    refusal(T5.from_pretrained, folder)
-
-
-@pytest.mark.parametrize("name", ["..", "", "{outside}", "../x.safetensors", "a\\b", "C:x", "a" * 300, "a\0"])
-def test_a_shard_is_named_by_a_plain_file_name(name, folder):
-    outside = folder.parent / "x.safetensors"
-    save_file(load_file(folder / "model.safetensors"), outside)
-    (folder / "model.safetensors").unlink()
-    weight_map = {"shared.weight": name.format(outside=outside)}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    text = refusal(T5.from_pretrained, folder)
-    assert "weight_map" in text or len(name) == 300
-
-
-def test_a_pickled_view_that_repeats_one_number_without_end_fills_no_memory(folder):
-    edit_config(folder, vocab_size=2**23, d_model=2**10)
-    as_pickle(folder, **{"shared.weight": torch.ones(1).expand(2**23, 2**10)})  # 32 GB, were it copied
-    refusal(T5.from_pretrained, folder)
-
-
-def test_a_pickle_in_a_packed_archive_is_not_unpacked(folder):
-    file = as_pickle(folder)
-    with zipfile.ZipFile(file) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-        archive.writestr("archive/bomb", bytes(2**24))
-    refusal(T5.from_pretrained, folder)
-
-
-def test_an_id_that_the_model_has_no_row_for_is_refused_although_the_vocabulary_is_small():
-    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "far": 10**6}, unk_token="<unk>"))
-    assert "1000001 entries" in refusal(LocalLM, T5(fuzz.CONFIG).init_weights(0), tokenizer)
-
-
-def test_a_tokenizer_that_fails_on_unknown_words_or_over_which_its_library_panics_is_refused(tmp_path):
-    file = tmp_path / "tokenizer.json"
-    Tokenizer(models.WordLevel({"a": 0}, unk_token="<unk>")).save(str(file))
-    assert "not a tokenizer" in refusal(load_tokenizer, tmp_path)
-
-    content = json.loads(Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).to_str())
-    content["model"]["continuing_subword_prefix"] = "First"  # longer than its pieces
-    file.write_text(json.dumps(content))
-    with pytest.raises(BaseException, match="out of range") as error:
-        Tokenizer.from_file(str(file))
-    assert not isinstance(error.value, Exception)  # so that `except Exception` would not see it
-    assert "not a tokenizer" in refusal(load_tokenizer, tmp_path)
-
-
-# ------------------------------------------------------------------------------------------------ a server's answer
-
-
-@pytest.mark.parametrize("tokens", ["Infinity", "NaN", "-5", '"7"', "9" * 400, "1e300", "true", "[]", "null"])
-def test_a_count_of_tokens_that_cannot_be_is_replaced_by_the_estimate_and_costs_no_answer(tokens):
-    server = fuzz.Server()
-    usage = f'"usage": {{"completion_tokens": {tokens}}}'
-    server.reply = f'{{"choices": [{{"message": {{"content": "abcdef"}}}}], {usage}}}'.encode()
-    lm = ServedLM(f"http://127.0.0.1:{server.server_port}/v1", "m")
-    assert lm.complete(["p"], 9) == [("abcdef", "stop")] and lm.tokens_written == lm.count_tokens("abcdef") == 2
-    server.shutdown()
+def test_a_tokenizer_that_fails_on_unknown_words_is_refused(tmp_path):
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="not a tokenizer"):
+        load_tokenizer(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ text
@@ -237,13 +139,6 @@ def test_strange_texts_go_through_loading_generation_rewards_and_metrics(tmp_pat
 def test_the_tiny_tokenizer_gives_back_every_text_that_it_has_pieces_or_bytes_for(lm):
     for text in ("שלום עולם", "👩‍👩‍👧‍👦", "e\u0301", "\0x", "\U0010ffff", "مرحبا"):
         assert lm.tokenizer.decode(lm.tokenizer.encode(text).ids) == text, ascii(text)
-
-
-def test_a_question_longer_than_the_limit_and_an_empty_context_are_answered_and_counted(lm):
-    cases = [("is it " * 300 + "?", ("One.", "Two.")), ("Who?", ()), ("Who?", (" ", ""))]
-    examples = [data.Example("i", question, (data.Paragraph("", sentences),), "x") for question, sentences in cases]
-    lm.restart(0)
-    assert len(lmcot.write_rationales(lm, examples, 3)) == 3 and lm.cut == 1
 
 
 @pytest.mark.parametrize(("question", "context"), [("\udcff?", "c"), ("q", "\udcff")], ids=ascii)

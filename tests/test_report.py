@@ -265,7 +265,7 @@ def test_a_comparison_whose_data_have_changed_keeps_its_table(tmp_path, page_of)
     ("settings.json", '{"editor.fontSize": 12}', "is neither a run folder"),
     ("results.json", "{}", "holds no table of methods"),
     ("results.json", '{"methods": {}}', "no run of this version writes"),
-    ("metrics.jsonl", '{"epoch": 0}\noops\n', "line 2 is damaged"),
+    ("metrics.jsonl", '{"epoch": 0}\noops\n', "line 2: not JSON"),
 ])  # fmt: skip
 def test_a_damaged_folder_ends_in_one_sentence(tmp_path, monkeypatch, capsys, file, content, sentence):
     folder = comparison_run(tmp_path / "a")
