@@ -165,9 +165,11 @@ def warnings(methods: dict, answers: dict[str, list[list[Answer]]]) -> list[str]
     """Where the table measures the form of M_L's answers rather than what they say: each with what to do about it."""
     found = []
     for name, runs in answers.items():
-        every = list(itertools.chain(*runs))
-        empty = sum(not answer.prediction for answer in every) / len(every)
-        cut = sum(answer.finish == "length" for answer in every) / len(every)
+        empty = cut = 0.0
+        for answer in itertools.chain(*runs):
+            share = 1 / len(runs) / len(runs[0])
+            empty += share * (not answer.prediction)
+            cut += share * (answer.finish == "length")
         em, ai = methods[name]["EM"]["mean"], methods[name]["AI"]["mean"]
         if empty > 0.5:
             found.append(f"{name}: {empty:.0%} of the answers are empty. Read answers.jsonl; try other --prompts.")
