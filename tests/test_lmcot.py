@@ -452,3 +452,22 @@ def test_a_text_is_what_flan_t5_can_write_of_it(text, written):
     lm = LocalLM(T5(T5Config(tokenizer.get_vocab_size(), 8, 4, 8, 1, 1, 2)), tokenizer)
     assert lm.writable(text) == written and lm.knows(written)
     assert tokenizer.decode(tokenizer.encode(written).ids) == written
+
+
+def test_a_chat_model_gets_its_own_prompts_and_room():
+    models = lmcot.Models(large="http://localhost:1/v1", large_model="m", answer_tokens=9, large_tokens=99)
+    assert models.prompts == "chat" and lmcot.Models().prompts == "plain"  # settings.json holds the choice
+    large = Recorder(lambda prompt: "Ann was there." if prompt.endswith("step by step.") else "Ann")
+    large.prompts = lmcot.load_large(models).prompts
+    ex = example("Who did it?")
+    lmcot.standard(large, [ex])
+    lmcot.chain_of_thought(large, [ex])
+    lmcot.answer(large, [ex], ["Ann was there."])
+    task, asked = "Answer the question based on the context", "Question: Who did it?\nContext: Ann did. Bob did not.\n"
+    briefly = "Give only the answer, in a few words, not a sentence.\nAnswer:"
+    assert large.calls == [
+        ([f"{task}.\n{asked}{briefly}"], 9, 1, 0.0),
+        ([f"{task}.\n{asked}Let's think step by step."], 99, 1, 0.0),
+        ([f"{task}.\n{asked}Let's think step by step. Ann was there.\n{briefly}"], 9, 1, 0.0),
+        ([f"{task} and the reasoning.\n{asked}Reasoning: Ann was there.\n{briefly}"], 9, 1, 0.0),
+    ]
