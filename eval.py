@@ -2,6 +2,7 @@
 
     python eval.py                              # runs/kd (runs/rl, runs/direct if there), 1,000 TinyWiki questions
     python eval.py --kd "runs/kd*" --rl "runs/rl[0-4]" --out runs/eval-seeds      # several seeds, one folder each
+    python eval.py --small none --kd none --large http://localhost:8000/v1 --large-model NAME --samples 1   # M_L alone
     python eval.py --small google/flan-t5-small --large google/flan-t5-xxl --large-dtype bfloat16 --data hotpotqa \\
         --kd runs/kd-hotpotqa --rl runs/rl-hotpotqa --direct none --out runs/eval-hotpotqa
 
@@ -67,7 +68,7 @@ def run_method(name: str, examples: Sequence[Example], large: LM, small: LM | No
     if name.endswith((" + SC", " best of N")):
         samples, temperature = s.samples, s.temperature
     if name.startswith("CoT"):
-        return voted(lmcot.chain_of_thought(large, examples, s.max_new_tokens, samples, temperature), samples)
+        return voted(lmcot.chain_of_thought(large, examples, samples, temperature), samples)
 
     gold = [" ".join(example.supporting_sentences) for example in examples]
     if name == "gold rationale":
@@ -157,7 +158,25 @@ def summarise(examples: Sequence[Example], answers: dict[str, list[list[Answer]]
                 if base in names and base != name:
                     gain = interval(draws[name] - draws[base])
                     cell[f"minus {base}"] = {"mean": means[name] - means[base], "interval": gain}
-    return {"questions": len(examples), "seeds": seeds, "methods": methods}
+    return {"questions": len(examples), "seeds": seeds, "methods": methods, "warnings": warnings(methods, answers)}
+
+
+def warnings(methods: dict, answers: dict[str, list[list[Answer]]]) -> list[str]:
+    """Where the table measures the form of M_L's answers rather than what they say: each with what to do about it."""
+    found = []
+    for name, runs in answers.items():
+        every = list(itertools.chain(*runs))
+        empty = sum(not answer.prediction for answer in every) / len(every)
+        cut = sum(answer.finish == "length" for answer in every) / len(every)
+        em, ai = methods[name]["EM"]["mean"], methods[name]["AI"]["mean"]
+        if empty > 0.5:
+            found.append(f"{name}: {empty:.0%} of the answers are empty. Read answers.jsonl; try other --prompts.")
+        if cut > 0.5:
+            found.append(f"{name}: {cut:.0%} of M_L's texts were cut. Raise --answer-tokens and --large-tokens.")
+        if em < 0.1 and ai > em + 0.2:
+            found.append(f"{name}: EM is {em:.0%}, but {ai:.0%} of the answers contain the right one. "
+                         f"M_L answers in sentences: try --prompts chat.")  # fmt: skip
+    return found
 
 
 def scores_of(examples: Sequence[Example], runs: list[list[Answer]], has_rationale: bool) -> dict[str, np.ndarray]:
@@ -197,7 +216,8 @@ def as_markdown(table: dict) -> str:
     differences = [["EM", *bases]]
     aspects = [["aspect of rationales", *rewards.ASPECTS]]
     by_type = [["EM by question type", *types]]
-    notes = [f"questions: {table['questions']}, seeds: {table['seeds']}; intervals: bootstrap over both."]
+    notes = [f"WARNING: {warning}" for warning in table["warnings"]]
+    notes.append(f"questions: {table['questions']}, seeds: {table['seeds']}; intervals: bootstrap over both.")
     for name, row in methods.items():
         means = {measure: number(row[measure]["mean"], measure) for measure in (*METRICS, *QUALITY) if measure in row}
         costs = f"{row['seconds per question']:.3g}", f"{row['tokens per question']:.3g}"
@@ -247,7 +267,8 @@ def evaluate(run: Run, examples: list[Example], large: LM, smalls: dict[str, lis
         students: Sequence[LM | None] = smalls.get(role, ())
         if not role:
             students = [None] * (most_seeds if name == "CoT + SC" else 1)  # the others do not vary
-        if not students or (name in NEED_FACTS and not has_facts):
+        sampled = name.endswith((" + SC", " best of N"))
+        if not students or (name in NEED_FACTS and not has_facts) or (sampled and s.samples == 1):
             continue
         bar.set_description(name)
         answers[name] = []
@@ -302,7 +323,7 @@ class Settings(lmcot.Models):
     split: str = "test"  # test reports, dev chooses; tiny also has ood
     limit: int = 1000  # questions
     context: str = "gold"  # gold paragraphs, or all
-    samples: int = 10  # N of self-consistency and of best of N
+    samples: int = 10  # N of self-consistency and of best of N; 1 leaves these methods out
     temperature: float = 0.7  # of these samples
     max_new_tokens: int = 256  # of a rationale
     out: str = "runs/eval"  # folder of this comparison
@@ -333,7 +354,7 @@ def trained_weights(s: Settings) -> dict[str, Path]:
         models = sorted(glob.glob(f"{pattern}/model/"))
         if role == "kd":
             seeds = len(models)
-        if seeds == 0:
+        if seeds == 0 and s.kd != "none":
             raise UserError(f"no trained M_S in {pattern}: run train_kd.py first, or name its folder with --kd")
         if not models and pattern not in (getattr(Settings, role), "none"):
             print(f"no trained M_S in {pattern}: --{role} is left out\n")
@@ -351,7 +372,9 @@ def trained_weights(s: Settings) -> dict[str, Path]:
 def main() -> None:
     s = parse_settings(Settings, __doc__)
     examples = data.load(s.data, s.split, s.limit, s.context)
-    smalls = {"untrained": [lmcot.load_small(s, s.small)]}
+    smalls: dict[str, list[LM]] = {}
+    if s.small != "none":
+        smalls["untrained"] = [lmcot.load_small(s, s.small)]
     weights = trained_weights(s)
     for name, file in weights.items():
         role, _ = name.split()

@@ -4,7 +4,7 @@
     python lmcot.py --example tiny-test-4-7                  # another one, by its id
     python lmcot.py --demo                                   # the first of each type
     python lmcot.py --question "…" --context "…"             # your own
-    python lmcot.py --large http://localhost:8000/v1 --large-model NAME       # M_L on an OpenAI-compatible server
+    python lmcot.py --small none --large http://localhost:8000/v1 --large-model NAME --question "…" --context "…"
 
 The method is that of Lee et al. 2024 (arXiv 2404.03414). M_S, the small LM, is the only one that is trained. M_L, the
 large LM, is a black box: texts in, texts out. It never sees a reward or a gold answer.
@@ -13,13 +13,14 @@ Departures from the paper: it shows the structure of its prompts (Figure 1) but 
 
 import re
 import textwrap
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from tokenizers import Tokenizer
@@ -47,8 +48,35 @@ GUIDED = (
     "Answer the question based on the context and the reasoning.\n"
     "Question: {question}\nContext: {context}\nReasoning: {rationale}\nAnswer:"
 )
+# Instruct models answer in sentences unless they are asked not to.
+BRIEFLY = "Give only the answer, in a few words, not a sentence.\n"
+CHAT_STANDARD = STANDARD.replace("Answer:", BRIEFLY + "Answer:")
+CHAT_COT = COT
+CHAT_TWO_STAGE = COT + " {rationale}\n" + BRIEFLY + "Answer:"
+CHAT_GUIDED = GUIDED.replace("Answer:", BRIEFLY + "Answer:")
 CONCLUSION = "So the answer is {answer}."  # how a chain of thought ends; `parse_cot` finds it
-ANSWER_TOKENS = 32  # room for an answer
+
+
+class Prompts(NamedTuple):
+    """How M_L is asked, and the room that it gets."""
+
+    standard: str
+    cot: str
+    two_stage: str
+    guided: str
+    answer_tokens: int = 32
+    chain_tokens: int = 256  # of a chain of thought
+
+
+PROMPTS = {
+    "plain": Prompts(STANDARD, COT, TWO_STAGE, GUIDED),
+    "chat": Prompts(CHAT_STANDARD, CHAT_COT, CHAT_TWO_STAGE, CHAT_GUIDED),
+}
+
+
+def prompts_of(large: "LM") -> Prompts:
+    """Those that `load_large` gave it; the plain ones where nobody did."""
+    return getattr(large, "prompts", PROMPTS["plain"])
 
 
 def fill(template: str, lm: "LM", examples: Sequence[Example], rationales: Sequence[str] | None = None) -> list[str]:
@@ -79,28 +107,28 @@ class Answer:
 
 def standard(large: "LM", examples: Sequence[Example]) -> list[Answer]:
     """Standard prompting: M_L answers each question from its context."""
-    answers = []
-    completions = large.complete(fill(STANDARD, large, examples), ANSWER_TOKENS)
+    prompts, answers = prompts_of(large), []
+    completions = large.complete(fill(prompts.standard, large, examples), prompts.answer_tokens)
     for example, (text, finish) in zip(examples, completions, strict=True):
         answers.append(Answer(example.id, parse_answer(text), finish=finish))
     return answers
 
 
 def chain_of_thought(
-    large: "LM", examples: Sequence[Example], max_new_tokens: int = 256, samples: int = 1, temperature: float = 0.0
+    large: "LM", examples: Sequence[Example], samples: int = 1, temperature: float = 0.0
 ) -> list[Answer]:
     """Zero-shot CoT (Kojima et al. 2022): M_L writes reasoning and answer in one pass, `samples` times in a row for
     each example. Where no answer is found in the text, a second pass asks for one."""
-    answers = []
-    completions = large.complete(fill(COT, large, examples), max_new_tokens, samples, temperature)
+    prompts, answers = prompts_of(large), []
+    completions = large.complete(fill(prompts.cot, large, examples), prompts.chain_tokens, samples, temperature)
     for i, (text, finish) in enumerate(completions):
         rationale, prediction = parse_cot(text)
         answers.append(Answer(examples[i // samples].id, prediction, rationale, prediction != "", finish))
 
     unanswered = [i for i, answer in enumerate(answers) if not answer.parsed]
     asked_again = [examples[i // samples] for i in unanswered]
-    prompts = fill(TWO_STAGE, large, asked_again, [answers[i].rationale for i in unanswered])
-    for i, completion in zip(unanswered, large.complete(prompts, ANSWER_TOKENS), strict=True):
+    second = fill(prompts.two_stage, large, asked_again, [answers[i].rationale for i in unanswered])
+    for i, completion in zip(unanswered, large.complete(second, prompts.answer_tokens), strict=True):
         answers[i].prediction = parse_answer(completion.text)
     return answers
 
@@ -118,8 +146,8 @@ def answer(large: "LM", examples: Sequence[Example], rationales: Sequence[str]) 
     N times as many rationales as examples, N in a row belong to each."""
     samples = len(rationales) // max(1, len(examples))
     asked = [example for example in examples for _ in range(samples)]
-    completions = large.complete(fill(GUIDED, large, asked, rationales), ANSWER_TOKENS)
-    answers = []
+    prompts, answers = prompts_of(large), []
+    completions = large.complete(fill(prompts.guided, large, asked, rationales), prompts.answer_tokens)
     for example, rationale, (text, finish) in zip(asked, rationales, completions, strict=True):
         answers.append(Answer(example.id, parse_answer(text), rationale, finish=finish))
     return answers
@@ -161,6 +189,16 @@ class LM(Protocol):
     tokens_written: int  # of all completions
 
 
+_PLAIN = str.maketrans({"ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "ı": "i",
+                        "ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "þ": "th", "Þ": "Th"})  # fmt: skip
+
+
+def fold(text: str) -> str:
+    """Letters without their accents: "Čapek" → "Capek"."""
+    letters = unicodedata.normalize("NFKD", text.translate(_PLAIN))
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+
+
 class LocalLM:
     """A T5 on this machine."""
 
@@ -187,6 +225,24 @@ class LocalLM:
 
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer.encode(text).ids)
+
+    def knows(self, text: str) -> bool:
+        unknown = self.tokenizer.token_to_id("<unk>")
+        return unknown not in self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def writable(self, text: str) -> str:
+        """The text as this LM can write it. In words that its vocabulary lacks, letters lose their accents; what is
+        unknown even then goes."""
+        if self.knows(text):
+            return text
+        words = []
+        for word in text.split():
+            if not self.knows(word):
+                word = fold(word)
+            if not self.knows(word):
+                word = "".join(filter(self.knows, word))
+            words.append(word)
+        return " ".join(filter(None, words))
 
     def decode(self, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
         """Generated ids and their mask, (R, T) each → R texts."""
@@ -236,52 +292,114 @@ class LocalLM:
 
 # ------------------------------------------------------------------------------------------------ parsing
 
-_CONCLUSION = re.compile(
-    r"(?:[\s,;:]{0,9}(?:\b(?:so|thus|hence|therefore)\b,?\s*)?"  # "So the answer is", "The final answer is:"
-    r"\bthe (?:final |correct )?answer(?: to (?:the|this) question)?(?: is:?|:)\s+"
-    r"|(?:^|(?<=[.!?]))[\s#>_-]{0,9}(?:final )?answer:\s+"  # a label: "### Final Answer: Paris"
-    r"|(?=[$\\]\S{0,9}boxed))(?:(?:\$|\\[(\[])*\\boxed\{(?:\\text\w*\{)?)?",  # LaTeX, also alone: $\boxed{Paris}$
-    re.I | re.M,
+# What stands around the words of a text.
+_PLAIN = str.maketrans({"\u2010": "-", "\u2011": "-", "‘": "'", "’": "'", "：": ":", "\xa0": " ", "\u202f": " "})
+_THOUGHTS = re.compile(  # "<think>Rome?</think>Paris". Some servers drop the first tag, and a cut text lacks the last.
+    r"(?is)\A.*(?:[<[◁]/th(?:ink|ought)\w*[]>▷]|final<\|message\|>)|(?:[<[◁]th(?:ink|ought)\w*[]>▷]|analysis<\|).*"
 )
-ABBREVIATIONS = ("[A-Z]", "St", "Ft", "Mt", "Dr", "Mr", "Mrs", "Ms", "Jr", "Sr", "vs", "Inc", "Ltd", "Co", "Corp")
-# A prediction ends at a full stop (not at those of St. Louis, J. R. R. Tolkien and No. 10), with its line or box, or
-# before a reason.
-_END = re.compile(
-    r"(?=\.)" + "".join(rf"(?<!\b{word})" for word in ABBREVIATIONS) + r"(?!(?:(?<=\bNo)|(?<=\bc))\.\s\d)"
-    r"""\.(?=["”]?(?:\s|$))|\n|\}|,? because\b"""
+_TOKEN = re.compile(  # "</s>", "<|eot_id|>", "[/INST]"; also with the role that it opens, "<start_of_turn>model"
+    r"<\|?(?:start_header_id|start_of_turn)\|?>\s*\w+|<[|｜][^<>\n]{1,40}[|｜]>|</s>|<(?:eos|end_of_turn)>|\[/?INST\]"
 )
-_ASIDE = re.compile(r"(?s)\A.*</think>|<think>.*|\*\*")  # thoughts (some servers drop the opening tag) and bold type
-_QUOTED = re.compile(r"""^["“]([^"“”]+)["”]?$""")
-# "Yes, because …" is a yes (the official F1 knows the bare word only); "No. 10" and "Yes, Prime Minister" are names.
-_VERDICT = re.compile(r"^((?i:yes|no))(?:\.\s+(?!\d)|\s*[,;:!–—-]+\s+(?=[a-z]|(?:\S+\s+){3}\S)).*")
+# "Assistant: Paris", "Sure, the answer is Paris"
+_OPENER = re.compile(r"(?i)\A\s*(?:(?:assistant|reasoning|a)\s?:|assistant\n|(?:sure|certainly|of course)[,.!])")
+_COMMAND = re.compile(r"(?i)\\(?!boxed)[a-z]+\s*\{([^{}]*)\}|\\[][()]|\\(?=[&%$#])")  # "\text{km}", "\(", "\%"
+_STATED = (
+    re.compile(r"\${0,2}\s{0,9}\\{0,2}\bboxed\s?\{([^{}]*)\}?\s{0,9}\${0,2}"),  # "$\boxed{Paris}$"
+    re.compile(r"(?i)<(?:final_?)?answer>([^<]*)"),  # "<answer>Paris</answer>"
+    re.compile(r'(?i)"(?:final_?)?answer"\s?:\s?"?([^"\n}]*)'),  # '{"answer": "Paris"}'
+)
+# "```json", "### ", "> ", "<b>", "**Paris**", but not the stars of "M*A*S*H"
+_MARKUP = re.compile(r"(?im)```\w*|`|^[ \t]*[#>]+[ \t]+|</?[a-z][\w-]*>|(?<![^\W_])[*_]+|[*_]+(?![^\W_])")
+
+
+def clean(text: str) -> str:
+    """A model's text without what stands around its words. A box, tag or JSON field of the answer becomes a line."""
+    text = _THOUGHTS.sub("", text.translate(_PLAIN))
+    turns = [turn for turn in _TOKEN.split(text) if turn.strip()]
+    text = _OPENER.sub("", turns[0]) if turns else ""
+    text = re.sub(r"\\[,;: ]", " ", text.replace("{,}", ","))  # LaTeX: "3.5\,km", "1{,}000"
+    for _ in range(3):  # commands stand in commands; the innermost goes first
+        text = _COMMAND.sub(r"\1", text)
+    for pattern in _STATED:
+        text = pattern.sub(r"\nAnswer: \1\n", text)
+    return _MARKUP.sub("", text).strip()
+
+
+# What states an answer: a label where a line or sentence begins, "### Final Answer: Paris"; or a phrase anywhere, 'the
+# answer to the question "Who is it?" is Ann'. But "the answer is based on the text" states none.
+_ANSWER = r"(?:(?:final|correct|right|short) ){0,2}ans(?:wer)?"
+_ASKED = r"""(?: to (?:the|this|your)(?: \w+)? question(?: ["“][^\n]{1,300}?["”])?| (?:to|for|you) [^.\n]{1,200})?"""
+_LABEL = rf"(?:^|(?<=[.!?]))[\W\d]{{0,9}}{_ANSWER}{_ASKED}(?:]|\s*[:=—]|[ \t]*\n| -| is\b)"
+_NOTHING = r"(?!\s?(?-i:not|clear|based|found|given|stated|in the (?:context|text))\b)"
+_PHRASE = rf"\b(?:the|my) {_ANSWER}{_ASKED}(?:,? (?:is|would be|must be)\b|\s?:){_NOTHING}"
+_SO = r"\b(?:so|thus|hence|therefore|finally|in conclusion|(?:based on|according to) [^.,\n]{1,80})\b,?\s*"
+_CONCLUSION = re.compile(rf"(?im)[,;:]?\s{{0,3}}(?:{_SO}){{0,2}}(?:(?:{_LABEL}|{_PHRASE})[\s:,]*(?-i:that )?)+(?=\S)")
+_AFTERWARDS = re.compile(  # what follows an answer: another turn, "Question 2: …", or a remark, "(Note that …"
+    r"(?im)\n\W{0,9}(?:question|q|user|human|context|passage|explanation)[ \d]{0,4}(?:[:.)]|$)"
+    r"|[.!?(\n]\s{0,9}(?:please )?(?:note\b|let me know|(?:i )?hope)|\s(?-i:Question|Context|Q): "
+)
+_REASON = re.compile(r",? because\b|, (?:since|as|which|whose|who|where)\b")  # "Paris, which is in France"
+_STOP = re.compile(r"""[.!?]+["”)]*(?:\s+|$)""")  # "Paris. It", 'Paris." It'
+_NO_NAME = r"(?:Th[aei]\w*|It|He|She|We|I|An?|In|On|At|As|So|Both|His|Her|However|Not),?\s"  # how no name goes on
+_END = re.compile(rf"""(?<=[^\W\d]{{5}})\.["”)]*\s+|\.["”)]*\s+(?={_NO_NAME})""")  # "Paris. Ann left", "X. He left"
+_INITIAL = re.compile(r"(?<![\w.])(?:[A-Z]|(?![AEIOUY]|Jr|Sr|Ltd)[A-Z][b-df-hj-np-tv-xz]{1,3}|vs?)$")  # "X", "St", "v"
+_CLAUSE = re.compile(r"(?![a-z\d])(?:(?!(?<!\b[A-Z])[.!?]\s).)*?\s(?!(?:of|and|the)\b)[a-z]")  # "It is", not "A of B"
 
 
 def bare(prediction: str) -> str:
-    """A prediction without quotation marks around it, and without what explains a yes or no."""
-    return _VERDICT.sub(r"\1", _QUOTED.sub(r"\1", prediction.strip()))
+    """A prediction without bullet and quotation marks, and without what explains a yes or no: "Yes, they are" is a yes
+    (the official F1 knows the bare word only), but "No. 10" and "Yes, Prime Minister" are names."""
+    prediction = re.sub(r"^[-•]\s+", "", prediction.strip().rstrip(",;"))
+    prediction = re.sub(r"""^["“]([^"“”]+)["”]?$""", r"\1", prediction)
+    then = r"(?:[,;:!]\s*|\.\s+|\s*[–—(]|\s+-+\s+|\s+(?=(?:they|both|it|he|she|because)\b))(?!\d)"
+    return re.sub(rf"^((?i:yes|no)){then}(?=.*(?<![\w'])[a-z]).*", r"\1", prediction)
+
+
+def find_answer(text: str) -> str:
+    """The answer that a text begins with. It ends with its line, before a reason, or at a stop that is none of a name:
+    after a word of five letters or before a word that no name has, "Malcolm X. He left"; except after an initial or
+    letters without a vowel, before any clause, "Rome. Ann Lee left". So "Lt. Gen. James Hill" stays whole."""
+    text = text[:999].partition("\n")[0]
+    reason = _REASON.search(text)
+    end = reason.start() if reason else len(text)
+    for stop in _STOP.finditer(text, 0, end):
+        before, mark, after = text[: stop.start()], text[stop.start()], text[stop.end() :]
+        new_clause = _CLAUSE.match(after) and not _INITIAL.search(before)
+        if not after or new_clause or _END.match(text, stop.start()):
+            belongs = mark != "." or re.search(r"(?:\.[A-Za-z]+|[JS]r)$", before)  # "Go!", "the U.S."
+            return bare(before + mark if belongs else before)
+    return bare(text[:end])
 
 
 def parse_cot(text: str) -> tuple[str, str]:
-    """Chain of thought → (reasoning, prediction); the prediction is "" where no "the answer is …" is found.
-
-    The last such phrase counts, and its first sentence is the prediction. The reasoning ends where that prediction is
-    first stated, so that an answer said twice does not stay in it.
-    """
-    text = _ASIDE.sub("", text).strip()
-    marks = list(_CONCLUSION.finditer(text))
-    if not marks:
+    """Chain of thought → (reasoning, prediction); the prediction is "" where no "the answer is …" is found. The last
+    such phrase counts, of those before another question or a remark. The reasoning ends where that prediction is first
+    stated, so that an answer said twice does not stay in it."""
+    text = clean(text)
+    first = _CONCLUSION.search(text)
+    if not first:
         return text, ""
-    predictions = [bare(_END.split(text[mark.end() :][:999], maxsplit=1)[0]) for mark in marks]
+    start = first.end() + 1  # inside the first answer
+    text = text[:start] + _AFTERWARDS.split(text[start:], maxsplit=1)[0]
+    marks = list(_CONCLUSION.finditer(text))
+    predictions = [find_answer(text[mark.end() :]) for mark in marks]
     first = marks[predictions.index(predictions[-1])]
     return text[: first.start()].strip(), predictions[-1]
 
 
 def parse_answer(text: str) -> str:
-    """What a model says when asked for an answer → the prediction: what "the answer is …" states in its first sentence,
-    or after other lines; else the first line. A short answer, as FLAN gives it, stays as it is."""
+    """What a model says when asked for an answer → the prediction: what "the answer is …" states, in the first sentence
+    or after other lines; else the first line that is no introduction ("Here it is:"), without a sentence that follows.
+    Reasoning in one line is left as it is, for F1 and AI to judge."""
+    text = re.sub(r"\A(?:[^\n]*:\s*\n)+", "", clean(text)).strip()
+    text = text[:1] + _AFTERWARDS.split(text[1:], maxsplit=1)[0]
     before, prediction = parse_cot(text)
-    text = _ASIDE.sub("", text).strip()
-    return prediction if prediction and ("\n" in text or not _END.search(before)) else bare(text.partition("\n")[0])
+    if prediction and ("\n" in text or not _STOP.search(before)):
+        return prediction
+    line = text.partition("\n")[0]
+    first = _END.split(_REASON.split(line, maxsplit=1)[0], maxsplit=1)[0]
+    is_reasoning = re.search(r"\b(?:is|are|was|were|has|had|[a-z]+ed)\b", first)
+    return bare(line if is_reasoning else first)
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -291,9 +409,12 @@ def parse_answer(text: str) -> str:
 class Models:
     """The settings that all scripts share: which models, and where they compute."""
 
-    small: str = "tiny/small"  # M_S: a folder, or a name on the Hugging Face hub
+    small: str = "tiny/small"  # M_S: a folder, or a name on the Hugging Face hub; in lmcot.py and eval.py also none
     large: str = "tiny/large"  # M_L: the same, or the address of an OpenAI-compatible server, http://host:8000/v1
     large_model: str = ""  # the name of M_L on that server
+    prompts: str = ""  # how M_L is asked: plain, or chat for instruct models; by itself plain here and chat on a server
+    answer_tokens: int = 32  # M_L's room for an answer
+    large_tokens: int = 256  # M_L's room for a chain of thought
     concurrency: int = 8  # requests that a server gets at once
     device: str = "auto"  # where they compute: auto (cuda if there, else mps, else cpu), cpu, cuda, cuda:1, mps
     large_dtype: str = "float32"  # of M_L on this machine: float32, or bfloat16, which halves its memory
@@ -302,7 +423,12 @@ class Models:
 
     NOT_COMPARED: ClassVar[tuple[str, ...]] = ("concurrency", "device")
 
+    def __post_init__(self) -> None:
+        self.prompts = self.prompts or ("chat" if self.large_model else "plain")
+
     def check(self) -> None:
+        if self.prompts not in PROMPTS:
+            raise ValueError("--prompts is plain or chat")
         if self.large_dtype not in ("float32", "bfloat16"):
             raise ValueError("--large-dtype is float32 or bfloat16")
         if ("://" in self.large) != bool(self.large_model):
@@ -319,10 +445,14 @@ def load_large(models: Models, run_folder: str | None = None) -> LM:
     """M_L, which nobody trains. What a server answers stays in the run's folder, so that nothing is asked twice."""
     if models.large_model:
         cache = Path(run_folder) / "http_cache.jsonl" if run_folder else None
-        return ServedLM(models.large, models.large_model, models.max_input_tokens, models.concurrency, cache)
-    dtype, device = getattr(torch, models.large_dtype), processes.find_device(models.device)
-    return LocalLM.load(models.large, dtype, device,
-                        max_input_tokens=models.max_input_tokens, batch_size=models.decode_batch_size)  # fmt: skip
+        large: LM = ServedLM(models.large, models.large_model, models.max_input_tokens, models.concurrency, cache)
+    else:
+        dtype, device = getattr(torch, models.large_dtype), processes.find_device(models.device)
+        large = LocalLM.load(models.large, dtype, device,
+                             max_input_tokens=models.max_input_tokens, batch_size=models.decode_batch_size)  # fmt: skip
+    room = {"answer_tokens": models.answer_tokens, "chain_tokens": models.large_tokens}
+    large.prompts = PROMPTS[models.prompts]._replace(**room)
+    return large
 
 
 # -------------------------------------------------------------------------------------------- a script on one question
@@ -367,7 +497,9 @@ def main() -> None:
     s = parse_settings(Settings, __doc__)
     examples = chosen_examples(s)
     large = load_large(s)
-    smalls = {s.small: load_small(s, s.small)}
+    smalls = {}
+    if s.small != "none":
+        smalls[s.small] = load_small(s, s.small)
     for folder in (f"{s.kd}/model", f"{s.rl}/model"):
         if Path(folder).exists():
             smalls[folder] = load_small(s, folder)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import data
-from lmcot import ABBREVIATIONS, parse_cot
+from lmcot import parse_cot
 from plumbing.errors import UserError
 
 ASPECTS = (
@@ -517,6 +517,7 @@ def _is_statement(s: Sentence, question: Sentence) -> bool:
 
 
 _STOP = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n\s*")  # what parts sentences: the space after "He won." and "(He won.)"
+ABBREVIATIONS = ("[A-Z]", "St", "Ft", "Mt", "Dr", "Mr", "Mrs", "Ms", "Jr", "Sr", "vs", "Inc", "Ltd", "Co", "Corp")
 _ABBREVIATION = re.compile(rf"(?:^|[\s.(\"])(?:{'|'.join(ABBREVIATIONS)}|c|No)\.$")  # "in St.", "D. P."
 _WORD = re.compile(r"\d+(?:[.,]\d+)*\w*|[^\W_]+(?:['’][^\W_]+)*")  # 1,000th, Lyra's
 

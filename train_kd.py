@@ -80,7 +80,7 @@ class Settings(lmcot.Models):
 TEACHER = ("id", "rationale", "parsed", "finish", "right")  # of rationales.jsonl, what is read from it again
 
 
-def ask_teacher(run: Run, large: LM, examples: list[Example], max_new_tokens: int) -> list[dict]:
+def ask_teacher(run: Run, large: LM, examples: list[Example]) -> list[dict]:
     """M_L's chain of thought for each example, as rows of rationales.jsonl. They are written chunk by chunk, and a
     chunk that is there is not asked again."""
     done = {row["id"]: row for row in run.read("rationales.jsonl", *TEACHER)}
@@ -90,7 +90,7 @@ def ask_teacher(run: Run, large: LM, examples: list[Example], max_new_tokens: in
         if all(example.id in done for example in chunk):
             continue
         # A chunk of which a crash left a part is asked whole: M_L rounds differently in other batches.
-        thoughts = lmcot.chain_of_thought(large, chunk, max_new_tokens)
+        thoughts = lmcot.chain_of_thought(large, chunk)
         rows = []
         for example, thought in zip(chunk, thoughts, strict=True):
             if example.id not in done:
@@ -105,7 +105,8 @@ def taken_over(s: Settings) -> list[dict]:
     """The rationales of another run of this script; UserError if its M_L, data or limits were others."""
     folder = Path(s.rationales)
     theirs = read_json(folder / "settings.json")
-    for name in ("large", "large_model", "large_dtype", "data", "context", "max_input_tokens", "max_new_tokens"):
+    asked = ("large", "large_model", "large_dtype", "prompts", "large_tokens", "max_input_tokens", "data", "context")
+    for name in asked:
         mine = getattr(s, name)
         if theirs.get(name) != mine:
             raise UserError(f"the rationales of {folder} were made with {name} {shown(theirs.get(name))}, "
@@ -122,6 +123,8 @@ def is_looping(text: str) -> bool:
 
 def fault(row: dict, small: LM, s: Settings) -> str:
     """Why a teacher's rationale is no training example, or "" if it is one; `row` as in rationales.jsonl."""
+    if row["finish"] == "none":
+        return "no answer could be had"
     if not row["rationale"]:
         return "empty"
     if row["finish"] == "length" or small.count_tokens(row["rationale"]) > s.max_new_tokens:
@@ -133,19 +136,32 @@ def fault(row: dict, small: LM, s: Settings) -> str:
     return ""
 
 
-def teach(run: Run, large: LM, small: LM, train: list[Example], dev: list[Example], s: Settings) -> dict[str, str]:
+def states_answer_first(rationale: str, example: Example) -> bool:
+    """Whether the first sentence has the answer and is none of the context. A teacher that leaps to its answer teaches
+    M_S to do so. Such rationales are counted and stay: the rule cannot tell a leap from a step in other words about
+    the right one of two things that are compared."""
+    first = data.split_sentences(rationale)[0]
+    return first not in example.sentences and data.answer_inclusion(first, example.answers) == 1
+
+
+def teach(run: Run, large: LM, small: LocalLM, train: list[Example], dev: list[Example], s: Settings) -> dict[str, str]:
     """Steps 1 and 2: example id → the rationale of M_L that M_S is to learn. What was dropped, and why, is printed and
     written to filter.json."""
     kept: dict[str, str] = {}
     counts = []
     for examples in (train, dev):
         count: Counter[str] = Counter(asked=len(examples))
-        for row in ask_teacher(run, large, examples, s.max_new_tokens):
-            why = fault(row, small, s)
+        for example, row in zip(examples, ask_teacher(run, large, examples), strict=True):
             count["no answer in the first pass"] += not row["parsed"]
-            count[f"dropped: {why}" if why else "kept"] += 1
-            if not why:
-                kept[row["id"]] = row["rationale"]
+            why = fault(row, small, s)
+            if why:
+                count[f"dropped: {why}"] += 1
+                continue
+            target = small.writable(row["rationale"])
+            kept[row["id"]] = target
+            count["kept"] += 1
+            count["kept: the first sentence states the answer"] += states_answer_first(row["rationale"], example)
+            count["kept: with letters that M_S lacks"] += target != row["rationale"]
         counts.append(count)
     run.write("filter.json", counts)
     table = [["rationales of M_L", "train", "held out"]]

@@ -95,6 +95,30 @@ def save_flan_form(folder, seed, lr, steps, **sizes):
     model.save_pretrained(folder, tokenizer)
 
 
+def write_run(folder, settings, **logs):
+    """A run folder: its settings, and a JSONL file for each log → the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps(settings))
+    for name, rows in logs.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def write_comparison(folder, questions, answers):
+    """A folder as eval.py leaves it, but for its table, with the data that it is about → the folder.
+
+    questions: (question, context, answer) of each; answers: (method, seed) → (prediction, rationale) of each."""
+    names = ("question", "context", "answer")
+    rows = [{"id": f"q{i}", **dict(zip(names, texts, strict=True))} for i, texts in enumerate(questions)]
+    runs = []
+    for (method, seed), pairs in answers.items():
+        of = [{"id": f"q{i}", "prediction": p, "rationale": r, "parsed": True} for i, (p, r) in enumerate(pairs)]
+        runs.append({"method": method, "seed": seed, "answers": of})
+    settings = {"data": str(folder / "data.jsonl"), "split": "test", "limit": 1000, "context": "gold", "samples": 5,
+                "max_new_tokens": 64}  # fmt: skip
+    return write_run(folder, settings, data=rows, answers=runs)
+
+
 def lines(path):
     """The records of a JSONL file."""
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -4,9 +4,8 @@ any right implementation has, counts from a data set's own description, and file
 """
 
 import json
-import os
-import subprocess
-import sys
+import re
+from collections import Counter
 
 import harness
 import pytest
@@ -17,11 +16,13 @@ import data
 from data import Example, Paragraph, load
 from plumbing.errors import UserError
 
-SAMPLES = {  # counts and question types as the samples' README gives them
+SAMPLES = {  # question types and their numbers as the samples' README gives them
     "hotpotqa_dev_sample.json": {"bridge": 231, "comparison": 69},
     "hotpotqa_train_sample.json": {"bridge": 120, "comparison": 30},
     "2wikimultihop_dev_sample.json": {"compositional": 35, "comparison": 28, "bridge_comparison": 29, "inference": 8},
     "2wikimultihop_train_sample.json": {"compositional": 84, "comparison": 66, "bridge_comparison": 42, "inference": 8},
+    "musique_dev_sample.json": {"": 60},
+    "strategyqa_sample.json": {"": 100},
 }
 
 RECORD = {
@@ -64,82 +65,78 @@ def refused(*arguments, **named):
 # ---- Example and loading ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=SAMPLES)
-def sample(request):
-    path = harness.SAMPLES / request.param
+def gold_text(r):
+    """The evidence of a raw record, in the order in which the record names it."""
+    if "facts" in r:
+        return " ".join(r["facts"])
+    if "paragraphs" in r:
+        order = [step["paragraph_support_idx"] for step in r["question_decomposition"]]
+        return " ".join(r["paragraphs"][i]["paragraph_text"] for i in order)
+    paragraphs = dict(r["context"])  # no supporting title of the samples occurs twice in its context
+    return " ".join(paragraphs[title][i] for title, i in r["supporting_facts"])
+
+
+def letters(text):
+    """Without spaces and full stops: StrategyQA's facts often lack theirs."""
+    return re.sub(r"[\s.]", "", text)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_record_of_the_real_samples_loads_with_its_evidence(name):
+    path = harness.SAMPLES / name
     if not path.exists():
         pytest.skip("the sample files are not at hand")
-    return path
-
-
-def test_every_record_of_the_real_samples_loads_with_the_documented_counts(sample):
-    examples = load(sample, context="all")
-    raw = json.loads(sample.read_text(encoding="utf-8"))
-    assert [e.id for e in examples] == [r["_id"] for r in raw]
-    types = [e.type for e in examples]
-    assert {t: types.count(t) for t in types} == SAMPLES[sample.name]
-    for example, r in zip(examples, raw, strict=True):
-        assert (example.question, example.answer) == (r["question"], r["answer"])
-        assert [(p.title, list(p.sentences)) for p in example.paragraphs] == [(t, s) for t, s in r["context"]]
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    assert Counter(example.type for example in load(path)) == SAMPLES[name]
+    for gold, everything, r in zip(load(path), load(path, context="all"), raw, strict=True):
+        assert gold.id == everything.id == r.get("_id", r.get("id", r.get("qid")))
+        assert gold.question == r["question"]
+        assert gold.answer == {True: "yes", False: "no"}.get(r["answer"], r["answer"])
+        assert letters(" ".join(gold.supporting_sentences)) == letters(gold_text(r))
+        assert everything.supporting_sentences == gold.supporting_sentences
+        assert set(gold.supporting_sentences) <= set(gold.sentences) <= set(everything.sentences)
         for metric in (data.exact_match, data.token_f1, data.answer_inclusion):
-            assert metric(example.answer, example.answers) == 1.0
+            assert metric(gold.answer, gold.answers) == 1.0
 
 
-def test_gold_context_keeps_the_supporting_paragraphs_in_order_and_their_sentences(sample):
-    raw = json.loads(sample.read_text(encoding="utf-8"))
-    for gold, everything, r in zip(load(sample), load(sample, context="all"), raw, strict=True):
-        supporting = {title for title, _ in r["supporting_facts"]}
-        # No supporting title of the samples occurs twice in its context, so titles settle it here.
-        assert [p.title for p in gold.paragraphs] == [t for t, _ in r["context"] if t in supporting]
-        by_title = {t: s for t, s in reversed(r["context"])}
-        expected = [by_title[t][i].strip() for t, i in r["supporting_facts"]]
-        assert gold.supporting_sentences == everything.supporting_sentences == expected
-        assert all(sentence in gold.context for sentence in expected)
-
-
-def test_the_hubs_dictionary_form_of_the_real_samples_gives_the_same_examples(sample, tmp_path):
-    raw = json.loads(sample.read_text(encoding="utf-8"))
-    for r in raw:  # as `datasets` writes a table of columns
-        r["id"] = r.pop("_id")
-        facts, context = r["supporting_facts"], r["context"]
-        r["supporting_facts"] = {"title": [title for title, _ in facts], "sent_id": [index for _, index in facts]}
-        r["context"] = {"title": [title for title, _ in context], "sentences": [sentences for _, sentences in context]}
-    for write in (write_json, write_jsonl):
-        path = write(tmp_path, *raw)
-        assert load(path) == load(sample) and load(path, "dev", context="all") == load(sample, "dev", context="all")
-
-
-def test_the_context_is_plain_text_and_gold_keeps_and_renumbers_what_supports(tmp_path):
+def test_the_context_is_plain_text_and_blank_sentences_count(tmp_path):
     (example,) = load(write_json(tmp_path, RECORD), context="all")
     text = "Nothing here. Nothing there. Ann Lie is a maker. She was born in Oslo. Vega was made by Ann Lie."
-    assert example.context == text and example.supporting_facts == ((2, 0), (1, 2))
-    (gold,) = load(write_json(tmp_path, RECORD))
-    assert [p.title for p in gold.paragraphs] == ["Ann Lie", "Vega"] and gold.supporting_facts == ((1, 0), (0, 2))
-    supporting = ["Vega was made by Ann Lie.", "She was born in Oslo."]
-    assert example.supporting_sentences == gold.supporting_sentences == supporting
+    assert example.context == text and [p.title for p in example.paragraphs] == ["Noise", "Ann Lie", "Vega"]
+    assert example.supporting_facts == ((2, 0), (1, 2))
+    assert example.supporting_sentences == ["Vega was made by Ann Lie.", "She was born in Oslo."]
 
 
-def test_a_fact_under_a_doubled_title_goes_to_the_first_paragraph_that_has_the_sentence(tmp_path):
-    doubled = record(
-        context=[["T", ["a0"]], ["T", ["b0", "b1"]], ["T", ["c0", "c1", "c2"]]], supporting_facts=[["T", 1], ["T", 0]]
-    )
-    (example,) = load(write_json(tmp_path, doubled), context="all")
-    assert example.supporting_sentences == ["b1", "a0"]
-    (gold,) = load(write_json(tmp_path, doubled))
-    assert [p.sentences for p in gold.paragraphs] == [("a0",), ("b0", "b1")]
+DOUBLED = [["T", ["a0"]], ["T", ["b0", "b1"]], ["T", ["c0", "c1", "c2"]]]
 
 
 @pytest.mark.parametrize(
-    ("facts", "kept", "renumbered"),
+    ("changes", "kept", "facts"),
     [
-        ([["Vega", 1], ["Vega", 0]], ["Vega"], ((0, 0),)),
-        ([["Vega", 0], ["Ann Lie", 7]], ["Ann Lie", "Vega"], ((1, 0),)),  # Ann Lie is named, so she stays
-        ([], ["Noise", "Ann Lie", "Vega"], ()),
+        ({}, [1, 2], ((1, 0), (0, 2))),  # numbered anew, as the paragraph of noise is left out
+        ({"supporting_facts": []}, [0, 1, 2], ()),
+        ({"supporting_facts": [["Vega", 1], ["Vega", 0]]}, [2], ((0, 0),)),  # Vega has one sentence
+        ({"supporting_facts": [["Vega", 0], ["Ann Lie", 7]]}, [1, 2], ((1, 0),)),  # Ann Lie is named, so she stays
+        # a title that occurs several times: the first paragraph that has such a sentence
+        ({"context": DOUBLED, "supporting_facts": [["T", 1], ["T", 0]]}, [0, 1], ((1, 1), (0, 0))),
     ],
 )
-def test_a_fact_beyond_its_paragraph_is_left_out_and_without_facts_all_is_kept(tmp_path, facts, kept, renumbered):
-    (example,) = load(write_json(tmp_path, record(supporting_facts=facts)))
-    assert [paragraph.title for paragraph in example.paragraphs] == kept and example.supporting_facts == renumbered
+def test_gold_keeps_the_paragraphs_of_the_facts_and_renumbers_them(tmp_path, changes, kept, facts):
+    path = write_json(tmp_path, record(**changes))
+    ((gold,), (everything,)) = load(path), load(path, context="all")
+    assert list(gold.paragraphs) == [everything.paragraphs[p] for p in kept]
+    assert gold.supporting_facts == facts
+    assert gold.supporting_sentences == everything.supporting_sentences
+
+
+def test_the_hubs_table_of_columns_gives_the_same_example(tmp_path):
+    columns = record(
+        supporting_facts={"title": ["Vega", "Ann Lie"], "sent_id": [0, 2]},
+        context={"title": [title for title, _ in RECORD["context"]], "sentences": [s for _, s in RECORD["context"]]},
+    )
+    columns["id"] = columns.pop("_id")
+    expected = load(write_json(tmp_path, RECORD))
+    assert load(write_jsonl(tmp_path, columns)) == expected
 
 
 def test_aliases_follow_the_answer_once_each(tmp_path):
@@ -177,10 +174,7 @@ MUSIQUE = {
         {"idx": 1, "title": "Vega", "paragraph_text": "Vega is a star.", "is_supporting": False},
         {"idx": 2, "title": "Vega", "paragraph_text": "Vega is a car by Lie Ltd.", "is_supporting": True},
     ],
-    "question_decomposition": [
-        {"id": 1, "question": "Vega >> maker", "answer": "Lie Ltd", "paragraph_support_idx": 2},
-        {"id": 2, "question": "Who founded #1?", "answer": "Ann Lie", "paragraph_support_idx": 0},
-    ],
+    "question_decomposition": [{"paragraph_support_idx": 2}, {"paragraph_support_idx": 0}],
 }
 STRATEGY = {
     "qid": "s1",
@@ -192,24 +186,29 @@ STRATEGY = {
 }
 
 
-@pytest.mark.parametrize("write", [write_json, write_jsonl])
-def test_a_musique_record_has_its_supporting_paragraphs_as_facts_in_the_order_of_the_steps(tmp_path, write):
-    (example,) = load(write(tmp_path, MUSIQUE))
-    assert (example.id, example.question) == ("2hop__1_2", MUSIQUE["question"])
-    assert example.answers == ("Ann Lie", "A. Lie")
-    assert example.context == "Lie Ltd is a firm. Ann Lie founded it. Vega is a car by Lie Ltd."
-    assert example.supporting_sentences == ["Vega is a car by Lie Ltd.", "Lie Ltd is a firm.", "Ann Lie founded it."]
-    (everything,) = load(write(tmp_path, MUSIQUE), context="all")
+def test_a_musique_record_has_its_text_paragraphs_and_aliases(tmp_path):
+    path = write_json(tmp_path, MUSIQUE)
+    ((gold,), (everything,)) = load(path), load(path, context="all")
+    assert (gold.id, gold.question, gold.answers) == ("2hop__1_2", MUSIQUE["question"], ("Ann Lie", "A. Lie"))
+    assert gold.context == "Lie Ltd is a firm. Ann Lie founded it. Vega is a car by Lie Ltd."
     assert [p.title for p in everything.paragraphs] == ["Lie", "Vega", "Vega"]
-    assert everything.supporting_sentences == example.supporting_sentences
-    without = {name: value for name, value in MUSIQUE.items() if name not in ("question_decomposition", "answerable")}
-    (example,) = load(write(tmp_path, without))
-    assert example.supporting_sentences == ["Lie Ltd is a firm.", "Ann Lie founded it.", "Vega is a car by Lie Ltd."]
 
 
-@pytest.mark.parametrize("write", [write_json, write_jsonl])
-def test_a_strategyqa_record_has_its_facts_as_context_and_yes_or_no_as_answer(tmp_path, write):
-    first, second = load(write(tmp_path, STRATEGY, {**STRATEGY, "qid": "s2", "answer": True}))
+@pytest.mark.parametrize("context", ["gold", "all"])
+@pytest.mark.parametrize(
+    ("steps", "order"),
+    [([2, 0], [2, 0]), ([0, 2, 0], [0, 2]), ([2], [2, 0]), ([], [0, 2]), ([1, 2], [2, 0])],  # 1 supports nothing
+)
+def test_facts_of_musique_are_the_supporting_paragraphs_in_the_order_of_the_steps(tmp_path, context, steps, order):
+    decomposition = [{"paragraph_support_idx": index} for index in steps]
+    path = write_json(tmp_path, {**MUSIQUE, "question_decomposition": decomposition})
+    (example,) = load(path, context=context)
+    texts = [MUSIQUE["paragraphs"][index]["paragraph_text"] for index in order]
+    assert " ".join(example.supporting_sentences) == " ".join(texts)
+
+
+def test_a_strategyqa_record_has_its_facts_as_context_and_yes_or_no_as_answer(tmp_path):
+    first, second = load(write_jsonl(tmp_path, STRATEGY, {**STRATEGY, "qid": "s2", "answer": True}))
     assert (first.id, first.answer, second.id, second.answer) == ("s1", "no", "s2", "yes")
     assert first.context == "Al Unser Jr. is a race car driver. The Space Race was about space."
     assert first.supporting_sentences == ["Al Unser Jr. is a race car driver.", "The Space Race was about space."]
@@ -221,80 +220,24 @@ def test_a_record_with_a_context_is_own_data_whatever_else_it_has(tmp_path):
     assert example.context == "C." and example.supporting_facts == ()
 
 
-@pytest.mark.parametrize("name", ["musique_dev_sample.json", "strategyqa_sample.json"])
-@pytest.mark.parametrize("context", ["gold", "all"])
-def test_the_real_samples_of_musique_and_strategyqa_load(name, context):
-    path = harness.SAMPLES / name
-    if not path.exists():
-        pytest.skip("the sample files are not at hand")
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    examples = load(path, context=context)
-    assert [e.id for e in examples] == [r.get("id", r.get("qid")) for r in raw]
-    for example, r in zip(examples, raw, strict=True):
-        assert example.question == r["question"] and example.supporting_sentences
-        assert all(sentence in example.context for sentence in example.supporting_sentences)
-        gold = " ".join(example.supporting_sentences).split()
-        if "facts" in r:
-            assert example.answer == ("yes" if r["answer"] else "no")
-            assert "".join(gold).replace(".", "") == "".join("".join(r["facts"]).split()).replace(".", "")
-        else:  # one step, one paragraph, in the order of the steps
-            order = [step["paragraph_support_idx"] for step in r["question_decomposition"]]
-            assert gold == " ".join(r["paragraphs"][i]["paragraph_text"] for i in order).split()
-            assert example.answers[0] == r["answer"] and set(example.answers[1:]) == set(r["answer_aliases"])
-
-
-sentence_texts = st.lists(st.sampled_from(["A b.", "C!", " ", "D e? F", "g\nh", "é."]), min_size=1, max_size=4)
-
-
-@given(st.lists(st.tuples(sentence_texts, st.booleans()), min_size=1, max_size=5), st.randoms(use_true_random=False))
-def test_every_supporting_sentence_of_musique_stands_in_the_context(given, random):
-    paragraphs = [{"title": "T", "paragraph_text": " ".join(s), "is_supporting": supports} for s, supports in given]
-    steps = [{"paragraph_support_idx": random.randrange(6)} for _ in range(random.randrange(4))]
-    changed = {**MUSIQUE, "paragraphs": paragraphs, "question_decomposition": steps}
-    for context in ("gold", "all"):
-        example = data._example(changed, context)
-        gold = example.supporting_sentences
-        assert all(sentence in example.sentences for sentence in gold)
-        expected = sorted(word for s, supports in given if supports for word in " ".join(s).split())
-        assert sorted(word for sentence in gold for word in sentence.split()) == expected
-
-
 # ---- The hold-out ----------------------------------------------------------------------------------------------------
 
 
-def many(folder, order=range(400)):
-    return write_json(folder, *(record(_id=f"id-{i}") for i in order))
+@pytest.mark.parametrize("order", [range(60), range(59, -1, -1)])
+def test_a_hash_of_the_id_alone_holds_out_a_tenth_as_dev_and_train_is_the_rest(tmp_path, order):
+    """`printf id-7 | sha256sum` gives a number that ten divides."""
+    path = write_json(tmp_path, *(record(_id=f"id-{i}") for i in order))
+
+    def numbers(*arguments, **named):
+        return [int(example.id.removeprefix("id-")) for example in load(path, *arguments, **named)]
+
+    dev = [i for i in order if i in (7, 21, 25, 54)]
+    assert numbers("dev") == dev and numbers("dev", limit=3) == dev[:3]
+    assert numbers("train") == [i for i in order if i not in dev]
+    assert numbers() == list(order) and numbers(limit=5) == list(order)[:5]
 
 
-def test_train_and_dev_partition_the_file_and_dev_is_about_a_tenth(tmp_path):
-    path = many(tmp_path)
-    train, dev = ({e.id for e in load(path, split)} for split in ("train", "dev"))
-    assert not train & dev
-    assert train | dev == {e.id for e in load(path)} == {f"id-{i}" for i in range(400)}
-    assert 20 <= len(dev) <= 60  # 40 expected, standard deviation 6
-
-
-def test_the_hold_out_depends_on_the_id_alone(tmp_path):
-    dev = [e.id for e in load(many(tmp_path), "dev")]
-    assert {e.id for e in load(many(tmp_path, range(399, -1, -1)), "dev")} == set(dev)
-    assert [e.id for e in load(many(tmp_path, range(200)), "dev")] == [i for i in dev if int(i[3:]) < 200]
-    assert [e.id for e in load(many(tmp_path), "dev", limit=5)] == dev[:5]
-    assert [e.id for e in load(many(tmp_path), limit=3)] == ["id-0", "id-1", "id-2"]
-    code = "import data, sys; print([data.held_out(f'id-{i}') for i in range(50)])"
-    environment = {**os.environ, "PYTHONHASHSEED": "77"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.strip() == str([f"id-{i}" in dev for i in range(50)])
-
-
-@pytest.mark.parametrize("split", ["train", "dev", "test", "ood"])
-def test_tiny_wiki_loads_as_examples_whose_facts_are_in_their_context(split):
-    pytest.importorskip("tiny.world")
-    examples = load("tiny", split, limit=20)
-    assert 0 < len(examples) <= 20
-    for example in examples:
-        assert example.question and example.answer and example.supporting_facts
-        assert all(sentence in example.context for sentence in example.supporting_sentences)
-
+# ---- What a user's file can have wrong -------------------------------------------------------------------------------
 
 OWN = {"question": "q?", "context": "c", "answer": "a"}
 NO_TEXT = "(expected a text)"
@@ -309,29 +252,21 @@ TWO = json.dumps(OWN) + "\n\n" + json.dumps(OWN)
         ([record(answer=None)], f"record 0 (id r1): field 'answer' holds null {NO_TEXT}"),
         ([RECORD, record(_id="r2", answer=" ")], f"record 1 (id r2): field 'answer' holds \" \" {NO_TEXT}"),
         ([record(answer=True)], "field 'answer' holds true"),
-        ([{**STRATEGY, "answer": [1]}], "record 0 (id s1): field 'answer' holds [1]"),
-        ([record(question=3)], f"field 'question' holds 3 {NO_TEXT}"),
         ([record(aliases=[""])], f"field 'aliases' holds \"\" {NO_TEXT}"),
         ([record(context=[["T", "no list"]])], f"field 'context' holds \"no list\" {NO_TEXTS}"),
         ([record(context=[["T", ["s", 1]]])], f"field 'context' holds [\"s\", 1] {NO_TEXTS}"),
         ([{**STRATEGY, "facts": "F."}], f"field 'facts' holds \"F.\" {NO_TEXTS}"),
         ([record(supporting_facts=[["Nobody", 0]])], '"Nobody" (of HotpotQA, take the distractor file)'),
         ([record(supporting_facts=[["Vega", -1]])], 'supporting fact ["Vega", -1] names no sentence'),
-        ([record(supporting_facts=[["Vega", "0"]])], 'supporting fact ["Vega", "0"] names no sentence'),
         ([{**MUSIQUE, "answerable": False}], "(take MuSiQue-Ans, not MuSiQue-Full)"),
         ([record(question="\ud83d?")], "record 0 (id r1): 'utf-8' codec can't encode"),
-        ([record(_id=[]), record(_id="")], f"record 1 (id ): field 'id' holds \"\" {NO_TEXT}"),
         ([RECORD, record(question="?")], "record 1 (id r1): the id is taken already, by"),
         (TWO, "line 3: the id is taken already, by"),
         # what Python finds
         ([RECORD, {"_id": "r2", "question": "q?"}], "record 1 (id r2): field 'answer' is missing"),
         ('{"id": "k", "question": "q?", "answer": "a"}', "line 1 (id k): field 'context' is missing"),
-        ([record(context=None)], "record 0 (id r1): 'NoneType' object is not iterable"),
-        ([record(context={"title": ["T"]})], "field 'sentences' is missing"),
         ([record(context={"title": ["T"], "sentences": []})], "shorter than argument 1"),
-        ([record(supporting_facts=["Vega"])], "too many values to unpack"),
         ([record(aliases="Kristiania")], 'can only concatenate list (not "str") to list'),
-        ([{**MUSIQUE, "paragraphs": [{"title": "T"}]}], "field 'paragraph_text' is missing"),
         ([{**MUSIQUE, "question_decomposition": [3]}], "'int' object is not subscriptable"),
         ([[]], "record 0: this is [] (expected an object)"),
     ],
@@ -348,7 +283,6 @@ def test_a_faulty_record_gets_one_sentence_with_its_file_place_and_fault(tmp_pat
     ("name", "content", "said"),
     [
         ("a.json", b'{"data": []}', 'the top level is {"data": []} (expected a list of records)'),
-        ("a.json", b"[]", "there are no records"),
         ("a.json", b" \n ", "not JSON (Expecting value"),
         ("a.json", b'[\n{"a": 1,\n}]', "not JSON ("),
         ("a.json", '["é"]'.encode("latin-1"), "not JSON ('utf-8' codec can't decode"),
@@ -363,18 +297,17 @@ def test_a_faulty_file_gets_one_sentence(tmp_path, name, content, said):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("name", "arguments", "said"),
     [
-        ({"name_or_path": "no/such.json"}, "no/such.json: there is no such file that ends in .json or .jsonl"),
-        ({"name_or_path": "."}, ".: there is no such file that ends in .json or .jsonl"),
-        ({"name_or_path": "x.json", "split": "ood"}, "there is no split 'ood' (expected one of train, dev, test)"),
-        ({"name_or_path": "tiny", "split": "valid"}, "no split 'valid' (expected one of train, dev, test, ood)"),
-        ({"name_or_path": "x.json", "context": "none"}, "there is no context 'none' (expected gold or all)"),
-        ({"name_or_path": "x.json", "limit": 0}, "limit is 0 (expected at least 1"),
+        ("no/such.json", {}, "there is no such file that ends in .json or .jsonl"),
+        ("x.json", {"split": "ood"}, "there is no split 'ood' (expected one of train, dev, test)"),
+        ("tiny", {"split": "valid"}, "there is no split 'valid' (expected one of train, dev, test, ood)"),
+        ("x.json", {"context": "none"}, "there is no context 'none' (expected gold or all)"),
+        ("x.json", {"limit": 0}, "limit is 0 (expected at least 1"),
     ],
 )
-def test_a_wrong_argument_gets_one_sentence(arguments, said):
-    assert said in refused(**arguments)
+def test_a_wrong_argument_gets_one_sentence(name, arguments, said):
+    assert refused(name, **arguments).startswith(f"{name}: {said}")
 
 
 # ---- Contexts that are too long --------------------------------------------------------------------------------------
@@ -397,18 +330,6 @@ def test_fit_context_keeps_the_longest_run_of_whole_sentences_that_fits(paragrap
     context, was_cut = data.fit_context(example, prompt_of, count_tokens, max_tokens)
     assert context == (fitting[-1] if fitting else "")
     assert was_cut == (candidates[-1] not in fitting)
-
-
-def test_fit_context_asks_the_tokenizer_a_logarithmic_number_of_times():
-    asked = []
-
-    def count_tokens(text):
-        asked.append(text)
-        return len(text)
-
-    example = Example("i", "q", (Paragraph("t", ("x",) * 1000),), "a")
-    context, was_cut = data.fit_context(example, lambda context: context, count_tokens, 999)
-    assert was_cut and context == " ".join("x" * 500) and len(asked) <= 12
 
 
 # ---- Metrics ---------------------------------------------------------------------------------------------------------
@@ -460,18 +381,3 @@ def test_the_best_alias_counts():
     assert data.exact_match("NYC", ("New York City", "NYC")) == 1.0
     assert data.token_f1("New York", ["NYC", "New York City"]) == pytest.approx(0.8)
     assert data.answer_inclusion("it is NYC now", ("New York City", "N.Y.C.")) == 1.0
-
-
-answers = st.lists(st.sampled_from(["yes", "no", "the", "Ann", "ann.", "b", "c", "-", "é"]), max_size=5).map(" ".join)
-
-
-@given(answers | st.text(max_size=20), answers | st.text(max_size=20))
-def test_metrics_have_the_properties_of_their_definitions(x, y):
-    em, f1, inclusion = data.exact_match(x, y), data.token_f1(x, y), data.answer_inclusion(x, y)
-    assert em in (0, 1) and inclusion in (0, 1) and 0 <= f1 <= 1
-    assert f1 == pytest.approx(data.token_f1(y, x)) and em == data.exact_match(y, x)
-    if em:
-        assert inclusion == 1 and (f1 == 1 or data.normalize_answer(y) == "")
-    if f1 == 1:
-        assert sorted(data.normalize_answer(x).split()) == sorted(data.normalize_answer(y).split())
-    assert data.normalize_answer(data.normalize_answer(x)) == data.normalize_answer(x)

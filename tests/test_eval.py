@@ -380,3 +380,16 @@ def test_folders_keep_their_roles_and_seeds_and_answers_their_questions(tmp_path
         file.write('{"method": "CoT"}\n')
     code, said = run()
     assert code == 2 and "is damaged (delete that line" in said and said.count("\n") == 1
+
+
+def test_a_table_that_measures_the_form_of_the_answers_says_so_first():
+    def table(predictions, finish="stop"):
+        runs = [[Answer(e.id, p, finish=finish) for e, p in zip(EXAMPLES, predictions, strict=True)]]
+        return as_markdown(summarise(EXAMPLES, {"standard": runs}, {"standard": COST}))
+
+    right = [example.answer for example in EXAMPLES]
+    assert "WARNING" not in table(right)
+    assert "WARNING: standard: 100% of the answers are empty." in table([""] * len(EXAMPLES))
+    assert "WARNING: standard: 100% of M_L's texts were cut." in table(right, "length")
+    wordy = table([f"It is said to be {answer} here" for answer in right])
+    assert "WARNING: standard: EM is 0%, but 100% of the answers contain the right one." in wordy

@@ -3,11 +3,7 @@
 import itertools
 import json
 import math
-import os
-import random
-import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -16,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness import SAMPLES, call, save_flan_form
+from harness import SAMPLES, call, save_flan_form, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +23,6 @@ from lab import experiments as lab
 from model import T5
 from plumbing.command import parse_settings
 from plumbing.run import Run
-from tiny import world
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,11 +32,14 @@ samples = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_
 
 
 @given(samples)
-def test_auroc_is_the_share_of_pairs_that_are_ranked_rightly(rows):
+def test_auroc_is_the_share_of_pairs_that_are_ranked_rightly_and_correlation_is_pearsons(rows):
     scores, right = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     pairs = [(a, b) for a, r in rows if r for b, w in rows if not w]
     wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]
     assert lab.auroc(scores, right) == pytest.approx(sum(wins) / len(wins) if wins else np.nan, nan_ok=True)
+    varies = scores.std() > 0 and right.std() > 0
+    expected = statistics.correlation(scores, right) if varies else np.nan
+    assert lab.correlation(scores, right) == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
 
 @given(st.lists(samples, min_size=1, max_size=5))
@@ -52,14 +50,6 @@ def test_auroc_within_questions_counts_only_pairs_of_the_same_question(questions
     expected = [(a, b) for rows in questions for a, r in rows[:n] if r for b, w in rows[:n] if not w]
     assert pairs.sum() == len(expected)
     assert won.sum() == sum((a > b) + 0.5 * (a == b) for a, b in expected)
-
-
-@given(samples)
-def test_correlation_is_pearsons(rows):
-    x, y = zip(*((float(a), float(b)) for a, b in rows), strict=True)
-    varies = len(set(x)) > 1 and len(set(y)) > 1
-    expected = statistics.correlation(x, y) if varies else np.nan
-    assert lab.correlation(np.array(x), np.array(y)) == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
 
 def test_draws_without_a_case_are_left_out_and_what_has_no_case_is_blank():
@@ -115,40 +105,46 @@ def means(table, column):
     return {row[0]: row[i]["mean"] if isinstance(row[i], dict) else row[i] for row in table["rows"]}
 
 
-def test_thresholds_keep_and_score_what_is_counted_by_hand(one_seed):
-    curve, _ = lab.reliability(one_seed)
-    kept, right, others = (means(curve, name) for name in ("kept %", "EM % of these", "EM % of the others"))
-    # samples by quality: 7.2 wrong · 7 right · 6 wrong · 5 right · 4.5 right · 4 wrong · 3 wrong · 1 wrong
-    assert kept == pytest.approx({0: 100, 4: 75, 5: 50, 5.5: 37.5, 6: 37.5, 6.5: 25, 7: 25})  # none of 7.25 and more
-    assert right == pytest.approx({0: 37.5, 4: 50, 5: 50, 5.5: 100 / 3, 6: 100 / 3, 6.5: 50, 7: 50})
-    assert others[0] is None
-    assert (others[4], others[5], others[7]) == pytest.approx((0, 25, 100 / 3))
+# Samples by quality: 7.2 wrong · 7 right · 6 wrong · 5 right · 4.5 right · 4 wrong · 3 wrong · 1 wrong
+RELIABILITY = {
+    "kept %": {0: 100, 4: 75, 5: 50, 5.5: 37.5, 6: 37.5, 6.5: 25, 7: 25},  # none of 7.25 and more
+    "EM % of these": {0: 37.5, 4: 50, 5: 50, 5.5: 100 / 3, 6: 100 / 3, 6.5: 50, 7: 50},
+    "EM % of the others": {0: None, 4: 0, 5: 25, 5.5: 40, 6: 40, 6.5: 100 / 3, 7: 100 / 3},
+}
+# Quality has mean 4.7 and standard deviation 1.9, confidence -0.6 and 0.57. In standard units, first question:
+# (0.68, 0.18) wrong, (0.15, 0.88) right, (1.31, -0.53) wrong, (-1.96, -2.46) wrong; the second is right by both.
+# Halves: 0.43, 0.51 (right), 0.39; a quarter of confidence: 0.55, 0.33, 0.85 (wrong).
+SELECTION = {
+    "greedy, no choice": 100, "first sampled": 50, "by R_aspect": 50, "majority of answers": 50,
+    "by 25% R_aspect, 75% confidence": 100, "by 50% R_aspect, 50% confidence": 100,
+    "by 75% R_aspect, 25% confidence": 50, "by M_L's confidence": 100, "the worst by R_aspect": 0,
+    "by factuality alone": 50, "oracle: right if any is": 100,
+}  # fmt: skip
+# First question by rank: wrong, wrong, right, wrong; second: right, right, wrong, wrong
+RANKS = {"EM %": {1: 50, 2: 50, 3: 50, 4: 0}, "R_aspect": {1: 7.1, 2: 5.25, 3: 4.5, 4: 2}}
+SAMPLES_COST = {
+    "SC, EM %": {1: 50, 2: 50, 4: 50},  # b, then y; a tie (b a, y x): the first; b b b a, y y x z
+    "oracle, EM %": {1: 50, 2: 100, 4: 100},
+    "SC: tokens": {1: 12, 2: 24, 4: 48},
+    "best: tokens": {1: 12, 2: 22, 4: 42},
+}
 
 
-def test_ways_of_choosing_pick_the_sample_that_is_picked_by_hand(one_seed):
-    # Quality has mean 4.7 and standard deviation 1.9, confidence -0.6 and 0.57. In standard units, first question:
-    # (0.68, 0.18) wrong, (0.15, 0.88) right, (1.31, -0.53) wrong, (-1.96, -2.46) wrong; the second is right by both.
-    # Halves: 0.43, 0.51 (right), 0.39; a quarter of confidence: 0.55, 0.33, 0.85 (wrong).
-    ways, curve = lab.selection(one_seed)
-    assert means(ways, "EM %") == {
-        "greedy, no choice": 100, "first sampled": 50, "by R_aspect": 50, "majority of answers": 50,
-        "by 25% R_aspect, 75% confidence": 100, "by 50% R_aspect, 50% confidence": 100,
-        "by 75% R_aspect, 25% confidence": 50, "by M_L's confidence": 100, "the worst by R_aspect": 0,
-        "by factuality alone": 50, "oracle: right if any is": 100,
-    }  # fmt: skip
+@pytest.mark.parametrize("experiment, number, expected", [
+    (lab.reliability, 0, RELIABILITY), (lab.selection, 0, {"EM %": SELECTION}), (lab.selection, 1, RANKS),
+    (lab.samples, 0, SAMPLES_COST),
+])  # fmt: skip
+def test_tables_over_sampled_rationales_hold_what_is_counted_by_hand(one_seed, experiment, number, expected):
+    table = experiment(one_seed)[number]
+    for column, cells in expected.items():
+        assert means(table, column) == pytest.approx(cells), column
+
+
+def test_ways_that_choose_before_m_l_answers_ask_it_once(one_seed):
+    ways, _ = lab.selection(one_seed)
+    asked = means(ways, "answers asked of M_L")
+    assert asked["by R_aspect"] == 1 and asked["majority of answers"] == asked["by M_L's confidence"] == 4
     assert means(ways, "minus greedy, %")["by R_aspect"] == -50
-    assert means(ways, "answers asked of M_L")["by R_aspect"] == 1
-    assert means(ways, "answers asked of M_L")["majority of answers"] == 4
-    # first question by rank: wrong, wrong, right, wrong; second: right, right, wrong, wrong
-    assert list(means(curve, "EM %").values()) == [50, 50, 50, 0]
-    assert list(means(curve, "R_aspect").values()) == pytest.approx([7.1, 5.25, 4.5, 2])
-
-
-def test_more_samples_cost_and_bring_what_is_counted_by_hand(one_seed):
-    (table,) = lab.samples(one_seed)
-    assert means(table, "SC, EM %") == {1: 50, 2: 50, 4: 50}  # b, then y; a tie (b a, y x): the first; b b b a, y y x z
-    assert means(table, "oracle, EM %") == {1: 50, 2: 100, 4: 100}
-    assert means(table, "SC: tokens") == {1: 12, 2: 24, 4: 48} and means(table, "best: tokens") == {1: 12, 2: 22, 4: 42}
 
 
 def test_the_rewards_spread_is_that_of_summing_the_parts_themselves(one_seed, monkeypatch):
@@ -198,17 +194,14 @@ def told(right, quality, factuality):
 
 def test_arms_are_compared_with_the_first_by_hand(monkeypatch, tmp_path):
     answers = {
-        "kd": [told([1, 0, 1], [4.0, 5.0, 3.0], 0.5), told([0, 1, 0], [5.0, 7.0, 2.0], 0.25)],
+        "kd": [told([1, 0, 1], [4.0, 3.0, 5.0], 0.5), told([0, 1, 0], [5.0, 7.0, 2.0], 0.25)],
         "rl": [told([1, 1, 0], [6.0, 2.0, 6.5], 1.0), told([1, 0, 1], [7.0, 1.0, 8.0], 0.5)],
     }
     monkeypatch.setattr(lab.Lab, "answers", lambda self, folders, split, samples: [answers[f.name] for f in folders])
+    write_run(tmp_path / "kd", {}, metrics=[{"held_out_loss": 1.0}])
+    steps = [{"reward": 5.0, "kl": 1.0}, {"reward": 5.0, "kl": 3.0}]
     looks = [{"step": 0, "reward": 5.0}, {"step": 10, "reward": 7.0}, {"step": 20, "reward": 6.0}]
-    logs = {"kd": {"metrics": [{"held_out_loss": 1.0}]}, "rl": {"metrics": [{"reward": 5.0, "kl": 1.0},
-            {"reward": 5.0, "kl": 3.0}], "dev": looks}}  # fmt: skip
-    for name, files in logs.items():
-        (tmp_path / name).mkdir()
-        for file, rows in files.items():
-            (tmp_path / name / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_run(tmp_path / "rl", {}, metrics=steps, dev=looks)
     here = lab.Lab(lab.Settings(seeds=1, out=str(tmp_path)))
     table = lab.arm_table(here, "Title.", {name: [tmp_path / name] for name in answers}, "dev", samples=2)
     assert table["title"] == "Title. 2 dev questions."
@@ -216,11 +209,8 @@ def test_arms_are_compared_with_the_first_by_hand(monkeypatch, tmp_path):
     assert means(table, "R_aspect") == {"kd": 4.5, "rl": 6.5}
     assert means(table, "minus kd, R_aspect") == {"kd": None, "rl": 2}
     assert means(table, "factuality") == {"kd": 0.375, "rl": 0.75}
-    # By quality: 5.0 wrong, 7.0 right; 6.5 wrong, 8.0 right. The worst of two would be 3.0 right, 2.0 wrong, …
-    assert means(table, "best of N, EM %") == {"kd": 50, "rl": 50}
-    answers["rl"][0][2]["right"] = 1
-    table = lab.arm_table(here, "Title.", {name: [tmp_path / name] for name in answers}, "dev", samples=2)
-    assert means(table, "best of N, EM %") == {"kd": 50, "rl": 100}
+    # By quality, kd: 5.0 right, 7.0 right; rl: 6.5 wrong, 8.0 right
+    assert means(table, "best of N, EM %") == {"kd": 100, "rl": 50}
     assert means(table, "step kept") == {"kd": None, "rl": 10}
     assert means(table, "KL at the last step") == {"kd": None, "rl": 3}
 
@@ -260,20 +250,13 @@ def test_other_questions_are_asked_and_compared_by_hand(monkeypatch, tmp_path):
     assert means(table, "number") == {**dict.fromkeys(gains, 4), "ood, 3-hop": 2, "ood, new pair": 2}
 
 
-def test_every_arm_is_trained_with_the_flags_that_its_name_says_from_runs_that_are_there(monkeypatch, tmp_path):
-    """What the scripts make of the flags, for all trainings of all experiments, with two seeds."""
+def test_every_training_has_flags_that_its_script_knows_and_rewards_what_its_name_says(monkeypatch, tmp_path):
     made = {}
 
     def run(self, script, name, *flags):
-        if name not in made:
-            settings = parse_settings(lab.SCRIPTS[script], None, [*map(str, flags)])
-            if script == "train_rl.py":
-                assert settings.kd == str(tmp_path / f"kd-{settings.seed}") and f"kd-{settings.seed}" in made
-            elif name not in ("kd-0", "tuned-large"):
-                assert settings.rationales == str(tmp_path / "kd-0") and "kd-0" in made
-            made[name] = settings
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "filter.json").write_text('[{"kept": 1, "asked": 2}]')
+        made[name.removesuffix("-0")] = parse_settings(lab.SCRIPTS[script], None, [*map(str, flags)])
+        write_run(tmp_path / name, {})
+        (tmp_path / name / "filter.json").write_text('[{"kept": 1, "asked": 2}]')
         return tmp_path / name
 
     monkeypatch.setattr(lab.Lab, "run", run)
@@ -281,50 +264,30 @@ def test_every_arm_is_trained_with_the_flags_that_its_name_says_from_runs_that_a
     monkeypatch.setattr(lab.Lab, "answers", lambda *a: [QUESTIONS])
     for name in ("arm_table", "method_table", "of_sum"):
         monkeypatch.setattr(lab, name, lambda *a: (0.0, 0.0))
-    monkeypatch.setattr(lab, "grid", lambda *a: np.zeros((1, 2, 3)))
-    here = lab.Lab(lab.Settings(seeds=2, out=str(tmp_path)))
+    here = lab.Lab(lab.Settings(seeds=1, out=str(tmp_path)))
     for make in (lab.reward, lab.aspects, lab.filter_, lab.sizes, lab.reader, lab.sensitivity):
         make(here)
 
-    everything = dict.fromkeys(rewards.ASPECTS, 1.0)
-    content = dict.fromkeys(("factuality", "relevance", "logicality", "coherence"), 0.0)
-    nothing = dict.fromkeys(everything, 0.0)
-    form = everything | content
-    weighted = {"rl-task": nothing, "rl20-factuality-only": nothing | {"factuality": 1}, "rl20-form-only": form,
-                "rl20-content-only": {name: 1 - form[name] for name in form},
-                "rl20-factuality-x-4": everything | {"factuality": 4}}  # fmt: skip
-    weighted |= {f"rl20-without-{name}": everything | {name: 0} for name in everything}
-    changed = {
-        "kd": {}, "kd-unfiltered": {"filter": False}, "kd-other": {"small": "tiny/large"},
-        "tuned-large": {"small": "tiny/large", "target": "answer", "epochs": 3},
-        "rl-both": {}, "rl-aspect": {"task_weight": 0}, "rl-standardized": {"reward": "standardized"},
-        "rl20-all-eight": {}, "rl20-beta-0": {"beta": 0}, "rl20-beta-0.2": {"beta": 0.2},
-        "rl20-lr-0.0001": {"lr": 1e-4}, "rl20-lr-0.0009": {"lr": 9e-4},
-        **{f"rl20-task-weight-{weight}": {"task_weight": weight} for weight in (0, 4, 16)},
-    }  # fmt: skip
-    arms = {name: re.sub(r"-[01]$", "", name) for name in made}
-    assert set(arms.values()) == weighted.keys() | changed.keys()
-    for name, arm in arms.items():
-        found, expected = vars(made[name]), vars(type(made[name])())
-        if "weights" in found:
-            assert rewards.parse_weights(found["weights"]) == weighted.get(arm, everything), name
-        expected |= {"test_limit": 20, "samples": 2, "seed": int(name.endswith("-1")), **changed.get(arm, {})}
-        if arm.startswith("rl20-"):
-            expected["steps"] = 20
-        differ = {key for key in expected if found[key] != expected[key]}
-        assert differ <= {"weights", "kd", "rationales", "out"}, name
+    everything = dict.fromkeys(rewards.ASPECTS, 1)
+    content = ("factuality", "relevance", "logicality", "coherence")
+    form = ("consistency", "fluency", "naturalness", "readability")
+    expected = {name: everything for name in made if name.startswith("rl")}
+    expected |= {f"rl20-without-{name}": everything | {name: 0} for name in rewards.ASPECTS}
+    expected |= {"rl-task": dict.fromkeys(everything, 0), "rl20-factuality-x-4": everything | {"factuality": 4},
+                 "rl20-factuality-only": dict.fromkeys(everything, 0) | {"factuality": 1},
+                 "rl20-content-only": everything | dict.fromkeys(form, 0),
+                 "rl20-form-only": everything | dict.fromkeys(content, 0)}  # fmt: skip
+    assert {name: rewards.parse_weights(made[name].weights) for name in expected} == expected
 
 
 # ------------------------------------------------------------------------------------------------ score
 
 
-PROMPTS = [lmcot.STANDARD.format(question="Who directed Stormgate?", context=text)
-           for text in ("Fitront directed Stormgate.", "Fitront directed Stormgate. Stormgate has music by Cobla.")]
-
-
 def test_scores_are_those_of_one_token_after_the_other():
     lm = lmcot.LocalLM.load(ROOT / "tiny" / "small", batch_size=2)
-    prompts, answers = PROMPTS + PROMPTS, ["Fitront", "no", "The director of Stormgate is Fitront.", ""]
+    contexts = ["Fitront directed Stormgate.", "Fitront directed Stormgate. Stormgate has music by Cobla."]
+    prompts = [lmcot.STANDARD.format(question="Who directed Stormgate?", context=text) for text in contexts * 2]
+    answers = ["Fitront", "no", "The director of Stormgate is Fitront.", ""]
     for prompt, answer, score in zip(prompts, answers, lab.score(lm, prompts, answers), strict=True):
         ids = torch.tensor([lm.tokenizer.encode(prompt).ids])
         inputs, total = [0], 0.0
@@ -338,28 +301,11 @@ def test_scores_are_those_of_one_token_after_the_other():
         assert score == pytest.approx(total, abs=1e-3)
 
 
-def test_the_greedy_answer_scores_highest_of_all_names_and_all_of_them_have_less_than_one_in_all():
-    lm = lmcot.LocalLM.load(ROOT / "tiny" / "small")
-    answers = ["yes", "no", *world.NAMES["person"], *world.NAMES["city"]]
-    scores = lab.score(lm, PROMPTS[:1] * len(answers), answers)
-    (greedy,) = lm.complete(PROMPTS[:1], 8)
-    assert answers[scores.index(max(scores))] == greedy.text and sum(map(math.exp, scores)) < 1
-
-
 # ------------------------------------------------------------------------------------------------ what can go wrong
 
 
-def method(em, against_cot=None, r_against_kd=None, em_against_kd=None, seconds=0.1):
-    def cell(bounds):
-        return {"mean": sum(bounds) / 2, "interval": list(bounds)}
-
-    row = {"EM": {"mean": em}, "R_aspect": {}, "seconds per question": seconds}
-    if against_cot:
-        row["EM"]["minus CoT"] = cell(against_cot)
-    if r_against_kd:
-        row["R_aspect"]["minus LM-guided, KD"] = cell(r_against_kd)
-        row["EM"]["minus LM-guided, KD"] = cell(em_against_kd)
-    return row
+def cell(low, high):
+    return {"mean": (low + high) / 2, "interval": [low, high]}
 
 
 def ppo(rewards_seen, **last):
@@ -369,33 +315,33 @@ def ppo(rewards_seen, **last):
     return rows
 
 
+KD, RL = "LM-guided, KD", "LM-guided, RL"
 HEALTHY = {
-    "CoT": method(0.4),
-    "LM-guided, KD": method(0.5, against_cot=(0.05, 0.15)),
-    "LM-guided, RL": method(0.6, (0.1, 0.3), r_against_kd=(0.5, 0.9), em_against_kd=(0.02, 0.2)),
-}
+    "CoT": {"EM": {}, "seconds per question": 0.1},
+    KD: {"EM": {"minus CoT": cell(0.05, 0.15)}, "seconds per question": 0.1},
+    RL: {"EM": {f"minus {KD}": cell(0.02, 0.2)}, "R_aspect": {f"minus {KD}": cell(0.5, 0.9)},
+         "seconds per question": 0.1},
+}  # fmt: skip
 RISING = [5 + 0.05 * i + 0.02 * (-1) ** i for i in range(20)]
+NOISY = 5 + 0.5 * np.random.default_rng(0).standard_normal(20)
 
 
-def test_a_healthy_run_has_no_signature_of_failure():
-    assert lab.signatures({"methods": HEALTHY}, ppo(RISING)) == [] == lab.signatures(None, [])
-
-
-@pytest.mark.parametrize("methods, metrics, name", [
-    ({"LM-guided, RL": method(0.5, (0.05, 0.15), r_against_kd=(0.5, 0.9), em_against_kd=(-0.02, 0.02))}, ppo(RISING),
-     "low accuracy despite high rationale scores"),
-    ({"LM-guided, KD": method(0.3, against_cot=(-0.15, -0.05))}, ppo(RISING), "LM-guided worse than CoT"),
-    ({"LM-guided, KD": method(0.5, (0.05, 0.15), seconds=0.5)}, ppo(RISING), "long inference times"),
-    ({}, ppo(5 + 0.5 * np.random.default_rng(0).standard_normal(20)), "high variance of rewards: ± 0."),
-    ({}, ppo(RISING, kl=80.0), "hacking"),  # what PPO warns of while it runs
+@pytest.mark.parametrize("method, change, metrics, names", [
+    (KD, {}, ppo(RISING), []),  # a healthy run
+    (RL, {"EM": {f"minus {KD}": cell(-0.02, 0.02)}}, ppo(RISING), ["low accuracy despite high rationale scores"]),
+    (KD, {"EM": {"minus CoT": cell(-0.15, -0.05)}}, ppo(RISING), ["LM-guided worse than CoT"]),
+    (KD, {"seconds per question": 0.5}, ppo(RISING), ["long inference times"]),
+    (KD, {}, ppo(NOISY), ["high variance of rewards: ± 0."]),
+    (KD, {}, ppo(RISING, kl=80.0), ["hacking"]),  # what PPO warns of while it runs
 ])  # fmt: skip
-def test_each_signature_of_failure_is_named_alone(methods, metrics, name):
-    (found,) = lab.signatures({"methods": HEALTHY | methods}, metrics)
-    assert name in found
+def test_each_signature_of_failure_is_named_alone(method, change, metrics, names):
+    found = lab.signatures({"methods": HEALTHY | {method: HEALTHY[method] | change}}, metrics)
+    assert len(found) == len(names)
+    assert all(name in sentence for name, sentence in zip(names, found, strict=True))
 
 
 def test_a_steady_rise_is_not_unsteady():
-    assert lab.unsteadiness(ppo(np.arange(40))) == pytest.approx(0)
+    assert lab.unsteadiness(ppo([9, 1, 9, 1, *range(4)])) == pytest.approx(0)  # of the second half
 
 
 # ------------------------------------------------------------------------------------------------ commands
@@ -406,9 +352,12 @@ def run(patch, *arguments):
 
 
 def without_minutes(folder):
-    results = {path.name: json.loads(path.read_text()) for path in sorted((folder / "results").glob("*.json"))}
-    return {name: {k: v for k, v in result.items() if k not in ("cpu_minutes", "command")}
-            for name, result in results.items()}  # fmt: skip
+    """The results of a laboratory's folder: file → question and tables."""
+    results = {}
+    for path in (folder / "results").glob("*.json"):
+        result = json.loads(path.read_text())
+        results[path.name] = (result["question"], result["seeds"], result["tables"])
+    return results
 
 
 @pytest.fixture
@@ -430,7 +379,7 @@ def ready(tmp_path):
     return make
 
 
-def test_an_interrupted_experiment_goes_on_to_the_same_result(ready, monkeypatch, capsys):
+def test_an_interrupted_experiment_goes_on_to_the_same_result(ready, monkeypatch):
     whole, cut = ready("whole"), ready("cut")
     sizes = ["--seeds", 2, "--limit", 3, "--samples", 2]
     assert run(monkeypatch, "selection", *sizes, "--out", whole) == 0
@@ -442,17 +391,13 @@ def test_an_interrupted_experiment_goes_on_to_the_same_result(ready, monkeypatch
         asked.append(arguments)
         return ask(*arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(lab, "ask", ask_once)
-        assert run(patch, "selection", *sizes, "--out", cut) == 130
+    monkeypatch.setattr(lab, "ask", ask_once)
+    assert run(monkeypatch, "selection", *sizes, "--out", cut) == 130
     assert without_minutes(cut) == {}
     monkeypatch.setattr(lab, "ask", lambda *a: asked.append(a) or ask(*a))
     assert run(monkeypatch, "selection", *sizes, "--out", cut) == 0
     assert without_minutes(cut) == without_minutes(whole) and len(asked) == 2  # what was there is not asked again
-    (result,) = without_minutes(cut).values()
-    assert result["seeds"] == 2 and "oracle" in (cut / "results" / "selection.md").read_text()
     assert run(monkeypatch, "samples", *sizes, "--out", cut) == 0 and len(asked) == 2  # another shares the answers
-    capsys.readouterr()
 
 
 def test_an_m_s_that_was_trained_anew_is_asked_anew_and_comparisons_of_the_old_one_are_refused(ready, monkeypatch):
@@ -472,15 +417,6 @@ def test_an_m_s_that_was_trained_anew_is_asked_anew_and_comparisons_of_the_old_o
         here.run("eval.py", "eval", *eval_flags[:2])
 
 
-def test_an_m_s_may_be_a_name_of_the_hub(ready, monkeypatch):
-    loaded, here = [], lab.Lab(lab.Settings(limit=1, out=str(ready("runs"))))
-    small = lab.lmcot.load_small(lab.lmcot.Models(), "tiny/small")
-    monkeypatch.setattr(lab, "ask", lambda *a: [[{}]])
-    monkeypatch.setattr(lab.lmcot, "load_small", lambda models, place: loaded.append(place) or small)
-    assert here.answers(["google/flan-t5-small"], "dev") == [[[{}]]]
-    assert loaded == ["google/flan-t5-small"]  # a text, which `load_small` takes for a name; a Path would be a folder
-
-
 def test_a_run_with_other_settings_is_refused_in_one_sentence(ready, monkeypatch, capsys):
     folder = ready("runs")
     assert run(monkeypatch, "selection", "--kd-flags=--lr 0.5", "--seeds", 2, "--out", folder) == 2
@@ -491,19 +427,13 @@ def test_a_run_with_other_settings_is_refused_in_one_sentence(ready, monkeypatch
 
 
 def test_a_failing_training_stops_its_experiment_and_no_other(monkeypatch, tmp_path, capsys):
-    def bad(lab):
-        """?"""
-        return lab.run("train_kd.py", "kd-0")
-
-    def good(lab):
-        """?"""
-        return []
-
-    monkeypatch.setattr(lab, "EXPERIMENTS", {"bad": (bad, 0), "good": (good, 0)})
+    experiments = {"filter": lab.EXPERIMENTS["filter"], "good": (lambda lab: [], 0)}
+    experiments["good"][0].__doc__ = "?"
+    monkeypatch.setattr(lab, "EXPERIMENTS", experiments)
     monkeypatch.setattr(sys, "executable", shutil.which("false"))  # a script that fails
     assert run(monkeypatch, "all", "--out", tmp_path) == 2
-    assert "bad: train_kd.py stopped" in capsys.readouterr().err
-    assert (tmp_path / "results" / "good.json").exists() and not (tmp_path / "results" / "bad.json").exists()
+    assert "filter: train_kd.py stopped" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "results").glob("*.json")] == ["good.json"]
 
 
 def test_without_a_name_the_experiments_are_listed_and_a_wrong_one_is_an_error(monkeypatch, capsys):
@@ -512,32 +442,6 @@ def test_without_a_name_the_experiments_are_listed_and_a_wrong_one_is_an_error(m
     assert len(lab.EXPERIMENTS) == 12 and all(f"| {name} " in listed for name in lab.EXPERIMENTS)
     assert run(monkeypatch, "all", "--kd-flags", '"') == 2 and "No closing quotation" in capsys.readouterr().err
     assert run(monkeypatch, "mehtods") == 2 and "there is no experiment 'mehtods'" in capsys.readouterr().err
-
-
-QUICKEST = ["--seeds", 2, "--limit", 6, "--samples", 3, "--steps", 2,
-            "--kd-flags=--train-limit 60 --dev-limit 20 --epochs 1 --test-limit 2",
-            "--rl-flags=--steps 3 --prompts 4 --dev-limit 8 --train-limit 60 --test-limit 2"]  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_an_experiment_killed_again_and_again_ends_with_the_table_of_an_undisturbed_one(tmp_path):
-    command = [sys.executable, str(ROOT / "lab" / "experiments.py"), "reward", *map(str, QUICKEST), "--out"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert subprocess.run([*command, str(whole)], capture_output=True, cwd=tmp_path).returncode == 0
-    chance, kills, status = random.Random(0), 0, None
-    while status is None:
-        process = subprocess.Popen([*command, str(cut)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   start_new_session=True, cwd=tmp_path)  # fmt: skip
-        try:
-            status = process.wait(chance.uniform(4, 16) if kills < 20 else None)  # seconds
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the experiment, and the script that it runs
-            process.wait()
-            kills += 1
-    print(f"{kills} kills")
-    assert status == 0 and kills >= 10
-    assert without_minutes(cut) == without_minutes(whole)
 
 
 @pytest.mark.slow

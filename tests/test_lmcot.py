@@ -1,4 +1,4 @@
-"""Proofs for lmcot.py: prompts word for word, decoding against the forward pass and brute force, parsing by hand."""
+"""Proofs for lmcot.py: prompts word for word, decoding against the forward pass and brute force."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import call
+from harness import SAMPLES, call
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,121 +59,6 @@ def example(question="Who?", *sentences, answer="Ann"):
     return Example("x", question, (Paragraph("T", sentences or ("Ann did.", "Bob did not.")),), answer)
 
 
-# ------------------------------------------------------------------------------------------------ parsing
-
-
-@pytest.mark.parametrize(
-    ("text", "reasoning", "prediction"),
-    [
-        ("Ann was born in Oslo. So the answer is Oslo.", "Ann was born in Oslo.", "Oslo"),  # TinyWiki's own
-        ("Ann is older. The final answer is: Ann.", "Ann is older.", "Ann"),  # FLAN
-        ("Ann is older. Thus, the final answer is Ann", "Ann is older.", "Ann"),
-        ("Ann is older.\n\nThe answer is: Ann\n\nHope this helps!", "Ann is older.", "Ann"),  # chat
-        ("Ann is older.\nHENCE THE ANSWER IS: no.", "Ann is older.", "no"),
-        ("Is the answer is a phrase? The answer is Bob. Wait. So the answer is Ann.", None, "Ann"),  # the last counts
-        ("It is 3.5 km long. So the answer is 3.5 km. That is long.", "It is 3.5 km long.", "3.5 km"),
-        ("Ann was born in Oslo. So the answer is Oslo. So the answer is Oslo.", "Ann was born in Oslo.", "Oslo"),
-        ("Ann is older. The answer is No. Bob is younger.", "Ann is older.", "No"),
-        ("Ann is older, so the answer is Ann.", "Ann is older", "Ann"),
-        ("The answer is Paris, Texas. Not France.", "", "Paris, Texas"),
-        ("Ann was born in Oslo.", "Ann was born in Oslo.", ""),
-        ("  Ann was born in Oslo. So the answer is", "Ann was born in Oslo. So the answer is", ""),  # cut
-        ("They breathe answer is nothing", "They breathe answer is nothing", ""),
-        ("", "", ""),
-    ],
-)  # fmt: skip
-def test_parse_cot_by_hand(text, reasoning, prediction):
-    got = lmcot.parse_cot(text)
-    assert got[1] == prediction
-    assert reasoning is None or got[0] == reasoning
-
-
-@pytest.mark.parametrize("answer", [
-    "St. Louis", "J. R. R. Tolkien", "Dr. No", "Washington, D. C.", "No. 10 Downing Street",
-    "Brown vs. Board of Education", "Marriott International, Inc. of Maryland",
-])  # fmt: skip
-def test_periods_of_abbreviations_and_initials_do_not_end_the_answer(answer):
-    assert data.exact_match(lmcot.parse_cot(f"It says so. So the answer is {answer}. That is all.")[1], answer) == 1
-
-
-@pytest.mark.parametrize("reasoning", ["Oslo is in Norway (see above).", 'She said "yes."', "Is it so? It is!"])
-def test_reasoning_keeps_its_last_punctuation(reasoning):
-    assert lmcot.parse_cot(f"{reasoning} So the answer is Oslo.")[0] == reasoning
-
-
-@pytest.mark.parametrize(
-    ("text", "reasoning", "prediction"),
-    [
-        ("**Ann** was born there.\n\n**Answer:** Paris", "Ann was born there.", "Paris"),
-        ("Ann was born there.\nAnswer: Paris", "Ann was born there.", "Paris"),
-        ("- Ann was born there.\n\n### **Final Answer**:\n**Paris**\n", "- Ann was born there.", "Paris"),
-        ("The final answer is: **Paris**.", "", "Paris"),
-        ("**The answer is:**\n\n**Paris**\n\nLet me know!", "", "Paris"),
-        (r"Ann was born there. \boxed{Paris}", "Ann was born there.", "Paris"),
-        (r"Ann was born there. The final answer is $\boxed{\text{St. Louis}}$.", "Ann was born there.", "St. Louis"),
-        (r"Ann was born there. The answer is \(\boxed{3.5 km}\)", "Ann was born there.", "3.5 km"),
-        ("The correct answer to the question is Paris because Ann was born there.", "", "Paris"),
-        ('The answer is "Paris." It is in France.', "", "Paris"),
-        ("The answer is “Paris”.", "", "Paris"),
-        ("The answer is the song “Heroes”.", "", "the song “Heroes”"),
-        ("So the answer is yes, both are French.", "", "yes"),
-        ("Therefore, the final answer: No. They are not.", "", "No"),
-        ("<think>The answer is Rome? Wait.</think>Ann left. The answer is Paris.", "Ann left.", "Paris"),
-        ("The answer is Rome? Wait.</think>\nAnn left. The answer is Paris.", "Ann left.", "Paris"),
-        ("<think>The answer is Rome, or", "", ""),
-        ("The reporter's answer: none.", "The reporter's answer: none.", ""),
-    ],
-)
-def test_parse_cot_of_chat_models_by_hand(text, reasoning, prediction):
-    assert lmcot.parse_cot(text) == (reasoning, prediction)
-
-
-@pytest.mark.parametrize(
-    ("text", "prediction"),
-    [
-        ("The answer is Paris.", "Paris"),
-        ("Answer: Paris", "Paris"),
-        ("**Paris**", "Paris"),
-        ("Based on the context, the answer is **Paris**.", "Paris"),
-        ("Paris\n\nAnn was born there.", "Paris"),
-        ("Ann was born there.\nTherefore, the answer is Paris.", "Paris"),
-        ("<think>Rome?\nNo.</think>\n\nParis", "Paris"),
-        ("<think>Rome?", ""),
-        ("Yes, because both are French.", "Yes"),  # the official F1 gives 0 for all but a bare yes or no
-        ("No. They differ.", "No"),
-        ("yes - both are", "yes"),
-        ("Yes, Ann and Bob are both French.", "Yes"),
-        ("No. 10 Downing Street", "No. 10 Downing Street"),  # names
-        ("Yes, Prime Minister", "Yes, Prime Minister"),
-        ("No, No, Nanette", "No, No, Nanette"),
-        ("No Country for Old Men", "No Country for Old Men"),
-        ("No-one", "No-one"),
-        ("Love Is the Answer", "Love Is the Answer"),
-        ("Just Because", "Just Because"),
-        # Reasoning in one line where an answer was asked for: left as it is, for F1 and AI to judge. The embedded M_L
-        # does that now and then, and the README's tables count it as wrong.
-        ("The father of Ann is Bob. So the answer is Bob.", "The father of Ann is Bob. So the answer is Bob."),
-    ],
-)
-def test_parse_answer_by_hand(text, prediction):
-    assert lmcot.parse_answer(text) == prediction
-
-
-@given(st.lists(st.from_regex(r"[A-Za-z0-9À-ÿ'&$%.()/-]{1,12}", fullmatch=True), min_size=1, max_size=6))
-def test_a_short_answer_stays_as_it_is(words):
-    text = " ".join(words)
-    if "answer" not in text.lower() and words[0].lower().strip(".-") not in ("yes", "no"):
-        assert lmcot.parse_answer(text) == text
-
-
-@given(st.lists(st.sampled_from(["Ann was born in Oslo.", "Bob is 3.5 m tall.", "No."]), max_size=3),
-       st.sampled_from(["Oslo", "no", "1931", "New York City"]))  # fmt: skip
-def test_what_the_conclusion_states_is_what_parse_cot_returns(sentences, answer):
-    reasoning = " ".join(sentences)
-    text = " ".join([*sentences, lmcot.CONCLUSION.format(answer=answer)])
-    assert lmcot.parse_cot(text) == (reasoning, answer)
-
-
 # ------------------------------------------------------------------------------------------------ prompts, two stages
 
 
@@ -197,13 +82,13 @@ def test_prompts_are_those_of_the_method_word_for_word():
     ex = example("Who {did} it?")  # braces in texts are not ours to fill
     large, small = Recorder(lambda prompt: "So the answer is Ann."), Recorder(lambda prompt: "r")
     lmcot.standard(large, [ex])
-    lmcot.chain_of_thought(large, [ex], 7, 2, 0.5)
+    lmcot.chain_of_thought(large, [ex], 2, 0.5)
     lmcot.write_rationales(small, [ex], 9, 3, 0.25)
     lmcot.answer(large, [ex], ["Because {x}."])
     task = "Answer the question based on the context.\nQuestion: Who {did} it?\nContext: Ann did. Bob did not.\n"
     assert [call for call in large.calls if call[0]] == [
         ([task + "Answer:"], 32, 1, 0.0),
-        ([task + "Let's think step by step."], 7, 2, 0.5),
+        ([task + "Let's think step by step."], 256, 2, 0.5),
         (["Answer the question based on the context and the reasoning.\nQuestion: Who {did} it?\n"
           "Context: Ann did. Bob did not.\nReasoning: Because {x}.\nAnswer:"], 32, 1, 0.0),
     ]  # fmt: skip
@@ -237,9 +122,9 @@ def test_the_second_stage_asks_exactly_those_whose_first_pass_named_no_answer():
     b = lmcot.Answer(examples[1].id, "second", "B without end", parsed=False)
     c = lmcot.Answer(examples[2].id, "c")
     d = lmcot.Answer(examples[3].id, "second", parsed=False)
-    assert lmcot.chain_of_thought(large, examples, 50, 2, 0.7) == [a, a, b, b, c, c, d, d]
+    assert lmcot.chain_of_thought(large, examples, 2, 0.7) == [a, a, b, b, c, c, d, d]
     (first, *how), second = large.calls
-    assert len(first) == 4 and how == [50, 2, 0.7]
+    assert len(first) == 4 and how == [256, 2, 0.7]
     second_prompts = [
         f"Answer the question based on the context.\nQuestion: {q}\nContext: Ann did. Bob did not.\n"
         f"Let's think step by step. {texts[q]}\nTherefore, the answer is" for q in ("q1", "q1", "q3", "q3")
@@ -549,3 +434,21 @@ def test_a_tokenizer_with_more_entries_than_the_model_has_rows_is_refused():
     config = T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=2)
     with pytest.raises(UserError, match="849 entries and the model only 40"):
         LocalLM(T5(config).init_weights(0), load_tokenizer("tiny/small"))
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="needs FLAN-T5's tokenizer")
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Karel Čapek met Dvořák.", "Karel Capek met Dvorak."),
+        ("Łódź and Ålesund", "Lodz and Alesund"),
+        ("Beyoncé sang in Köln.", "Beyoncé sang in Köln."),  # T5's vocabulary has French and German letters
+        ("He moved to 東京 in 1950.", "He moved to in 1950."),
+        ("a {b} c", "a b c"),
+    ],
+)
+def test_a_text_is_what_flan_t5_can_write_of_it(text, written):
+    tokenizer = load_tokenizer(SAMPLES / "flan-t5")
+    lm = LocalLM(T5(T5Config(tokenizer.get_vocab_size(), 8, 4, 8, 1, 1, 2)), tokenizer)
+    assert lm.writable(text) == written and lm.knows(written)
+    assert tokenizer.decode(tokenizer.encode(written).ids) == written

@@ -3,7 +3,6 @@ the loopback, FLAN-T5-small's shape and real tokenizer, random weights, real Hot
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,6 @@ from harness import SAMPLES, lines, save_flan_form
 from test_hub import Hub
 
 import data
-import lmcot
-from model import T5, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not SAMPLES.exists(), reason="the real samples are not here")]
@@ -56,7 +53,7 @@ def test_the_commands_of_the_real_run_end_with_tables_and_checkpoints(hub, train
         "--train-limit", 8, "--eval-every", 1, "--lr", 1e-5, *few)  # fmt: skip
     table = run("eval.py", *models, "--data", SAMPLES / dev, "--limit", 3, "--samples", 2, "--max-new-tokens", 24)
     assert all(name in table for name in ("CoT + SC", "KD + SC", "LM-guided, RL, best of N", "gold rationale"))
-    said = run("lmcot.py", *models[2:], "--data", SAMPLES / dev)
+    said = run("lmcot.py", *models, "--data", SAMPLES / dev)
     assert data.load(SAMPLES / dev)[0].question in " ".join(said.split()) and "LM-guided" in said
 
     kept = json.loads((tmp_path / "runs/kd/filter.json").read_text())[0]
@@ -64,17 +61,3 @@ def test_the_commands_of_the_real_run_end_with_tables_and_checkpoints(hub, train
     assert lines(tmp_path / "runs/rl/metrics.jsonl")[0]["kl"] == 0
     asked = hub.names("GET")
     assert asked.count("model.safetensors") == 2  # once each, for four scripts
-    hub.asked.clear()
-
-    import transformers
-
-    folder = tmp_path / "runs/rl/model"  # what both trainings left opens in transformers and writes the same
-    ours, tokenizer = T5.from_pretrained(str(folder)), load_tokenizer(str(folder))
-    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
-    prompt = lmcot.fill(lmcot.RATIONALE, lmcot.LocalLM(ours, tokenizer), data.load(SAMPLES / dev, limit=1))[0]
-    encoded = transformers.AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt")
-    assert encoded["input_ids"][0].tolist() == tokenizer.encode(prompt).ids
-    written = ours.generate(encoded["input_ids"], encoded["attention_mask"], 16).ids[0, 0]
-    expected = theirs.generate(**encoded, max_new_tokens=16, do_sample=False)[0, 1:]
-    assert written.tolist() == expected.tolist()
-    shutil.rmtree(tmp_path / "hf")

@@ -48,6 +48,7 @@ def test_looping_is_a_4_gram_three_times(text, looping):
         ({}, ""),
         ({"rationale": ""}, "empty"),
         ({"finish": "length"}, "cut"),
+        ({"finish": "none"}, "no answer"),
         ({"rationale": "word " * 41}, "cut"),
         ({"rationale": " ".join(map(str, range(40)))}, ""),
         ({"rationale": "a b c d " * 3}, "looping"),
@@ -60,6 +61,21 @@ def test_faults_by_hand(changes, reason):
     row = {"rationale": "Ann did it.", "right": True, "parsed": True, "finish": "stop"} | changes
     fault = train_kd.fault(row, ScriptedLM(None), train_kd.Settings(max_new_tokens=40))  # it counts words as tokens
     assert fault.startswith(reason) and bool(fault) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("rationale", "leaps"),
+    [
+        ("Based on the context, Ann Lie is the answer. Ann Lie made Vega.", True),
+        ("Ann Lie made Vega. So it is her.", False),  # a sentence of the context
+        ("Vega is a film. Ann Lie made it.", False),  # the second sentence
+        ("Anna Lie made it.", False),  # another name
+    ],
+)
+def test_a_first_sentence_that_states_the_answer_is_seen(rationale, leaps):
+    paragraph = data.Paragraph("Vega", ("Vega is new.", "Ann Lie made Vega."))
+    example = data.Example("i", "Who made Vega?", (paragraph,), "Ann Lie")
+    assert train_kd.states_answer_first(rationale, example) == leaps
 
 
 # ------------------------------------------------------------------------------------------------ a scripted teacher

@@ -5,12 +5,11 @@ import random
 import re
 from collections import Counter, defaultdict
 from functools import cache
-from itertools import combinations, pairwise, product
+from itertools import combinations, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -18,7 +17,7 @@ from tokenizers.models import WordLevel
 
 import data
 import lmcot
-from model import T5, T5Config, load_tokenizer
+from model import load_tokenizer
 from plumbing.errors import UserError
 from tiny import pretrain, world
 
@@ -124,9 +123,8 @@ def test_data_load_reads_every_record_with_all_its_supporting_facts(split, wiki,
     examples = data.load("tiny", split, context="all")
     assert len(examples) >= 500
     for example, record in zip(examples, wiki[split], strict=True):
-        assert example.supporting_sentences == supporting(record)
-        assert len(example.supporting_facts) == len(record["supporting_facts"]) == len(record["evidences"]) >= 2
         assert (example.id, example.question, example.answer) == (record["_id"], record["question"], record["answer"])
+        assert example.supporting_sentences == supporting(record)
 
 
 def test_ids_and_questions_are_unique_and_titles_are_unique_within_a_record(wiki):
@@ -136,11 +134,9 @@ def test_ids_and_questions_are_unique_and_titles_are_unique_within_a_record(wiki
 
 
 def test_a_seed_always_gives_the_same_records_and_another_seed_others(wiki):
-    again = world.records("test", world.SEED, 60)
-    assert again == wiki["test"][:60]
-    other = world.records("test", world.SEED + 1, 60)
-    assert not {r["question"] for r in other} >= {r["question"] for r in again}
-    assert {r["_id"] for r in other}.isdisjoint({r["_id"] for r in again})
+    assert world.records("test", world.SEED, 60) == wiki["test"][:60]
+    others = world.records("test", world.SEED + 1, 60)
+    assert len({r["question"] for r in others} & {r["question"] for r in wiki["test"][:60]}) < 6
 
 
 def test_reading_the_supporting_sentences_gives_the_answer(every):
@@ -148,51 +144,46 @@ def test_reading_the_supporting_sentences_gives_the_answer(every):
         assert solve(record["question"], supporting(record)) == record["answer"], record
 
 
-def test_each_evidence_is_what_its_supporting_sentence_states(every):
+def test_each_evidence_is_what_its_supporting_sentence_states_in_one_of_several_ways(every):
+    forms = defaultdict(set)
     for record in every:
         titles = [title for title, _ in record["supporting_facts"]]
         for (s, relation, o), sentence, title in zip(record["evidences"], supporting(record), titles, strict=True):
             assert title == s and sorted(things(sentence)) == sorted((s, o)), record
             assert re.search(CUES[relation], sentence), (relation, sentence)
+            forms[relation].add(sentence.replace(s, "S").replace(o, "O"))
+    assert set(forms) == set(CUES)
+    assert all(len(ways) >= 2 for ways in forms.values()), forms
 
 
-def test_steps_of_chains_link_and_comparisons_start_at_the_two_names(every):
+HOPS = {"compositional": 2, "inference": 2, "unseen_pair": 2, "three_hops": 3, "comparison": 1, "bridge_comparison": 2}
+
+
+def test_questions_ask_for_the_relations_of_their_evidences_and_have_the_hops_of_their_type(every):
     for record in every:
-        steps, names = record["evidences"], things(record["question"])
-        half = len(steps) if len(names) == 1 else len(steps) // 2
-        for start, chain in zip(names, (steps[:half], steps[half:]), strict=False):
-            assert chain[0][0] == start
-            assert all(before[2] == after[0] for before, after in zip(chain, chain[1:], strict=False)), record
-        length = {"compositional": 2, "inference": 2, "unseen_pair": 2, "three_hops": 3, "comparison": 1}
-        assert half == length.get(record["type"], 2)
-        if len(names) == 2:
-            assert [r for _, r, _ in steps[:half]] == [r for _, r, _ in steps[half:]], record
-
-
-def test_questions_ask_for_the_relations_of_their_evidences(wiki):
-    for record in wiki["train"] + wiki["ood"]:
         question, relations = record["question"], [relation for _, relation, _ in record["evidences"]]
+        subject, *others = things(question)
+        hops = relations[: HOPS[record["type"]]]
+        assert relations == hops * (1 + len(others)), record  # the two sides of a comparison ask for the same
         if record["type"] == "inference":
-            assert [INFERENCES[word] for word in INFERENCES if word in question] == [relations], record
-            continue
-        asked = relations[: len(relations) // 2] if len(things(question)) == 2 else relations
-        assert all(re.search(CUES[relation], question) for relation in asked), record
-        assert question.startswith("When") <= record["answer"].isdigit(), record
-        if len(things(question)) == 1:  # the C of the B of the A of X: read from X backwards
+            assert [INFERENCES[word] for word in INFERENCES if word in question] == [hops], record
+        else:
+            assert all(re.search(CUES[relation], question) for relation in hops), record
+        if not others:  # the C of the B of the A of X: read from X backwards
             assert question.startswith("When") == record["answer"].isdigit(), record
-            words = question.replace(things(question)[0], "X")  # "Veworks" says nothing of work
-            places = [max(m.start() for m in re.finditer(CUES[r], words)) for r in asked[:-1]]
+        if record["type"] in ("compositional", "unseen_pair", "three_hops"):
+            words = question.replace(subject, "X")  # "Veworks" says nothing of work
+            places = [max(m.start() for m in re.finditer(CUES[r], words)) for r in hops[:-1]]
             assert places == sorted(places, reverse=True), record
 
 
 def test_no_paragraph_contradicts_the_gold_facts_of_its_record(every):
-    """Each relation of a subject has one object in a record, and whoever is married to X is the one X is married to."""
+    """A paragraph says three different things of its subject, and who is married to X is the one X is married to."""
     for record in every:
         married = defaultdict(set)
         for title, sentences in record["context"]:
-            assert all(len(things(s)) == 2 for s in sentences)
-            assert [title in things(s) for s in sentences] == [True] * 3 + [False] * (len(sentences) - 3)
             assert len(set(sentences)) == len(sentences)
+            assert all(len(things(s)) == 2 for s in sentences) and all(title in things(s) for s in sentences[:3])
             for a, b in [things(s) for s in sentences if re.search(CUES["spouse"], s)]:
                 married[a].add(b)
                 married[b].add(a)
@@ -232,15 +223,6 @@ def test_a_split_holds_four_types_and_ten_relations_and_no_answer_is_right_by_ha
     assert 0.6 < words["first"] / words["later"] < 1.6
     order = [things(r["question"]).index(r["answer"]) for r in records if r["answer"] in things(r["question"])]
     assert 0.4 < sum(order) / len(order) < 0.6  # the first of the two names is no better a guess than the second
-
-
-def test_every_relation_is_stated_in_at_least_two_ways(wiki):
-    forms = defaultdict(set)
-    for record in wiki["train"]:
-        for (s, relation, o), sentence in zip(record["evidences"], supporting(record), strict=True):
-            forms[relation].add(sentence.replace(s, "S").replace(o, "O"))
-    assert set(forms) == set(CUES)
-    assert all(len(ways) >= 2 for ways in forms.values()), forms
 
 
 # ------------------------------------------------------------------------------------------------ splits
@@ -293,10 +275,6 @@ def test_no_text_is_unknown_and_each_comes_back_but_for_outer_white_space_and_br
     assert TOKENIZER.decode(ids).strip() == expected.replace("▁", " ").strip()
 
 
-def test_special_ids_are_those_of_t5():
-    assert [TOKENIZER.token_to_id(piece) for piece in ("<pad>", "</s>", "<unk>")] == [0, 1, 2]
-
-
 def test_each_name_year_and_word_of_the_world_is_one_piece(wiki):
     for name in [*NAMES, *(str(year) for year in range(1920, 1980)), "yes", "no"]:
         assert len(TOKENIZER.encode(name).ids) == 2, name  # itself and EOS
@@ -305,42 +283,26 @@ def test_each_name_year_and_word_of_the_world_is_one_piece(wiki):
     assert [w for w in words if len(TOKENIZER.encode(w).ids) != 2] == []
 
 
-def test_sentences_and_answers_come_back_as_they_were(wiki):
-    for record in wiki["test"][:100]:
-        for text in [record["question"], record["answer"], " ".join(supporting(record))]:
-            assert TOKENIZER.decode(TOKENIZER.encode(text).ids) == text
-    sentence = wiki["test"][0]["context"][0][1][0]
-    assert len(TOKENIZER.encode(sentence).ids) == len(re.findall(r"\w+|[^\w\s]", sentence)) + 1
-
-
-def test_a_saved_folder_opens_with_transformers_and_gives_the_same_ids(tmp_path, wiki):
+def test_transformers_reads_the_embedded_tokenizer_as_we_do():
     import transformers
 
-    config = T5Config(vocab_size=TOKENIZER.get_vocab_size(), d_model=8, d_kv=4, d_ff=8, num_layers=1,
-                      num_decoder_layers=1, num_heads=2)  # fmt: skip
-    T5(config).init_weights(0).save_pretrained(tmp_path / "m", TOKENIZER)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
-    ours = load_tokenizer(tmp_path / "m")
-    texts = [lmcot.GUIDED.format(question=r["question"], context=" ".join(supporting(r)), rationale="Ünï — \t no.")
-             for r in wiki["test"][:20]]  # fmt: skip
-    for text in [*texts, "", "line\nbreak", "東京 and <0x41>"]:
-        assert theirs(text).input_ids == ours.encode(text).ids == TOKENIZER.encode(text).ids
-    assert (theirs.pad_token_id, theirs.eos_token_id) == (0, 1)
-    ids = ours.encode(texts[0]).ids
-    expected = re.sub(r"[\n\t]", " ", texts[0])
-    assert theirs.decode(ids, skip_special_tokens=True) == TOKENIZER.decode(ids) == expected
+    theirs = transformers.AutoTokenizer.from_pretrained(ROOT / "tiny" / "small")
+    assert (theirs.pad_token_id, theirs.eos_token_id, TOKENIZER.token_to_id("<unk>")) == (0, 1, 2)
+    for text in (lmcot.COT, "Who directed Stormgate?", "", "Ünï — \t no.", "line\nbreak", "東京 and <0x41>"):
+        ids = TOKENIZER.encode(text).ids
+        assert theirs(text).input_ids == ids
+        assert theirs.decode(ids, skip_special_tokens=True) == TOKENIZER.decode(ids)
 
 
-def test_only_the_embedded_pairs_tokenizer_refuses_words_and_names_those_that_it_has_never_read(tmp_path):
-    for example in data.load("tiny", "dev", limit=20):
-        world.refuse_unknown_words("this", example, SimpleNamespace(tokenizer=TOKENIZER))
-    english = data.Example("1", "Who wrote Hamlet?", (data.Paragraph("", ("Shakespeare wrote Hamlet.",)),), "")
-    other = SimpleNamespace(tokenizer=Tokenizer(WordLevel({"who": 0, "[UNK]": 1}, unk_token="[UNK]")))
+def test_only_the_embedded_pairs_tokenizer_refuses_words_and_names_those_that_it_has_never_read():
     embedded = SimpleNamespace(tokenizer=load_tokenizer(ROOT / "tiny" / "small"))
-    world.refuse_unknown_words("this", english, other)
-    said = "^this is outside TinyWiki: .* never read 'Hamlet', 'Shakespeare' and could only guess: give other models"
-    with pytest.raises(UserError, match=said):
-        world.refuse_unknown_words("this", english, other, SimpleNamespace(name="a server's"), embedded)
+    others = [SimpleNamespace(tokenizer=Tokenizer(WordLevel({"who": 0}))), SimpleNamespace(name="a server's")]
+    for example in data.load("tiny", "dev", limit=20):
+        world.refuse_unknown_words("this", example, embedded, *others)
+    english = data.Example("1", "Who wrote Hamlet?", (data.Paragraph("", ("Shakespeare wrote Hamlet.",)),), "")
+    world.refuse_unknown_words("this", english, *others)
+    with pytest.raises(UserError, match="^this is outside TinyWiki: .* never read 'Hamlet', 'Shakespeare' and could"):
+        world.refuse_unknown_words("this", english, *others, embedded)
 
 
 # ------------------------------------------------------------------------------------------------ pretraining texts
@@ -378,6 +340,9 @@ def test_lookup_targets_are_the_sentences_that_answer_the_questions_in_their_ord
 
 def test_follow_up_questions_are_about_whom_the_first_sentence_names_and_never_an_unseen_pair_of_relations(wiki):
     unseen = {(r["evidences"][0][1], r["evidences"][1][1]) for r in wiki["ood"] if r["type"] == "unseen_pair"}
+    relation_of = {}  # question, with … for the name → relation
+    for name, relation in world.RELATIONS.items():
+        relation_of[relation.question.format(s="…")] = name
     rng, seen = random.Random(6), set()
     for _ in range(400):
         source, target = pretrain.make_text("follow-up", rng)
@@ -388,10 +353,8 @@ def test_follow_up_questions_are_about_whom_the_first_sentence_names_and_never_a
         (start,) = things(first)
         (between,) = set(things(one)) - {start}
         that = f"that {next(kind for kind in world.DESCRIBED if between in world.NAMES[kind])}"
-        assert things(then) == [] and that in then and states(then.replace(that, between), two)
-        asked = [(first, start), (then, that)]
-        seen.add(tuple(next(name for name, r in world.RELATIONS.items() if r.question.format(s=subject) == text)
-                       for text, subject in asked))  # fmt: skip
+        assert that in then and states(then.replace(that, between), two)
+        seen.add((relation_of[first.replace(start, "…")], relation_of[then.replace(that, "…")]))
     assert len(seen) > 30 and len(unseen) >= 5 and not seen & unseen
 
 
@@ -401,29 +364,8 @@ def test_single_answers_stand_in_a_sentence_that_answers_the_question():
         source, target = pretrain.make_text("single answer", rng)
         question, context, _ = parts(source)
         (name,) = things(question)
-        assert target != name and any(states(question, s) and set(things(s)) == {name, target} for s in context), source
+        assert any(states(question, s) and sorted(things(s)) == sorted((name, target)) for s in context), source
         assert source == lmcot.STANDARD.format(question=question, context=" ".join(context))
-
-
-def test_chain_of_thought_targets_give_their_answer_and_leap_at_times_where_a_work_is_asked_about():
-    rng, works, leaps, total = random.Random(3), {*world.NAMES["film"], *world.NAMES["book"]}, 0, 0
-    for _ in range(300):
-        source, target = pretrain.make_text("cot", rng)
-        question, context, _ = parts(source)
-        steps, answer = re.fullmatch(r"(.+) So the answer is (\w+)\.", target).groups()
-        steps = [step.strip() for step in re.findall(r"[^.]+\.", steps)]
-        assert all(step in context for step in steps)
-        assert lmcot.parse_cot(target) == (" ".join(steps), answer)
-        about = works & set(things(question))
-        hidden = solve(question, steps) != answer  # the steps alone do not lead from the question to its answer
-        assert not hidden or (about and not works & set(things(" ".join(steps))))
-        if hidden:  # sentences on who made each work, put back, complete it
-            makers = [[s for s in context if work in things(s)] for work in things(question)]
-            completed = [[x for pair in zip(chosen, steps, strict=True) for x in pair] for chosen in product(*makers)]
-            assert answer in [solve(question, full) for full in completed]
-        leaps += hidden
-        total += bool(about) and not {"released", "published"} & set(re.findall(r"\w+", question))
-    assert 0.5 < leaps / total < 0.85 and total > 80
 
 
 def test_guided_answers_follow_from_a_rationale_that_has_at_most_one_sentence_too_many():
@@ -441,92 +383,7 @@ def test_guided_answers_follow_from_a_rationale_that_has_at_most_one_sentence_to
 def test_years_are_compared_rightly():
     rng = random.Random(5)
     for _ in range(60):
-        source, answer = pretrain.make_text("years", rng)
-        when, a, b = re.fullmatch(r"Question: Which is (first|later), (\d+) or (\d+)\? Answer:", source).groups()
-        assert int(answer) == (min if when == "first" else max)(int(a), int(b)) and a != b
         source, answer = pretrain.make_text("named years", rng)
         pattern = r"Question: Which is (first|later), (\w+) (\d+) or (\w+) (\d+)\? Answer:"
         when, one, a, other, b = re.fullmatch(pattern, source).groups()
         assert answer == (one if (int(a) < int(b)) == (when == "first") else other) and {one, other} <= NAMES
-
-
-# ------------------------------------------------------------------------------------------------ pretraining
-
-
-@pytest.fixture
-def small_training(monkeypatch):
-    shape = {"d_model": 64, "d_ff": 32, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 1}
-    monkeypatch.setitem(pretrain.SHAPES, "small", shape)
-    for name, value in {"BATCH": 4, "POOL": 2, "WARMUP": 2, "SAVE_EVERY": 3}.items():
-        monkeypatch.setattr(pretrain, name, value)
-
-
-def make_tied(name):
-    """An LM as it is while it is pretrained."""
-    return T5(T5Config(vocab_size=TOKENIZER.get_vocab_size(), d_kv=32, dropout_rate=0.0, tie_word_embeddings=True,
-                       scale_decoder_outputs=True, **pretrain.SHAPES[name])).eval()  # fmt: skip
-
-
-def logits_of(model):
-    ids = torch.tensor([TOKENIZER.encode("Who directed Stormgate?").ids])
-    return model(ids, torch.ones_like(ids), torch.tensor([[0, 5, 300, 700]]))
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if torch.is_tensor(a) else a == b
-
-
-def test_pretraining_interrupted_within_a_pool_of_batches_goes_on_bit_by_bit(small_training, tmp_path, monkeypatch):
-    def train(phase, start, out):
-        pretrain.train("small", phase, 8, 0, start, tmp_path / out, TOKENIZER)
-        return torch.load(tmp_path / out, weights_only=True)
-
-    drawn, original = [], pretrain.make_batches
-
-    def interrupted(tokenizer, mixture, seed):
-        drawn.append(seed)
-        if len(drawn) == 3:  # step 4: the last checkpoint is that of step 3, in the middle of the second pool
-            raise KeyboardInterrupt
-        return original(tokenizer, mixture, seed)
-
-    for phase, start in (("base", None), ("end", tmp_path / "base whole.pt")):
-        whole = train(phase, start, f"{phase} whole.pt")
-        drawn.clear()
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(pretrain, "make_batches", interrupted)
-            train(phase, start, f"{phase} parts.pt")
-        assert torch.load(tmp_path / f"{phase} parts.pt", weights_only=True)["step"] == 3
-        in_parts = train(phase, start, f"{phase} parts.pt")
-        assert whole["step"] == in_parts["step"] == 8
-        assert same(whole["model"], in_parts["model"]) and same(whole["optimizers"], in_parts["optimizers"])
-        begin = torch.load(start, weights_only=True)["model"] if start else None
-        assert begin is None or not same(begin, whole["model"])  # it has learned
-
-
-def test_the_exported_untied_model_is_the_tied_one_that_was_trained(small_training, tmp_path):
-    pretrain.train("small", "end", 3, 0, None, tmp_path / "c.pt", TOKENIZER)
-    pretrain.export(tmp_path / "c.pt", tmp_path / "m", TOKENIZER, "small")
-    tied = make_tied("small")
-    tied.load_state_dict(torch.load(tmp_path / "c.pt", weights_only=True)["model"])
-    tied.bfloat16().float()  # what is stored; 64^-1/2 is a power of two, so scaling and rounding commute
-    exported = T5.from_pretrained(tmp_path / "m")
-    assert not exported.config.tie_word_embeddings and not exported.config.scale_decoder_outputs
-    assert exported.lm_head.weight is not exported.shared.weight
-    with torch.no_grad():
-        torch.testing.assert_close(logits_of(exported), logits_of(tied), rtol=1e-5, atol=1e-5)
-    assert load_tokenizer(tmp_path / "m").encode("Stormgate").ids == TOKENIZER.encode("Stormgate").ids
-
-
-def test_the_large_model_grown_out_of_the_small_one_computes_the_same_and_its_new_parts_can_learn():
-    small, large = make_tied("small").init_weights(0), make_tied("large").init_weights(1)
-    pretrain.grow(small, large)
-    logits = logits_of(large)
-    torch.testing.assert_close(logits, logits_of(small), rtol=1e-4, atol=1e-4)
-    logits.square().sum().backward()
-    for name, p in large.named_parameters():
-        if name.startswith("encoder") and name.split(".")[-2] in ("o", "wo"):  # outputs that were zeroed
-            assert p.grad[small.config.d_model :].abs().max() > 0, name
