@@ -31,7 +31,7 @@ from model import T5, load_tokenizer, never_written, pad_batch
 from plumbing import processes
 from plumbing.command import at_least_one, parse_settings, run_main
 from plumbing.errors import UserError
-from plumbing.server import Completion, ServedLM
+from plumbing.server import Completion, ServedLM, extra_fields
 from tiny import world
 
 # ------------------------------------------------------------------------------------------------ prompts, all of them
@@ -141,7 +141,7 @@ class LM(Protocol):
     """A language model as a black box, and all that the methods know of one: `LocalLM` and `ServedLM`.
 
     `complete` writes `samples` completions in a row for each prompt; greedy at temperature 0. Under torchrun all
-    processes call it with the same prompts, each writes its share, and all get everything. `restart` sets the three
+    processes call it with the same prompts, each writes its share, and all get everything. `restart` sets the four
     counters to 0, and its seed decides what is sampled from then on.
     """
 
@@ -152,6 +152,7 @@ class LM(Protocol):
     batch_size: int  # texts that are written at once
     cut: int  # prompts whose context was shortened
     unfinished: int  # completions that reached their length limit
+    unanswered: int  # completions that could not be had
     tokens_written: int  # of all completions
 
 
@@ -287,20 +288,23 @@ class Models:
     small: str = "tiny/small"  # M_S: a folder, or a name on the Hugging Face hub
     large: str = "tiny/large"  # M_L: the same, or the address of an OpenAI-compatible server, http://host:8000/v1
     large_model: str = ""  # the name of M_L on that server
+    large_extra: str = ""  # JSON for every request, as {"chat_template_kwargs": {"enable_thinking": false}}
     concurrency: int = 8  # requests that a server gets at once
+    server_timeout: int = 600  # seconds that an answer of a server may take
     device: str = "auto"  # where they compute: auto (cuda if there, else mps, else cpu), cpu, cuda, cuda:1, mps
     large_dtype: str = "float32"  # of M_L on this machine: float32, or bfloat16, which halves its memory
     max_input_tokens: int = 1024  # longer contexts lose whole sentences
     decode_batch_size: int = 128  # texts written at once on this machine; smaller for large models
 
-    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("concurrency", "device")
+    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("concurrency", "server_timeout", "device")
 
     def check(self) -> None:
         if self.large_dtype not in ("float32", "bfloat16"):
             raise ValueError("--large-dtype is float32 or bfloat16")
         if ("://" in self.large) != bool(self.large_model):
             raise ValueError("--large http://host:8000/v1 and --large-model NAME go together")
-        at_least_one(self, "concurrency", "max_input_tokens", "decode_batch_size")
+        extra_fields(self.large_extra)
+        at_least_one(self, "concurrency", "server_timeout", "max_input_tokens", "decode_batch_size")
 
 
 def load_small(models: Models, place: str | Path) -> LocalLM:
@@ -313,7 +317,8 @@ def load_large(models: Models, run_folder: str | None = None) -> LM:
     """M_L, which nobody trains. What a server answers stays in the run's folder, so that nothing is asked twice."""
     if models.large_model:
         cache = Path(run_folder) / "http_cache.jsonl" if run_folder else None
-        return ServedLM(models.large, models.large_model, models.max_input_tokens, models.concurrency, cache)
+        return ServedLM(models.large, models.large_model, models.max_input_tokens, models.concurrency, cache,
+                        extra_fields(models.large_extra), models.server_timeout)  # fmt: skip
     dtype, device = getattr(torch, models.large_dtype), processes.find_device(models.device)
     return LocalLM.load(models.large, dtype, device,
                         max_input_tokens=models.max_input_tokens, batch_size=models.decode_batch_size)  # fmt: skip

@@ -32,16 +32,22 @@ from plumbing.server import Completion, ServedLM
 from tiny import pretrain, world
 
 KEY = "sk-very-secret-0123456789"
+NONE = Completion("", "none")
 
 
-def completion(text, finish="stop", usage=True, **more):
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
-    return {"choices": [choice]} | ({"usage": {"completion_tokens": 7}} if usage else {}) | more
+def completion(text, finish="stop", usage=7, **message):
+    """A chat completion, with these other fields of its message."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
+    return {"choices": [choice], "usage": {"completion_tokens": usage}}
+
+
+def error(message, **more):
+    return {"error": {"message": message, **more}}
 
 
 class Server:
     """`plan(prompt, n)`, of the n-th request (from 0) with a prompt → what to do: an object is sent as JSON with status
-    200, bytes as they are, (status, headers, object) as a status, a function is called with the handler."""
+    200, bytes as they are, (status, object) or (status, object, headers) so, a function is called with the handler."""
 
     def __init__(self, plan):
         self.plan, self.requests, self.seen, self.answered = plan, [], Counter(), Counter()
@@ -66,7 +72,7 @@ class Server:
             def act(self, prompt, what):
                 if callable(what):
                     return what(self)
-                status, headers, content = what if isinstance(what, tuple) else (200, {}, what)
+                status, content, headers = (*what, {})[:3] if isinstance(what, tuple) else (200, what, {})
                 raw = content if isinstance(content, bytes) else json.dumps(content).encode()
                 if status == 200:
                     with outer.lock:
@@ -142,30 +148,32 @@ def texts(completions):
     return [completion.text for completion in completions]
 
 
-def error(message, **more):
-    return {"error": {"message": message, **more}}
+def after(seconds, plan=echo):
+    """A plan that takes so long."""
+
+    def slow(prompt, n):
+        time.sleep(seconds)
+        return plan(prompt, n)
+
+    return slow
 
 
 # ------------------------------------------------------------------------------------------------ when all goes well
 
 
-def test_every_request_has_the_parameters_and_the_answers_come_in_the_order_of_the_prompts(serve):
-    def slow_first(prompt, n):
-        time.sleep(0.05 if prompt == "p0" else 0)
-        return echo(prompt, n)
-
-    server = serve(slow_first)
+def test_every_request_has_these_fields_and_the_answers_come_in_the_order_of_the_prompts(serve):
+    server = serve(lambda prompt, n: after(0.05 if prompt == "p0" else 0)(prompt, n))
     prompts = [f"p{i}" for i in range(20)]
-    assert connect(server.url + "/").complete(prompts, 33, temperature=0.25) == echoes(prompts)
+    extra = {"chat_template_kwargs": {"enable_thinking": False}}
+    assert connect(server.url + "/", extra=extra).complete(prompts, 33, temperature=0.25) == echoes(prompts)
     assert set(server.seen.values()) == {1} and set(server.seen) == set(prompts)
     for path, headers, body in server.requests:
         assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
-        prompt = body.pop("messages")[0]["content"]
-        assert body == {"model": "a-model", "n": 1, "max_tokens": 33, "temperature": 0.25, "top_p": 1.0}
-        assert prompt in prompts
+        assert body.pop("messages")[0]["content"] in prompts
+        assert body == {"model": "a-model", "max_tokens": 33, "temperature": 0.25} | extra
     connect(server.url).complete(["p0"], 5)
-    assert server.requests[-1][2]["temperature"] == 0 and server.requests[-1][2]["messages"] == [
-        {"role": "user", "content": "p0"}]  # fmt: skip
+    messages = [{"role": "user", "content": "p0"}]
+    assert server.requests[-1][2] == {"model": "a-model", "max_tokens": 5, "temperature": 0, "messages": messages}
 
 
 def test_the_key_is_sent_without_its_line_end_and_where_there_is_none_no_other_programs_key(serve, monkeypatch):
@@ -180,12 +188,8 @@ def test_the_key_is_sent_without_its_line_end_and_where_there_is_none_no_other_p
 
 
 def test_as_many_requests_are_under_way_as_the_setting_says(serve):
-    def slow(prompt, n):
-        time.sleep(0.03)
-        return echo(prompt, n)
-
     for concurrency in (1, 5):
-        server = serve(slow)
+        server = serve(after(0.03))
         connect(server.url, concurrency=concurrency).complete([f"p{i}" for i in range(15)], 5)
         assert server.most == concurrency
 
@@ -206,23 +210,133 @@ def test_a_greedy_prompt_is_asked_once_and_samples_stand_in_a_row_for_each_promp
     assert lm.complete([], 5) == []
 
 
-def test_why_a_text_ended_is_told_and_counted_and_tokens_are_those_of_the_server(serve):
-    plans = {"stop": completion("whole"), "length": completion("cu", "length"),
-             "uncounted": completion("123456789ab", usage=False), "thinking": completion(None, "length")}  # fmt: skip
-    server = serve(lambda prompt, n: plans[prompt])
-    lm = connect(server.url)
-    assert lm.complete(list(plans), 5) == [("whole", "stop"), ("cu", "length"), ("123456789ab", "stop"), ("", "length")]
-    assert (lm.unfinished, lm.tokens_written) == (2, 7 + 7 + 4 + 7)  # 11 bytes are estimated at 4 tokens
+# ------------------------------------------------------------------------------------------------ what is an answer
+
+PARTS = [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, {"type": "text", "text": "Pa"},
+         {"type": "text", "text": "ris"}]  # fmt: skip
+PARIS = Completion("Paris", "stop")
+TWO = {"choices": [completion("Paris")["choices"][0], completion("Rome")["choices"][0]], "error": None}
+FILTER = error("The response was filtered due to our content management policy", code="content_filter", status=400)
+ESCAPED = json.dumps(completion(f"{KEY} Paris")).replace("sk-", "\\u0073k-").encode()
+REPLIES = {  # what comes back for one prompt, each time → what that is, and how often it is asked for
+    "text": (completion(" Paris\n"), PARIS, 1),
+    **{f"finish {finish!r}": (completion("Paris", finish), PARIS, 1)
+       for finish in (None, "", "eos", "eos_token", "stop_sequence", "end_turn", "STOP")},
+    **{f"cut, {finish}": (completion("Par", finish), Completion("Par", "length"), 1)
+       for finish in ("length", "max_tokens")},
+    **{f"a fragment, {finish}": (completion("Par", finish), NONE, 3)
+       for finish in ("error", "abort", "tool_calls", "function_call", 7)},
+    **{f"no text, {text!r}": (completion(text), NONE, 3) for text in ("", None, " \n", [], {}, [{"type": "image"}])},
+    "a number for text": (completion(7), NONE, 3),
+    "a call in place of text": (completion("", tool_calls=[{"id": "x"}]), NONE, 3),
+    "no content": ({"choices": [{"message": {"role": "assistant"}, "finish_reason": "stop"}]}, NONE, 3),
+    "no message": ({"choices": [{}]}, NONE, 3),
+    "no choices": ({"choices": []}, NONE, 3),
+    "filtered": (completion("Par", "content_filter"), NONE, 1),
+    "filtered, 400": ((400, FILTER), NONE, 1),
+    "filtered, 403": ((403, error("Your input was flagged by moderation")), NONE, 1),
+    "filtered, 200": (FILTER, NONE, 1),
+    "refused": (completion(None, refusal="I will not."), NONE, 1),
+    "400 for this prompt": ((400, error("I cannot")), NONE, 1),
+    "400 that quotes": ((400, error("invalid: 'What temperature has max_tokens?'")), NONE, 3),
+    "422 for this prompt": ((422, {"detail": [{"loc": ["body", "messages"], "msg": "bad text"}]}), NONE, 1),
+    "500 for this prompt": ((500, error("the template crashed")), NONE, 10),
+    "an error, 400": (error("I cannot", code=400), NONE, 1),
+    "an error, '400'": (error("I cannot", code="400"), NONE, 1),
+    "an error without code": ({"error": "I cannot"}, NONE, 3),
+    "parts": (completion(PARTS), PARIS, 1),
+    "parts as strings": (completion(["Pa", "ris"]), PARIS, 1),
+    "thought": (completion("Paris", reasoning_content="Hm."), PARIS, 1),
+    "only thought": (completion(None, reasoning_content="Hm."), NONE, 1),
+    "only thought, cut": (completion("", "length", reasoning="Hm."), NONE, 1),
+    "nothing, cut": (completion("", "length"), NONE, 1),
+    "two choices": (TWO, PARIS, 1),
+    "half a character": (ESCAPED.replace(b"Paris", b"Pari\\ud83d"), Completion("… Pari?", "stop"), 1),
+    "the key": (completion(f"Authorization: Bearer {KEY} Paris"), Completion("Authorization: Bearer … Paris", "stop"), 1),
+    "the key, escaped": (ESCAPED, Completion("… Paris", "stop"), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_a_reply_is_the_right_answer_or_none_and_the_run_goes_on(name, serve, tmp_path, capsys):
+    what, right, tries = REPLIES[name]
+    server, cache = serve(lambda prompt, n: what if prompt == "p" else echo(prompt, n)), tmp_path / "c"
+    lm = connect(server.url, cache=cache)
+    assert lm.complete(["p", "q", "r"], 5) == [right, *echoes("qr")]
+    assert server.seen["p"] == tries and (lm.unanswered, lm.unfinished) == (right == NONE, right.finish == "length")
+    count = len(server.requests)
+    again = connect(server.url, cache=cache)
+    assert again.complete(["p", "q", "r"], 5) == [right, *echoes("qr")] and len(server.requests) == count
+    assert again.unanswered == lm.unanswered and again.tokens_written == lm.tokens_written
+    said = capsys.readouterr().err
+    assert KEY not in cache.read_text() + said and ("get no answer" in said) == (right == NONE)
+    assert ("--large-tokens" in said) == ("thought" in name and right == NONE or name == "nothing, cut")
     lm.restart(0)
-    assert (lm.unfinished, lm.tokens_written, lm.cut) == (0, 0, 0)
+    assert (lm.unanswered, lm.unfinished, lm.tokens_written, lm.cut) == (0, 0, 0, 0)
 
 
-def test_half_a_character_in_json_becomes_text_that_can_be_written(serve, tmp_path):
-    server = serve(lambda prompt, n: b'{"choices": [{"message": {"content": "a\\ud83d"}}]}')
-    for _ in range(2):  # from the server, and from the cache
-        ((text, _),) = connect(server.url, cache=tmp_path / "c").complete(["x"], 5)
-        assert text.encode() == b"a?"
+@pytest.mark.parametrize("usage", [None, "7", -5, 0, True, 1e300, 10**400, float("nan"), []])
+def test_a_count_that_is_missing_or_absurd_costs_no_answer_and_is_estimated(usage, serve):
+    server = serve(lambda prompt, n: completion("123456789ab", usage=usage))
+    lm = connect(server.url)
+    assert lm.complete(["p"], 5) == [("123456789ab", "stop")] and lm.tokens_written == 4  # of 11 bytes
 
+
+def test_a_key_of_a_few_letters_is_no_secret_and_no_answer_loses_it(serve, monkeypatch):
+    monkeypatch.setenv("LMCOT_API_KEY", "EMPTY")
+    assert texts(connect(serve(lambda prompt, n: completion("EMPTY")).url).complete(["p"], 5)) == ["EMPTY"]
+
+
+# ------------------------------------------------------------------------------------------------ fields of a request
+
+
+def knows(*fields, quiet=False, status=400):
+    """A plan's function: refuses every other field, and names it, as some servers do in `detail`."""
+
+    def plan(handler_body):
+        for field in ("max_tokens", "max_completion_tokens", "temperature"):
+            if field in handler_body and field not in fields:
+                detail = [{"type": "extra_forbidden", "loc": ["body", field], "msg": "Extra inputs are not permitted"}]
+                other = f"Unsupported parameter: '{field}' is not supported. Use 'max_completion_tokens' instead."
+                return (status, {"detail": detail} if status == 422 else error(other, param=field))
+        return None
+
+    return plan
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize(
+    ("known", "more"),
+    [(("max_completion_tokens", "temperature"), 1), (("max_tokens",), 1), (("max_completion_tokens",), 2),
+     (("temperature",), 2), ((), 3)],
+)  # fmt: skip
+def test_a_field_that_a_server_refuses_is_left_out_or_renamed_for_the_run_and_the_cache_stays(
+    known, more, status, serve, tmp_path, capsys
+):
+    refuse = knows(*known, status=status)
+    server = serve(lambda prompt, n: refuse(server.requests[-1][2]) or echo(prompt, n))
+    lm = connect(server.url, cache=tmp_path / "c", concurrency=1)
+    assert lm.complete(list("abc"), 5) == echoes("abc") and len(server.requests) == 3 + more
+    sent = server.requests[-1][2]
+    assert sent.keys() == {"model", "messages", *known} and {sent.get(name, 5) for name in known[:1]} <= {5, 0}
+    lm.complete(list("de"), 5)
+    assert len(server.requests) == 5 + more  # remembered
+    said = capsys.readouterr().err
+    assert said.count("answers are sampled") == ("temperature" not in known)
+    plain = serve(echo)
+    keys = {line["key"] for line in lines(tmp_path / "c")}
+    other = connect(plain.url)
+    other.url = lm.url
+    bodies = [other.key(other.body(prompt, 5, 0.0)) for prompt in "abcde"]
+    assert keys == set(bodies)  # as if nothing had been refused
+
+
+def test_a_refusal_that_names_a_field_by_chance_changes_no_other_request(serve):
+    quoting = (400, error("I will not say which temperature kills"))
+    server = serve(lambda prompt, n: quoting if prompt == "b" else echo(prompt, n))
+    assert connect(server.url, concurrency=1).complete(list("abc"), 5) == [*echoes("a"), NONE, *echoes("c")]
+    bodies = [body for _, _, body in server.requests]
+    assert bodies[-1]["temperature"] == 0 and bodies[-1]["messages"][0]["content"] == "c"
 
 
 # ------------------------------------------------------------------------------------------------ what may pass
@@ -237,41 +351,36 @@ def cut_in_the_middle(handler):
     handler.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw[: len(raw) // 2])
 
 
-def say_nothing(handler):
-    time.sleep(1.5)
-
-
 def no_http(handler):
     handler.wfile.write(b"220 mail.example.org\r\n\r\n")
 
 
 PASSING = {
-    "408": (408, {}, {}),
-    "409": (409, {}, {}),
-    "429": (429, {}, error("slow down", code="rate_limit_exceeded")),
-    "500": (500, {}, b"<html>oops"),
-    "503": (503, {}, {}),
-    "529": (529, {}, {}),
+    "408": (408, {}),
+    "409": (409, {}),
+    "429": (429, error("slow down", code="rate_limit_exceeded")),
+    "500": (500, b"<html>oops"),
+    "503": (503, {}),
+    "529": (529, {}),
+    "429 with status 200": error("slow down", code=429),
+    "503 with status 200": error("overloaded", code="503"),
     "cut at once": cut_at_once,
     "cut in the middle": cut_in_the_middle,
-    "no answer in time": say_nothing,
     "no HTTP": no_http,
     "no JSON": b"so sorry",
+    "a page": b"<!doctype html><title>We will be back soon</title>",
+    "nothing": b"",
     "no UTF-8": b"\xff\xfe",
     "no object": b"[1]",
-    "no choices": {"choices": []},
     "null choices": {"choices": None},
-    "no message": {"choices": [{}]},
-    "a list as the text": completion([{"type": "text"}]),
-    "an error with status 200": error("no"),
 }
+UNUSABLE = {name: what for name, (what, right, tries) in REPLIES.items() if tries == 3 and type(what) is dict}
 
 
-@pytest.mark.parametrize("fault", PASSING)
-def test_what_may_pass_is_tried_again_and_nothing_else_is(fault, serve, monkeypatch):
-    if fault == "no answer in time":
-        monkeypatch.setattr(ServedLM, "SILENCE", 1)
-    server = serve(lambda prompt, n: PASSING[fault] if prompt == "p3" and n < 2 else echo(prompt, n))
+@pytest.mark.parametrize("fault", [*PASSING, *UNUSABLE])
+def test_what_may_pass_is_tried_again_and_nothing_else_is(fault, serve):
+    what = (PASSING | UNUSABLE)[fault]
+    server = serve(lambda prompt, n: what if prompt == "p3" and n < 2 else echo(prompt, n))
     lm = connect(server.url)
     prompts = [f"p{i}" for i in range(6)]
     assert lm.complete(prompts, 5) == echoes(prompts)
@@ -287,7 +396,7 @@ def test_what_may_pass_is_tried_again_and_nothing_else_is(fault, serve, monkeypa
 )  # fmt: skip
 def test_the_wait_is_the_one_the_server_asks_for_in_seconds_or_as_a_date_and_at_most_60(header, low, high, serve):
     value = header() if callable(header) else header
-    server = serve(lambda prompt, n: echo(prompt, n) if n else (429, {"Retry-After": value}, {}))
+    server = serve(lambda prompt, n: echo(prompt, n) if n else (429, {}, {"Retry-After": value}))
     lm = connect(server.url)
     assert lm.complete(["p"], 5) == echoes(["p"])
     (wait,) = lm.waits or [0]  # no wait is no pause
@@ -300,7 +409,7 @@ def test_no_header_whatever_it_says_makes_the_wait_longer_than_60_seconds_or_an_
 
 
 def test_a_server_that_never_recovers_is_given_up_after_ten_tries_with_growing_waits(serve):
-    server = serve(lambda prompt, n: (503, {}, error("the model is asleep")))
+    server = serve(lambda prompt, n: (503, error("the model is asleep")))
     lm = connect(server.url)
     with pytest.raises(UserError, match=r"a-model.*503.*the model is asleep.*tried 10 times"):
         lm.complete(["p"], 5)
@@ -310,7 +419,7 @@ def test_a_server_that_never_recovers_is_given_up_after_ten_tries_with_growing_w
 
 
 def test_jitter_keeps_clients_that_failed_together_from_coming_back_together(serve):
-    server = serve(lambda prompt, n: echo(prompt, n) if n else (500, {}, {}))
+    server = serve(lambda prompt, n: echo(prompt, n) if n else (500, {}))
     lm = connect(server.url)
     lm.complete([f"p{i}" for i in range(20)], 5)
     assert len(set(lm.waits)) == 20
@@ -324,30 +433,82 @@ def test_where_no_server_has_ever_answered_four_tries_are_enough():
             lm.complete(["p"], 5)
 
 
+def test_a_server_with_one_slot_gets_fewer_requests_at_once_after_a_time_out_and_answers_all(serve, capsys):
+    slot = threading.Lock()
+
+    def plan(prompt, n):
+        with slot:  # it works on what nobody waits for any more, too
+            return after(0.1)(prompt, n)
+
+    server = serve(plan)
+    prompts = [f"p{i}" for i in range(12)]
+    lm = connect(server.url, timeout=0.45)
+    assert lm.complete(prompts, 5) == echoes(prompts)
+    assert 1 <= lm.at_once <= 4 and len(server.requests) < 3 * len(prompts)
+    said = capsys.readouterr().err
+    assert "no answer within 0.45 seconds (--server-timeout), so it gets only 4 requests at once now" in said
+
+
+@pytest.mark.parametrize("begins", [b"HTTP/1.0 200 OK\r\n", b"HTTP/1.0 200 OK\r\n\r\n"], ids=["headers", "content"])
+def test_a_server_that_sends_byte_after_byte_without_end_is_left_and_asked_again(begins, serve):
+    over = threading.Event()
+
+    def drip(handler):
+        handler.wfile.write(begins)
+        while not over.wait(0.02):
+            handler.wfile.write(b"x")
+
+    server = serve(lambda prompt, n: echo(prompt, n) if n else drip)
+    begun = time.perf_counter()
+    assert connect(server.url, timeout=0.5).complete(["p", "q"], 5) == echoes(["p", "q"])
+    assert server.seen == {"p": 2, "q": 2} and time.perf_counter() - begun < 20
+    over.set()
+
+
 # ------------------------------------------------------------------------------------------------ what does not pass
 
-
-FATAL = {
-    "400": ((400, {}, error("max_tokens is too large")), "max_tokens is too large"),
-    "401": ((401, {}, error(f"Incorrect API key provided: {KEY}.")), "Incorrect API key"),
-    "403": ((403, {}, f"Bearer {KEY} may not".encode()), "may not"),
-    "404": ((404, {}, {"detail": "Not Found"}), "Not Found"),
-    "422": ((422, {}, error("no such field")), "no such field"),
-    "quota": ((429, {"Retry-After": "1"}, error("You exceeded your quota", code="insufficient_quota")), "quota"),
-    "too much": (b" " * (2**24 + 1), "16777216 bytes"),
-}
+LONG = "lower --max-input-tokens"
+FATAL = {  # what comes back for every prompt → words of the sentence, how often it is asked for
+    "400": ((400, error("max_tokens is too large")), "max_tokens is too large", 1),
+    "401": ((401, error(f"Incorrect API key provided: {KEY}.")), "Incorrect API key", 1),
+    "401 with status 200": (error(f"No key like {KEY}", code=401), "is LMCOT_API_KEY set, and right", 1),
+    "402": ((402, error("pay first")), "pay first", 1),
+    "403": ((403, f"Bearer {KEY} may not".encode()), "may not", 1),
+    "404": ((404, {"detail": "Not Found"}), "Not Found", 1),
+    "404 with status 200": (error("no model a-model", code=404), "no model a-model", 1),
+    "error with status 200": ({"error": "no model is loaded"}, "no model is loaded", 3),
+    "422": ((422, error("no such field")), "no such field", 1),
+    "quota": ((429, error("You exceeded your quota", code="insufficient_quota"), {"Retry-After": "1"}), "quota", 1),
+    "too much": (b" " * (2**24 + 1), "16777216 bytes", 1),
+    "413": ((413, b""), LONG, 1),
+    **{f"too long {i}": ((status, error(said)), LONG, 1) for i, (status, said) in enumerate((
+        (400, "This model's maximum context length is 4096 tokens. However, you requested 4200 tokens."),
+        (400, "the request exceeds the available context size, try increasing it"),
+        (400, "prompt is too long: 210000 tokens > 200000 maximum"),
+        (422, "`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000 `inputs` tokens"),
+        (400, "The input token count (9000) exceeds the maximum number of tokens allowed (8192)."),
+        (500, "input is too large to process. increase the physical batch size"),
+        (400, "Please reduce the length of the messages or completion.")))},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FATAL)
-def test_what_does_not_pass_is_asked_once_and_ends_in_one_sentence_without_the_key(fault, serve):
-    what, words = FATAL[fault]
-    server = serve(lambda prompt, n: what)
+def test_what_does_not_pass_ends_in_one_sentence_without_the_key(fault, serve, tmp_path):
+    what, words, tries = FATAL[fault]
+    server, cache = serve(lambda prompt, n: what), tmp_path / "c"
     with pytest.raises(UserError) as caught:
-        connect(server.url, concurrency=1).complete([f"p{i}" for i in range(100)], 5)
-    assert server.seen == {"p0": 1}  # and nothing more was begun
+        connect(server.url, concurrency=1, cache=cache).complete([f"p{i}" for i in range(100)], 5)
+    assert server.seen == {"p0": tries}  # and nothing more was begun
     said = str(caught.value)
     assert words in said and server.url in said and "\n" not in said and len(said) < 500
-    assert KEY not in said and KEY not in repr(caught.value.__context__)
+    assert KEY not in said and KEY not in repr(caught.value.__context__) and not cache.exists()
+
+
+def test_a_400_for_every_prompt_ends_the_run_also_where_the_server_has_answered_before(serve, tmp_path):
+    server = serve(lambda prompt, n: echo(prompt, n) if len(server.requests) <= 8 else (400, error("nothing loaded")))
+    with pytest.raises(UserError, match="nothing loaded"):
+        connect(server.url, cache=tmp_path / "c", concurrency=3).complete([f"p{i}" for i in range(40)], 5)
+    assert [line["finish"] for line in lines(tmp_path / "c")] == ["stop"] * 8  # and no "none"
 
 
 @pytest.fixture(scope="module")
@@ -380,30 +541,41 @@ def test_a_certificate_that_nobody_signed_or_of_another_host_is_refused_at_once_
     assert connect(url).complete(["p"], 5) == echoes(["p"])  # its owner may say that it is good
     with pytest.raises(UserError, match="certificate verify failed.*localhost"):
         connect(url.replace("127.0.0.1", "localhost")).complete(["p"], 5)
+    with pytest.raises(UserError, match="perhaps https:// is right"):
+        connect(server.url).complete(["p"], 5)
     assert server.seen == {"p": 1}
 
 
-@pytest.mark.parametrize("begins", [b"HTTP/1.0 200 OK\r\n", b"HTTP/1.0 200 OK\r\n\r\n"], ids=["headers", "content"])
-def test_a_server_that_sends_byte_after_byte_without_end_is_left_and_asked_again(begins, serve, monkeypatch):
-    over = threading.Event()
+@pytest.mark.parametrize("talk", [b"", b"HTTP/1.0 400 Bad request\r\n\r\n"], ids=["silent", "refuses"])
+def test_https_to_a_server_of_http_is_told_soon_and_http_suggested(talk, monkeypatch):
+    monkeypatch.setattr(plumbing_server, "CONNECT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
 
-    def drip(handler):
-        handler.wfile.write(begins)
-        while not over.wait(0.02):
-            handler.wfile.write(b"x")
+        def answer():
+            with contextlib.suppress(OSError):
+                while True:
+                    kept.append(listener.accept()[0])
+                    kept[-1].sendall(talk)
 
-    monkeypatch.setattr(ServedLM, "LONGEST", 0.5)
-    server = serve(lambda prompt, n: echo(prompt, n) if n else drip)
-    begun = time.perf_counter()
-    assert connect(server.url).complete(["p", "q"], 5) == echoes(["p", "q"])
-    assert server.seen == {"p": 2, "q": 2} and time.perf_counter() - begun < 20
-    over.set()
+        kept = []
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(UserError, match="perhaps http:// is right"):
+            connect(f"https://127.0.0.1:{listener.getsockname()[1]}/v1").complete(["p"], 5)
+    assert len(kept) <= 2
+
+
+def test_a_proxy_of_the_environment_is_used(serve, monkeypatch):
+    monkeypatch.delenv("no_proxy")
+    proxy = serve(echo)
+    monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+    assert connect("http://elsewhere.example:8000/v1").complete(["p"], 5) == echoes(["p"])
+    assert proxy.requests[0][0] == "http://elsewhere.example:8000/v1/chat/completions"
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed_and_the_key_does_not_arrive_elsewhere(status, serve):
     elsewhere = serve(echo)
-    server = serve(lambda prompt, n: (status, {"Location": elsewhere.url + "/chat/completions"}, {}))
+    server = serve(lambda prompt, n: (status, {}, {"Location": elsewhere.url + "/chat/completions"}))
     with pytest.raises(UserError, match=re.escape(f"redirects to {elsewhere.url}")):
         connect(server.url).complete(["p"], 5)
     assert server.seen == {"p": 1} and elsewhere.requests == []
@@ -427,6 +599,54 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(key, monkeypatc
     with pytest.raises(UserError, match="LMCOT_API_KEY") as caught:
         ServedLM("http://127.0.0.1:1/v1", "m")
     assert KEY not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ before a run
+
+
+def counted(bytes_per_token):
+    """A plan that counts as a tokenizer with so many bytes a token would."""
+
+    def plan(prompt, n):
+        reply = echo(prompt, n)
+        reply["usage"]["prompt_tokens"] = round(len(prompt.encode()) / bytes_per_token)
+        return reply
+
+    return plan
+
+
+def test_the_longest_prompt_is_asked_first_and_tells_the_bytes_of_a_token_also_to_a_run_that_goes_on(
+    serve, tmp_path, capsys
+):
+    prompts = ["x" * length for length in (40, 800, 1000)]
+    server = serve(counted(4))
+    lm = connect(server.url, cache=tmp_path / "c", max_input_tokens=200)
+    assert lm.count_tokens("x" * 600) == 200  # until it is known, on the safe side
+    lm.begin(prompts, 5, 3000)
+    assert [body["messages"][0]["content"] for _, _, body in server.requests] == ["x" * 800]  # what fits of it
+    assert lm.count_tokens("x" * 800) == 200 and lm.tokens_written == 0
+    assert "about 3,000 requests of 137 tokens, 410,000 in all; 1 are answered" in capsys.readouterr().out
+    lm.complete([f"p{i}" for i in range(30)], 5)
+    assert re.search(r"needs about [\d,]+ minutes", capsys.readouterr().out)
+    server.plan = counted(2)
+    again = connect(server.url, cache=tmp_path / "c", max_input_tokens=200)
+    again.begin(prompts, 5, 3000)
+    assert again.count_tokens("x" * 800) == 200 and len(server.requests) == 31
+
+
+@pytest.mark.parametrize("counts", [counted(1e9), counted(40), counted(0.5), echo], ids=["0", "few", "many", "none"])
+def test_a_count_of_the_prompt_that_cannot_be_leaves_the_estimate_on_the_safe_side(counts, serve):
+    lm = connect(serve(counts).url)
+    lm.begin(["x" * 300], 5, 10)
+    assert lm.count_tokens("x" * 300) == 100
+
+
+def test_a_wrong_address_or_model_or_a_small_context_is_found_by_the_first_request(serve):
+    for what, words in (((404, error("no such model")), "no such model"), FATAL["too long 1"][:2]):
+        server = serve(lambda prompt, n, what=what: what)
+        with pytest.raises(UserError, match=words):
+            connect(server.url).begin(["a", "b"], 5, 10)
+        assert server.seen == {"a": 1}
 
 
 # ------------------------------------------------------------------------------------------------ nothing is lost
@@ -479,7 +699,7 @@ def test_half_a_line_that_a_crash_left_costs_that_one_answer_only(serve, tmp_pat
 
 def test_after_an_error_in_the_middle_the_rest_is_kept_and_only_what_is_missing_is_asked(serve, tmp_path):
     broken = {"p30": True}
-    server = serve(lambda prompt, n: (400, {}, {}) if broken.get(prompt) else echo(prompt, n))
+    server = serve(lambda prompt, n: (401, {}) if broken.get(prompt) else echo(prompt, n))
     prompts = [f"p{i}" for i in range(60)]
     with pytest.raises(UserError):
         connect(server.url, cache=tmp_path / "c").complete(prompts, 5)
@@ -498,7 +718,7 @@ def test_after_ctrl_c_no_request_is_begun_and_what_came_back_is_kept(serve, tmp_
             interrupted.append(len(server.requests))
             os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
-        return (500, {}, {}) if prompt == "p5" and not interrupted else echo(prompt, n)
+        return (500, {}) if prompt == "p5" and not interrupted else echo(prompt, n)
 
     server = serve(plan)
     lm, prompts = ServedLM(server.url, "a-model", concurrency=4, cache=tmp_path / "c"), [f"p{i}" for i in range(100)]
@@ -610,10 +830,10 @@ def status_line(handler):
 
 
 TELLTALES = {  # what a server may do with the key that it got
-    "500": (500, {"Retry-After": KEY}, error(KEY)),
+    "500": (500, error(KEY), {"Retry-After": KEY}),
     "in the reason": reason_phrase,
     "in place of HTTP": status_line,
-    "in a redirect": (302, {"Location": f"http://127.0.0.1:1/{KEY}?{KEY}"}, KEY.encode()),
+    "in a redirect": (302, KEY.encode(), {"Location": f"http://127.0.0.1:1/{KEY}?{KEY}"}),
     "no chat completion": {"choices": KEY},
     "no JSON": f"Bearer {KEY}".encode(),
     "cut": lambda handler: handler.wfile.write(f"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{KEY}".encode()),
@@ -638,7 +858,7 @@ def test_a_run_that_its_server_fails_goes_on_where_it_was(serve, kd_flags, tmp_p
 
     def plan(prompt, n):
         state["left"] -= 1
-        return chat_model(prompt, n) if state["left"] >= 0 else (401, {}, error(f"no more with {KEY}"))
+        return chat_model(prompt, n) if state["left"] >= 0 else (401, error(f"no more with {KEY}"))
 
     server = serve(plan)
     code, said = run(monkeypatch, capfd, train_kd, *kd_flags, "--large", server.url)
