@@ -31,7 +31,7 @@ from plumbing.files import as_jsonl, read_jsonl
 
 CONNECT = 20  # seconds until a connection must stand
 BYTES = 2**24  # of an answer
-TRIES = 10  # of one text, where another try may help
+MAY_PASS = math.inf  # tries: as many as there are
 
 
 class Completion(NamedTuple):
@@ -54,7 +54,7 @@ class Fault(NamedTuple):
     """Why a request brought no answer, and what follows."""
 
     reason: str
-    tries: int = 1  # of this text in all
+    tries: float = 1  # of this text in all
     then: str = "end"  # after these: "end" the run; "none": no answer; "ask": none, if others get theirs
     wait: float | None = None  # seconds that the server asks to wait
     field: str = ""  # a field of the request that the server refuses
@@ -142,7 +142,7 @@ def read_reply(status: int, headers: Message, content: bytes, sent: dict) -> Ans
         return Fault(reason, 3, "ask")
     if (status in (408, 409, 429) or status >= 500) and "insufficient_quota" not in said:
         then = "ask" if status == 500 else "end"  # some servers crash on one prompt
-        return Fault(reason, TRIES, then, retry_after(headers["Retry-After"]))
+        return Fault(reason, MAY_PASS, then, retry_after(headers["Retry-After"]))
     return Fault(reason)
 
 
@@ -152,18 +152,18 @@ def read_error(error: Exception, url: str, heard: bool) -> Fault:
     if isinstance(error, ssl.SSLCertVerificationError):
         return Fault(reason)
     if heard:
-        return Fault(reason, TRIES)
+        return Fault(reason, MAY_PASS)
     if isinstance(error, ssl.SSLError) or "handshake" in reason:
         return Fault(f"{reason} (perhaps http:// is right)", 2)
     if isinstance(error, http.client.HTTPException | ConnectionResetError) and url.startswith("http:"):
         reason += " (perhaps https:// is right)"
-    return Fault(reason, TRIES)
+    return Fault(reason, MAY_PASS)
 
 
 def read_completion(reply: Any, said: str) -> Answer | Fault:
     """What a reply with status 200 holds."""
     if not isinstance(reply, dict) or not isinstance(reply.get("choices"), list):
-        return Fault(f"no chat completion came, but {said or 'nothing'}", TRIES, "ask")
+        return Fault(f"no chat completion came, but {said or 'nothing'}", MAY_PASS, "ask")
     try:
         choice = reply["choices"][0]
         message = choice["message"]
@@ -214,8 +214,8 @@ def without(body: dict, refused: Sequence[str]) -> dict:
     """A request without these fields. The limit of its length is first sent under its second name."""
     body = dict(body)
     for field in refused:
-        value = body.pop(field)
-        if field == "max_tokens":
+        value = body.pop(field, None)
+        if field == "max_tokens" and value:
             body["max_completion_tokens"] = value
     return body
 
@@ -254,6 +254,8 @@ class ServedLM:
     nothing and asks nothing twice. The server itself samples: a seed only gives its samples a place in the cache.
     """
 
+    TRIES = 10  # of one text
+
     def __init__(self, base_url: str, model: str, max_input_tokens: int = 1024, concurrency: int = 8,
                  cache: Path | None = None, extra: dict | None = None, timeout: float = 600):  # fmt: skip
         self.url, self.name, self.cache = base_url.rstrip("/") + "/chat/completions", model, cache
@@ -273,7 +275,8 @@ class ServedLM:
         self.answered: dict | None = None  # a request that it has answered
         self.refused: tuple[str, ...] = ()  # fields that it will not have
         self.told: set[str] = set()  # what the user knows already
-        self.at_once, self.under_way, self.slowed = concurrency, 0, -math.inf  # requests, requests, seconds
+        self.unasked = self.in_doubt = self.under_way = 0  # texts, texts, requests
+        self.at_once, self.slowed = concurrency, -math.inf  # requests, seconds
         self.turn, self.stopped = threading.Condition(), threading.Event()
         self.pause = self.stopped.wait  # for so many seconds → whether to stop
         self.restart(0)
@@ -294,9 +297,12 @@ class ServedLM:
         probe = max(prompts, key=len).encode(errors="replace")[: 4 * self.max_input_tokens]
         text = probe.decode(errors="ignore")
         self.complete([text], max_new_tokens)
-        read = self.answers[self.key(self.body(text, max_new_tokens, 0.0))].prompt_tokens
-        if len(probe) / 6 <= read <= len(probe):  # some servers do not count what they have read before
-            self.bytes_per_token = len(probe) / read
+        key, body = self.request(text, max_new_tokens)
+        answer = self.answers[key]
+        if answer.finish != "none":
+            self.answered = body
+        if len(probe) / 6 <= answer.prompt_tokens <= len(probe):  # some servers do not count what they have read before
+            self.bytes_per_token = len(probe) / answer.prompt_tokens
         self.restart(self.seed)
 
         self.expected = requests
@@ -313,14 +319,14 @@ class ServedLM:
         keys: list[str] = []  # one for each completion
         bodies: dict[str, dict] = {}
         for prompt in prompts:
-            body = self.body(prompt, max_new_tokens, temperature)
             for _ in range(samples):
                 sample = None
                 if temperature > 0:
                     sample = (self.seed, self.sampled[prompt])
                     self.sampled[prompt] += 1
-                keys.append(self.key(body, sample))
-                bodies[keys[-1]] = body
+                key, body = self.request(prompt, max_new_tokens, temperature, sample)
+                keys.append(key)
+                bodies[key] = body
 
         mine = processes.share(list(bodies))
         self.ask_all({key: bodies[key] for key in mine})
@@ -332,19 +338,19 @@ class ServedLM:
             self.unanswered += answer.finish == "none"
         return [Completion(self.answers[key].text, self.answers[key].finish) for key in keys]
 
-    def body(self, prompt: str, max_new_tokens: int, temperature: float) -> dict:
+    def request(self, prompt: str, max_new_tokens: int, temperature=0.0, sample=None) -> tuple[str, dict]:
+        """Its key in the cache, and its body."""
         messages = [{"role": "user", "content": prompt}]
-        own = {"model": self.name, "messages": messages, "max_tokens": max_new_tokens, "temperature": temperature}
-        return own | self.extra
-
-    def key(self, body: dict, sample: tuple[int, int] | None = None) -> str:
-        return hashlib.sha256(json.dumps([self.url, body, sample]).encode()).hexdigest()
+        body = {"model": self.name, "messages": messages, "max_tokens": max_new_tokens, "temperature": temperature}
+        body |= self.extra
+        return hashlib.sha256(json.dumps([self.url, body, sample]).encode()).hexdigest(), body
 
     # ---- Tries and pace
 
     def ask_all(self, bodies: dict[str, dict]) -> None:
         """Asks what is not known yet. After Ctrl-C or an error no request is begun; what is under way is still kept."""
         todo = [key for key in bodies if key not in self.answers]
+        self.unasked = len(todo)
         self.stopped.clear()
         bar = tqdm(total=len(bodies), initial=len(bodies) - len(todo), desc="asking", unit="text", leave=False, delay=2)
         begun = time.monotonic()
@@ -360,7 +366,7 @@ class ServedLM:
                         tqdm.write(f"M_L needs about {minutes:,.0f} minutes for all its answers")
                         self.expected = 0
             except BaseException:
-                self.stopped.set()
+                self.stop()
                 pool.shutdown(wait=False, cancel_futures=True)
                 if self.cache:
                     bar.write(f"stopping: answers under way are still kept, for {self.timeout:g} s at most", sys.stderr)
@@ -371,14 +377,21 @@ class ServedLM:
         found = self.persist(body)
         if isinstance(found, Fault):
             if found.then == "end" or (found.then == "ask" and not self.answers_others()):
-                self.stopped.set()
+                self.stop()
                 raise UserError(f"{self.url}, model {self.name}: {found.reason}")
             self.tell(f"some texts get no answer: {found.reason}")
             found = Answer("", "none", 0, 0)
         if found:
             with self.turn, open(self.own_cache or os.devnull, "a", encoding="utf-8") as file:
                 file.write(as_jsonl([{"key": key, **found._asdict()}]))
-            self.answers[key] = found
+                self.answers[key] = found
+                self.unasked -= 1
+                self.turn.notify_all()
+
+    def stop(self) -> None:
+        with self.turn:
+            self.stopped.set()
+            self.turn.notify_all()
 
     def persist(self, body: dict) -> Answer | Fault | None:
         """Tries until there is an answer or no hope; None if it was stopped."""
@@ -386,7 +399,7 @@ class ServedLM:
         while not self.pause(wait):
             found = self.attempt(without(body, refused))
             if isinstance(found, Answer):
-                self.answered, self.refused = body, max(refused, self.refused, key=len)  # only what helped
+                self.refused = max(refused, self.refused, key=len)  # only what helped
                 if "temperature" in refused:
                     self.tell("it will have no temperature, so answers are sampled as it likes")
                 return found
@@ -394,15 +407,16 @@ class ServedLM:
                 refused, wait = (*refused, found.field), 0.0
                 continue
 
-            tried[found.tries] += 1  # overload does not use up the tries of an answer
-            if tried[found.tries] == min(found.tries, TRIES if self.heard else 4):  # a silent one is probably not there
-                times = f" (tried {tried.total()} times)" if tried.total() > 1 else ""
-                return found._replace(reason=found.reason + times)
-            if tried.total() > 1:
+            tried[found.tries] += 1  # each kind has its own: overload does not use up those of broken answers
+            times = tried.total()
+            most = self.TRIES if self.heard else min(4, self.TRIES)  # who never replied is probably not there
+            if tried[found.tries] == min(found.tries, most):
+                return found._replace(reason=f"{found.reason} (tried {times} times)" if times > 1 else found.reason)
+            if times > 1:
                 self.tell(f"a text failed twice and is asked again: {found.reason}")
             wait = found.wait
             if wait is None:
-                wait = min(60, 2 ** tried.total() / 4) * random.uniform(0.5, 1.5)  # back off, and not all at once
+                wait = min(60, 2**times / 4) * random.uniform(0.5, 1.5)  # back off, and not all at once
         return None
 
     def attempt(self, body: dict) -> Answer | Fault:
@@ -417,8 +431,10 @@ class ServedLM:
             status, headers, content = post(self.url, body, self._key, self.timeout, self.tls)
             self.heard = True
             found = read_reply(status, headers, content, body)
+            if isinstance(found, Answer):
+                self.answered = body
         except TooSlow:
-            found = Fault(f"no answer within {self.timeout:g} seconds (--server-timeout)", TRIES)
+            found = Fault(f"no answer within {self.timeout:g} seconds (--server-timeout)", MAY_PASS)
             with self.turn:
                 if begun > self.slowed and self.at_once > 1:  # others of that time do not halve it again
                     self.slowed, self.at_once = time.monotonic(), self.at_once // 2
@@ -438,9 +454,13 @@ class ServedLM:
         return text.replace(self._key, "…") if len(self._key) > 5 else text
 
     def answers_others(self) -> bool:
-        """Whether the server still answers a text that it answered before. If so, the fault lies in another text."""
+        """Whether the server still answers a request that it answered before. If so, the fault lies in this one."""
         with self.turn:  # the first answer may still be under way
-            self.turn.wait_for(lambda: self.answered or self.under_way == 0)
+            self.in_doubt += 1
+            self.turn.notify_all()
+            self.turn.wait_for(lambda: self.answered or self.in_doubt >= min(self.batch_size, self.unasked)
+                               or self.stopped.is_set())  # fmt: skip
+            self.in_doubt -= 1
         return self.answered is not None and isinstance(self.persist(self.answered), Answer)
 
     def tell(self, sentence: str) -> None:
