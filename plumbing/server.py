@@ -41,13 +41,7 @@ class Completion(NamedTuple):
     finish: str  # "stop"; "length": it was cut at its length limit; "none": no answer could be had
 
 
-class Answer(NamedTuple):
-    """A completion as the cache keeps it."""
-
-    text: str
-    finish: str
-    tokens: int  # that the model wrote
-    prompt_tokens: int  # that it read; 0 if the server does not say
+Answer = dict  # as the cache keeps it: text, finish, tokens (written), prompt_tokens (read; 0: the server does not say)
 
 
 class Fault(NamedTuple):
@@ -147,15 +141,13 @@ def read_reply(status: int, headers: Message, content: bytes, sent: dict) -> Ans
 
 
 def read_error(error: Exception, url: str, heard: bool) -> Fault:
-    """Why no reply came from a server that has replied before (`heard`), or has not."""
+    """Why no reply came, from a server that has replied before (`heard`) or has not."""
     reason = str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         return Fault(reason)
-    if heard:
-        return Fault(reason, MAY_PASS)
-    if isinstance(error, ssl.SSLError) or "handshake" in reason:
+    if not heard and (isinstance(error, ssl.SSLError) or "handshake" in reason):
         return Fault(f"{reason} (perhaps http:// is right)", 2)
-    if isinstance(error, http.client.HTTPException | ConnectionResetError) and url.startswith("http:"):
+    if not heard and isinstance(error, http.client.HTTPException | ConnectionResetError) and url.startswith("http:"):
         reason += " (perhaps https:// is right)"
     return Fault(reason, MAY_PASS)
 
@@ -182,7 +174,8 @@ def read_completion(reply: Any, said: str) -> Answer | Fault:
     if not text or finish not in STOPPED | CUT:
         return Fault(f"an answer of {len(text)} characters ended with finish_reason {finish}", 3, "none")
     tokens = count(reply, "completion_tokens") or math.ceil(len(text.encode()) / 3)
-    return Answer(text, "length" if finish in CUT else "stop", tokens, count(reply, "prompt_tokens"))
+    finish = "length" if finish in CUT else "stop"
+    return Answer(text=text, finish=finish, tokens=tokens, prompt_tokens=count(reply, "prompt_tokens"))
 
 
 def joined(content: str | list | None) -> str:
@@ -275,9 +268,8 @@ class ServedLM:
         self.answered: dict | None = None  # a request that it has answered
         self.refused: tuple[str, ...] = ()  # fields that it will not have
         self.told: set[str] = set()  # what the user knows already
-        self.unasked = self.in_doubt = self.under_way = 0  # texts, texts, requests
-        self.at_once, self.slowed = concurrency, -math.inf  # requests, seconds
-        self.turn, self.stopped = threading.Condition(), threading.Event()
+        self.at_once, self.is_slow = concurrency, False  # requests; whether one has timed out in this round
+        self.lock, self.stopped = threading.Lock(), threading.Event()
         self.pause = self.stopped.wait  # for so many seconds → whether to stop
         self.restart(0)
 
@@ -299,10 +291,10 @@ class ServedLM:
         self.complete([text], max_new_tokens)
         key, body = self.request(text, max_new_tokens)
         answer = self.answers[key]
-        if answer.finish != "none":
+        if answer["text"]:
             self.answered = body
-        if len(probe) / 6 <= answer.prompt_tokens <= len(probe):  # some servers do not count what they have read before
-            self.bytes_per_token = len(probe) / answer.prompt_tokens
+        if len(probe) / 6 <= answer["prompt_tokens"] <= len(probe):  # some do not count what they have read before
+            self.bytes_per_token = len(probe) / answer["prompt_tokens"]
         self.restart(self.seed)
 
         self.expected = requests
@@ -333,10 +325,10 @@ class ServedLM:
         self.answers |= processes.gather([(key, self.answers[key]) for key in mine])
         for key in bodies:
             answer = self.answers[key]
-            self.tokens_written += answer.tokens
-            self.unfinished += answer.finish == "length"
-            self.unanswered += answer.finish == "none"
-        return [Completion(self.answers[key].text, self.answers[key].finish) for key in keys]
+            self.tokens_written += answer["tokens"]
+            self.unfinished += answer["finish"] == "length"
+            self.unanswered += answer["finish"] == "none"
+        return [Completion(self.answers[key]["text"], self.answers[key]["finish"]) for key in keys]
 
     def request(self, prompt: str, max_new_tokens: int, temperature=0.0, sample=None) -> tuple[str, dict]:
         """Its key in the cache, and its body."""
@@ -348,50 +340,69 @@ class ServedLM:
     # ---- Tries and pace
 
     def ask_all(self, bodies: dict[str, dict]) -> None:
-        """Asks what is not known yet. After Ctrl-C or an error no request is begun; what is under way is still kept."""
+        """Asks what is not known yet. A time-out ends a round of requests; the next one has half as many at once."""
         todo = [key for key in bodies if key not in self.answers]
-        self.unasked = len(todo)
-        self.stopped.clear()
         bar = tqdm(total=len(bodies), initial=len(bodies) - len(todo), desc="asking", unit="text", leave=False, delay=2)
-        begun = time.monotonic()
-        with bar, ThreadPoolExecutor(self.batch_size) as pool:
+        with bar:
+            while todo:
+                part = todo if self.answered else todo[: self.at_once]  # perhaps nothing is ever answered
+                self.ask_round({key: bodies[key] for key in part}, bar)
+                todo = [key for key in todo if key not in self.answers]
+
+    def ask_round(self, bodies: dict[str, dict], bar: tqdm) -> None:
+        """After Ctrl-C or an error no request is begun; what is under way is still kept."""
+        self.stopped.clear()
+        in_doubt: dict[str, Fault] = {}
+        with ThreadPoolExecutor(self.at_once) as pool:
             try:
-                asked = [pool.submit(self.ask, key, bodies[key]) for key in todo]
-                for done, future in enumerate(as_completed(asked), start=1):
-                    future.result()
-                    bar.update()
+                asked = {pool.submit(self.ask, key, body): key for key, body in bodies.items()}
+                for future in as_completed(asked):
+                    if fault := future.result():
+                        in_doubt[asked[future]] = fault
+                    bar.update(asked[future] in self.answers)
+                    done = bar.n - bar.initial
                     if done == 20 and self.expected:
                         left = (self.expected - len(self.answers)) / processes.rank_and_size()[1]
-                        minutes = max(0, left) * (time.monotonic() - begun) / done / 60
+                        minutes = max(0, left) * bar.format_dict["elapsed"] / done / 60
                         tqdm.write(f"M_L needs about {minutes:,.0f} minutes for all its answers")
                         self.expected = 0
             except BaseException:
-                self.stop()
+                self.stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 if self.cache:
                     bar.write(f"stopping: answers under way are still kept, for {self.timeout:g} s at most", sys.stderr)
                 raise
+        for key, fault in in_doubt.items():
+            self.give_up(key, fault)
+        if self.is_slow:
+            self.is_slow, self.at_once = False, self.at_once // 2
+            self.tell(f"no answer within {self.timeout:g} seconds (--server-timeout), so it now gets only "
+                      f"{self.at_once} requests at once")  # fmt: skip
 
-    def ask(self, key: str, body: dict) -> None:
-        """One text, however many tries it takes, into `answers` and the cache; UserError ends the run."""
+    def ask(self, key: str, body: dict) -> Fault | None:
+        """One text, however many tries it takes, into `answers` and the cache. A fault that is returned is in doubt."""
         found = self.persist(body)
         if isinstance(found, Fault):
-            if found.then == "end" or (found.then == "ask" and not self.answers_others()):
-                self.stop()
-                raise UserError(f"{self.url}, model {self.name}: {found.reason}")
-            self.tell(f"some texts get no answer: {found.reason}")
-            found = Answer("", "none", 0, 0)
-        if found:
-            with self.turn, open(self.own_cache or os.devnull, "a", encoding="utf-8") as file:
-                file.write(as_jsonl([{"key": key, **found._asdict()}]))
-                self.answers[key] = found
-                self.unasked -= 1
-                self.turn.notify_all()
+            if found.then == "ask" and not self.answered:  # the first answer may still be under way
+                return found
+            self.give_up(key, found)
+        elif found:
+            self.keep(key, found)
+        return None
 
-    def stop(self) -> None:
-        with self.turn:
+    def give_up(self, key: str, fault: Fault) -> None:
+        """No answer for a text, if the fault lies in it. UserError if it is general: if the server does not even answer
+        again what it has answered before."""
+        again = fault
+        if fault.then == "ask" and self.answered:
+            again = self.persist(self.answered)
+        if again is None:  # stopped: it is asked anew
+            return
+        if fault.then != "none" and isinstance(again, Fault):
             self.stopped.set()
-            self.turn.notify_all()
+            raise UserError(f"{self.url}, model {self.name}: {fault.reason}")
+        self.tell(f"some texts get no answer: {fault.reason}")
+        self.keep(key, Answer(text="", finish="none", tokens=0, prompt_tokens=0))
 
     def persist(self, body: dict) -> Answer | Fault | None:
         """Tries until there is an answer or no hope; None if it was stopped."""
@@ -420,57 +431,40 @@ class ServedLM:
         return None
 
     def attempt(self, body: dict) -> Answer | Fault:
-        """One request, when its turn comes."""
-        with self.turn:
-            self.turn.wait_for(lambda: self.under_way < self.at_once or self.stopped.is_set())
-            if self.stopped.is_set():
-                return Fault("stopped")
-            self.under_way += 1
-        begun = time.monotonic()
+        """One request. Some servers send back what they got: the key does not stay in what they say."""
         try:
             status, headers, content = post(self.url, body, self._key, self.timeout, self.tls)
             self.heard = True
             found = read_reply(status, headers, content, body)
-            if isinstance(found, Answer):
-                self.answered = body
         except TooSlow:
             found = Fault(f"no answer within {self.timeout:g} seconds (--server-timeout)", MAY_PASS)
-            with self.turn:
-                if begun > self.slowed and self.at_once > 1:  # others of that time do not halve it again
-                    self.slowed, self.at_once = time.monotonic(), self.at_once // 2
-                    self.tell(f"{found.reason}, so it gets only {self.at_once} requests at once now")
+            if self.at_once > 1:
+                self.is_slow = True
+                self.stopped.set()
         except (OSError, http.client.HTTPException) as error:
             found = read_error(error, self.url, self.heard)
-        finally:
-            with self.turn:
-                self.under_way -= 1
-                self.turn.notify_all()
-        if isinstance(found, Answer):
-            return found._replace(text=self.without_key(found.text))
-        return found._replace(reason=self.without_key(" ".join(found.reason.split()))[:400])
+        if isinstance(found, Fault):
+            return found._replace(reason=self.without_key(" ".join(found.reason.split()))[:400])
+        self.answered = body
+        return found | {"text": self.without_key(found["text"])}
 
     def without_key(self, text: str) -> str:
-        """Some servers send back what they got. A key of a few letters (EMPTY, none) is no secret and may be a word."""
+        """A key of a few letters (EMPTY, none) is no secret and may be a word."""
         return text.replace(self._key, "…") if len(self._key) > 5 else text
-
-    def answers_others(self) -> bool:
-        """Whether the server still answers a request that it answered before. If so, the fault lies in this one."""
-        with self.turn:  # the first answer may still be under way
-            self.in_doubt += 1
-            self.turn.notify_all()
-            self.turn.wait_for(lambda: self.answered or self.in_doubt >= min(self.batch_size, self.unasked)
-                               or self.stopped.is_set())  # fmt: skip
-            self.in_doubt -= 1
-        return self.answered is not None and isinstance(self.persist(self.answered), Answer)
 
     def tell(self, sentence: str) -> None:
         """Tells the user about the server. Of sentences that are equal up to a comma, the first is enough."""
-        with self.turn:
+        with self.lock:
             if sentence.partition(",")[0] not in self.told:
                 self.told.add(sentence.partition(",")[0])
                 tqdm.write(f"{self.url}: {sentence}", sys.stderr)
 
     # ---- The cache
+
+    def keep(self, key: str, answer: Answer) -> None:
+        with self.lock, open(self.own_cache or os.devnull, "a", encoding="utf-8") as file:
+            file.write(as_jsonl([{"key": key, **answer}]))
+        self.answers[key] = answer
 
     def read_cache(self) -> None:
         """At the first call, takes what earlier runs were told, from the files of all processes."""
@@ -480,17 +474,16 @@ class ServedLM:
             os.truncate(self.own_cache, self.own_cache.read_bytes().rfind(b"\n") + 1)  # a crash may leave half a line
         for file in sorted(self.cache.parent.glob(f"{self.cache.stem}*{self.cache.suffix}")):
             for line in read_jsonl(file):
-                key, *fields = map(line.get, ("key", *Answer._fields))
-                answer = Answer(*fields)
-                if not isinstance(key, str) or not can_be(answer):
+                if not can_be(line):
                     raise UserError(f"{file} holds what is no answer of a server: delete it, and all is asked anew")
-                self.answers[key] = answer
+                self.answers[line["key"]] = line
 
 
-def can_be(answer: Answer) -> bool:
-    """Whether a line of a cache is an answer as `ask` writes it."""
-    text, finish, *counts = answer
-    if not isinstance(text, str) or text != text.encode(errors="replace").decode():
+def can_be(line: dict) -> bool:
+    """Whether `keep` can have written this line of a cache."""
+    key, text, finish, *counts = map(line.get, ("key", "text", "finish", "tokens", "prompt_tokens"))
+    if not isinstance(key, str) or not isinstance(text, str) or text != text.encode(errors="replace").decode():
         return False
-    are_counts = all(type(tokens) is int and 0 <= tokens <= BYTES for tokens in counts)
-    return are_counts and finish in ("stop", "length", "none") and (finish == "none") == (text == "")
+    if not all(type(tokens) is int and 0 <= tokens <= BYTES for tokens in counts):
+        return False
+    return finish == "none" if text == "" else finish in ("stop", "length")

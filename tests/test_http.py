@@ -10,7 +10,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -32,7 +31,7 @@ from plumbing.server import Completion, ServedLM
 from tiny import pretrain, world
 
 KEY = "sk-very-secret-0123456789"
-NONE = Completion("", "none")
+NONE, PARIS = Completion("", "none"), Completion("Paris", "stop")
 
 
 def completion(text, finish="stop", usage=7, **message):
@@ -45,60 +44,49 @@ def error(message, **more):
     return {"error": {"message": message, **more}}
 
 
-class Server:
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = body["messages"][0]["content"]
+        with server.lock:
+            server.requests.append((self.path, dict(self.headers), body))
+            n, server.seen[prompt] = server.seen[prompt], server.seen[prompt] + 1
+            server.now += 1
+            server.most = max(server.most, server.now)
+        what = server.plan(prompt, n)
+        with server.lock:
+            server.now -= 1  # before the client can know, and begin another
+        if callable(what):
+            return what(self)
+        status, content, headers = (*what, {})[:3] if isinstance(what, tuple) else (200, what, {})
+        raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+        with server.lock:
+            server.answered[prompt] += status == 200
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(raw))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(ThreadingHTTPServer):
     """`plan(prompt, n)`, of the n-th request (from 0) with a prompt → what to do: an object is sent as JSON with status
     200, bytes as they are, (status, object) or (status, object, headers) so, a function is called with the handler."""
 
+    request_queue_size, daemon_threads = 128, True
+
     def __init__(self, plan):
+        super().__init__(("127.0.0.1", 0), Handler)
         self.plan, self.requests, self.seen, self.answered = plan, [], Counter(), Counter()
         self.lock, self.now, self.most = threading.Lock(), 0, 0
-        outer = self
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                prompt = body["messages"][0]["content"]
-                with outer.lock:
-                    outer.requests.append((self.path, dict(self.headers), body))
-                    n, outer.seen[prompt] = outer.seen[prompt], outer.seen[prompt] + 1
-                    outer.now += 1
-                    outer.most = max(outer.most, outer.now)
-                what = outer.plan(prompt, n)
-                with outer.lock:
-                    outer.now -= 1  # before the client can know, and begin another
-                with contextlib.suppress(OSError):  # the client has hung up
-                    self.act(prompt, what)
-
-            def act(self, prompt, what):
-                if callable(what):
-                    return what(self)
-                status, content, headers = (*what, {})[:3] if isinstance(what, tuple) else (200, what, {})
-                raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-                if status == 200:
-                    with outer.lock:
-                        outer.answered[prompt] += 1
-                self.send_response(status)
-                for name, value in ({"Content-Length": str(len(raw))} | headers).items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(raw)
-
-            def log_message(self, *_):
-                pass
-
-        class Quiet(ThreadingHTTPServer):
-            request_queue_size, daemon_threads = 128, True
-
-            def handle_error(self, *_):
-                pass
-
-        self.server = Quiet(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
+    def handle_error(self, *_):
+        pass  # the client has hung up
 
 
 @pytest.fixture(autouse=True)
@@ -110,15 +98,14 @@ def environment(monkeypatch):
 @pytest.fixture
 def serve():
     """plan → a running server."""
-    servers = []
+    with contextlib.ExitStack() as stack:
 
-    def serve(plan):
-        servers.append(Server(plan))
-        return servers[-1]
+        def serve(plan):
+            server = stack.enter_context(Server(plan))
+            stack.callback(server.shutdown)
+            return server
 
-    yield serve
-    for server in servers:
-        server.close()
+        yield serve
 
 
 def connect(url, **options):
@@ -214,7 +201,6 @@ def test_a_greedy_prompt_is_asked_once_and_samples_stand_in_a_row_for_each_promp
 
 PARTS = [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, {"type": "text", "text": "Pa"},
          {"type": "text", "text": "ris"}]  # fmt: skip
-PARIS = Completion("Paris", "stop")
 TWO = {"choices": [completion("Paris")["choices"][0], completion("Rome")["choices"][0]], "error": None}
 FILTER = error("The response was filtered due to our content management policy", code="content_filter", status=400)
 ESCAPED = json.dumps(completion(f"{KEY} Paris")).replace("sk-", "\\u0073k-").encode()
@@ -252,7 +238,7 @@ REPLIES = {  # what comes back for one prompt, each time → what that is, and h
     "nothing, cut": (completion("", "length"), NONE, 1),
     "two choices": (TWO, PARIS, 1),
     "half a character": (ESCAPED.replace(b"Paris", b"Pari\\ud83d"), Completion("… Pari?", "stop"), 1),
-    "the key": (completion(f"Authorization: Bearer {KEY} Paris"), Completion("Authorization: Bearer … Paris", "stop"), 1),
+    "the key": (completion(f"You sent {KEY}"), Completion("You sent …", "stop"), 1),
     "the key, escaped": (ESCAPED, Completion("… Paris", "stop"), 1),
 }  # fmt: skip
 
@@ -275,13 +261,6 @@ def test_a_reply_is_the_right_answer_or_none_and_the_run_goes_on(name, serve, tm
     assert (lm.unanswered, lm.unfinished, lm.tokens_written, lm.cut) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("usage", [None, "7", -5, 0, True, 1e300, 10**400, float("nan"), []])
-def test_a_count_that_is_missing_or_absurd_costs_no_answer_and_is_estimated(usage, serve):
-    server = serve(lambda prompt, n: completion("123456789ab", usage=usage))
-    lm = connect(server.url)
-    assert lm.complete(["p"], 5) == [("123456789ab", "stop")] and lm.tokens_written == 4  # of 11 bytes
-
-
 def test_a_key_of_a_few_letters_is_no_secret_and_no_answer_loses_it(serve, monkeypatch):
     monkeypatch.setenv("LMCOT_API_KEY", "EMPTY")
     assert texts(connect(serve(lambda prompt, n: completion("EMPTY")).url).complete(["p"], 5)) == ["EMPTY"]
@@ -290,16 +269,16 @@ def test_a_key_of_a_few_letters_is_no_secret_and_no_answer_loses_it(serve, monke
 # ------------------------------------------------------------------------------------------------ fields of a request
 
 
-def knows(*fields, quiet=False, status=400):
-    """A plan's function: refuses every other field, and names it, as some servers do in `detail`."""
+def knows(*fields, status=400):
+    """A plan that refuses every other field, and names it as OpenAI (400) and FastAPI (422) do."""
 
-    def plan(handler_body):
+    def plan(body, prompt, n):
         for field in ("max_tokens", "max_completion_tokens", "temperature"):
-            if field in handler_body and field not in fields:
+            if field in body and field not in fields:
                 detail = [{"type": "extra_forbidden", "loc": ["body", field], "msg": "Extra inputs are not permitted"}]
-                other = f"Unsupported parameter: '{field}' is not supported. Use 'max_completion_tokens' instead."
-                return (status, {"detail": detail} if status == 422 else error(other, param=field))
-        return None
+                said = f"Unsupported parameter: '{field}'. Use 'max_completion_tokens'."
+                return (422, {"detail": detail}) if status == 422 else (400, error(said, param=field))
+        return (400, error("I cannot")) if prompt == "bad" else echo(prompt, n)
 
     return plan
 
@@ -313,29 +292,23 @@ def knows(*fields, quiet=False, status=400):
 def test_a_field_that_a_server_refuses_is_left_out_or_renamed_for_the_run_and_the_cache_stays(
     known, more, status, serve, tmp_path, capsys
 ):
-    refuse = knows(*known, status=status)
-    server = serve(lambda prompt, n: refuse(server.requests[-1][2]) or echo(prompt, n))
+    plan = knows(*known, status=status)
+    server = serve(lambda prompt, n: plan(server.requests[-1][2], prompt, n))
     lm = connect(server.url, cache=tmp_path / "c", concurrency=1)
-    assert lm.complete(list("abc"), 5) == echoes("abc") and len(server.requests) == 3 + more
-    sent = server.requests[-1][2]
-    assert sent.keys() == {"model", "messages", *known} and {sent.get(name, 5) for name in known[:1]} <= {5, 0}
-    lm.complete(list("de"), 5)
-    assert len(server.requests) == 5 + more  # remembered
-    said = capsys.readouterr().err
-    assert said.count("answers are sampled") == ("temperature" not in known)
-    plain = serve(echo)
-    keys = {line["key"] for line in lines(tmp_path / "c")}
-    other = connect(plain.url)
-    other.url = lm.url
-    assert keys == {other.request(prompt, 5)[0] for prompt in "abcde"}  # as if nothing had been refused
+    assert lm.complete(["a", "b", "bad"], 5) == [*echoes("ab"), NONE]
+    assert len(server.requests) == 3 + 1 + more  # the server is asked once more whether it answers others
+    for _, _, body in server.requests[more:]:  # remembered
+        assert body.keys() == {"model", "messages", *known} and all(body[field] in (0, 5) for field in known)
+    assert capsys.readouterr().err.count("answers are sampled") == ("temperature" not in known)
+    keys = [lm.request(prompt, 5)[0] for prompt in ("a", "b", "bad")]
+    assert [line["key"] for line in lines(tmp_path / "c")] == keys  # as if nothing had been refused
 
 
 def test_a_refusal_that_names_a_field_by_chance_changes_no_other_request(serve):
     quoting = (400, error("I will not say which temperature kills"))
     server = serve(lambda prompt, n: quoting if prompt == "b" else echo(prompt, n))
     assert connect(server.url, concurrency=1).complete(list("abc"), 5) == [*echoes("a"), NONE, *echoes("c")]
-    bodies = [body for _, _, body in server.requests]
-    assert bodies[-1]["temperature"] == 0 and bodies[-1]["messages"][0]["content"] == "c"
+    assert server.requests[-1][2]["temperature"] == 0 and server.requests[-1][2]["max_tokens"] == 5
 
 
 # ------------------------------------------------------------------------------------------------ what may pass
@@ -445,7 +418,7 @@ def test_a_server_with_one_slot_gets_fewer_requests_at_once_after_a_time_out_and
     assert lm.complete(prompts, 5) == echoes(prompts)
     assert 1 <= lm.at_once <= 4 and len(server.requests) < 3 * len(prompts)
     said = capsys.readouterr().err
-    assert "no answer within 0.45 seconds (--server-timeout), so it gets only 4 requests at once now" in said
+    assert "no answer within 0.45 seconds (--server-timeout), so it now gets only 4 requests at once" in said
 
 
 @pytest.mark.parametrize("begins", [b"HTTP/1.0 200 OK\r\n", b"HTTP/1.0 200 OK\r\n\r\n"], ids=["headers", "content"])
@@ -530,7 +503,7 @@ def test_a_certificate_that_nobody_signed_or_of_another_host_is_refused_at_once_
     server = serve(echo)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
-    server.server.socket = context.wrap_socket(server.server.socket, server_side=True)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
     url = server.url.replace("http://", "https://")
     lm = connect(url)
     with pytest.raises(UserError, match="certificate verify failed"):
@@ -890,64 +863,3 @@ def test_one_question_is_answered_by_a_model_behind_a_server(serve, tmp_path, mo
     assert code == 0 and re.search(rf"^Gold answer +{record['answer']}\n\nStandard prompting +.*\(right\)$", said, re.M)
     assert re.search(r"^Chain of thought +.*\(right\)$", said, re.M)
     assert len(server.requests) == 3  # one for each method
-
-
-
-# ------------------------------------------------------------------------------------------------ a real server
-
-
-@pytest.mark.slow
-def test_a_real_server_gives_the_texts_that_its_model_writes_in_this_process(tmp_path):
-    """`transformers serve` with a random decoder LM, against generate() on the same folder."""
-    for package in ("fastapi", "uvicorn", "openai", "accelerate"):
-        pytest.importorskip(package, reason=f"transformers serve needs {package}")
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=pretrain.make_tokenizer(), pad_token="<pad>", eos_token="</s>",
-        chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}")  # fmt: skip
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        eos_token_id=1, pad_token_id=0, bos_token_id=None)  # fmt: skip
-    model = transformers.LlamaForCausalLM(config).eval()
-    model.generation_config.do_sample = True  # without it this server is greedy at every temperature
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight *= 8 if weight.ndim == 2 else 1  # texts that depend on the prompt
-    folder = tmp_path / "model"
-    model.save_pretrained(folder), tokenizer.save_pretrained(folder)
-    prompts = ["Who directed Stormgate?", "yes", "The mayor of Roton"]
-    expected = []
-    for prompt in prompts:
-        chat = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        with torch.no_grad():
-            out = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
-        finish = "stop" if out[-1] == 1 else "length"
-        expected.append((Completion(tokenizer.decode(out, skip_special_tokens=True).strip(), finish), len(out)))
-    assert len({completion.text for completion, _ in expected}) == 3
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    serve = "import sys; from transformers.cli.transformers import main; sys.argv[0] = 'transformers'; main()"
-    command = [sys.executable, "-c", serve, "serve", str(folder), "--port", str(port), "--device", "cpu"]
-    with open(tmp_path / "log", "w") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
-        try:
-            for _ in range(240):
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                    break
-                assert server.poll() is None, (tmp_path / "log").read_text()
-                time.sleep(0.5)
-            lm = ServedLM(f"http://127.0.0.1:{port}/v1", str(folder), cache=tmp_path / "c")
-            assert lm.complete(prompts, 12) == [c for c, _ in expected], (tmp_path / "log").read_text()
-            assert lm.unfinished == sum(c.finish == "length" for c, _ in expected)
-            assert lm.tokens_written == sum(n for _, n in expected)
-            samples = lm.complete(prompts[:1], 12, 8, 1.0)
-            assert len(set(samples)) > 4
-            with pytest.raises(UserError, match="status 404"):
-                ServedLM(f"http://127.0.0.1:{port}/v2", str(folder)).complete(prompts[:1], 5)
-        finally:
-            server.terminate()
