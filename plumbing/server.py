@@ -168,7 +168,7 @@ def read_completion(reply: Any, said: str) -> Answer | Fault:
 
     if refusal or finish in REFUSED:
         return Fault("it refuses to answer", then="none")
-    if not text and (thoughts or finish in CUT):
+    if not text and (finish in CUT or (thoughts and finish in STOPPED)):
         more = "give more with --answer-tokens or --large-tokens, or switch thinking off with --large-extra"
         return Fault(f"thinking took all the room for an answer, {more}", then="none")
     if not text or finish not in STOPPED | CUT:
@@ -283,18 +283,20 @@ class ServedLM:
         return math.ceil(len(text.encode(errors="replace")) / self.bytes_per_token)
 
     def begin(self, prompts: Sequence[str], max_new_tokens: int, requests: int) -> None:
-        """Before a run of so many requests with prompts like these: asks the longest of them. So a wrong address, a
-        missing model or a context that is too small end the run at once, and the bytes of a token become known. The
-        cache keeps the answer: a run that goes on finds the same number, and builds the same prompts."""
-        probe = max(prompts, key=len).encode(errors="replace")[: 4 * self.max_input_tokens]
-        text = probe.decode(errors="ignore")
+        """Before so many requests with prompts like these: asks one as long as the longest, made of the ends of 16. So
+        a wrong address, a missing model or a context that is too small end the run at once, and the bytes of a token
+        become known. The cache keeps the answer: a run that goes on builds the same prompts."""
+        sample = prompts[:: max(1, len(prompts) // 16)][:16]
+        longest = min(max(map(len, prompts)), 4 * self.max_input_tokens)
+        text = "".join(prompt[-(longest // len(sample)) :] for prompt in sample)
         self.complete([text], max_new_tokens)
         key, body = self.request(text, max_new_tokens)
         answer = self.answers[key]
         if answer["text"]:
             self.answered = body
-        if len(probe) / 6 <= answer["prompt_tokens"] <= len(probe):  # some do not count what they have read before
-            self.bytes_per_token = len(probe) / answer["prompt_tokens"]
+        size = len(text.encode(errors="replace"))
+        if size / 6 <= answer["prompt_tokens"] <= size:  # some servers do not count what they have read before
+            self.bytes_per_token = size / answer["prompt_tokens"]
         self.restart(self.seed)
 
         self.expected = requests

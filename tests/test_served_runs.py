@@ -101,15 +101,24 @@ def test_an_address_and_a_name_go_together(kd_flags, tmp_path, monkeypatch, capf
     assert code == 2 and KEY not in said and not (tmp_path / "kd").exists()
 
 
+@pytest.mark.parametrize("extra", ["{", "[]", "3", '{"model": "x"}', '{"stream": true}', '{"n": 2}', "[" * 10**5])
+def test_extra_fields_are_a_json_object_without_the_fields_of_the_run(extra, kd_flags, tmp_path, monkeypatch, capfd):
+    flags = [*kd_flags, "--large", "http://127.0.0.1:1/v1", "--large-extra", extra]
+    code, said = run(monkeypatch, capfd, train_kd, *flags)
+    assert code == 2 and "--large-extra is a JSON object, without" in said and not (tmp_path / "kd").exists()
+
+
 def test_one_question_is_answered_by_a_model_behind_a_server(serve, tmp_path, monkeypatch, capfd):
     server = serve(chat_model)
     save_random_small(tmp_path / "small", pretrain.make_tokenizer())
-    flags = ["--small", tmp_path / "small", "--large", server.url, "--large-model", "a-model"]
+    flags = ["--small", tmp_path / "small", "--large", server.url, "--large-model", "a-model", "--server-timeout", 9,
+             "--large-extra", '{"chat_template_kwargs": {"enable_thinking": false}}']  # fmt: skip
     code, said = run(monkeypatch, capfd, lmcot, *flags)
     record = next(r for r in RECORDS.values() if r["_id"].startswith("tiny-test"))
     assert code == 0 and re.search(rf"^Gold answer +{record['answer']}\n\nStandard prompting +.*\(right\)$", said, re.M)
     assert re.search(r"^Chain of thought +.*\(right\)$", said, re.M)
     assert len(server.requests) == 3  # one for each method
+    assert all(body["chat_template_kwargs"] == {"enable_thinking": False} for _, _, body in server.requests)
 
 
 @pytest.mark.slow
