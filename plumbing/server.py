@@ -61,7 +61,7 @@ class TooSlow(Exception):
 # ---- The request -----------------------------------------------------------------------------------------------------
 
 
-def post(url: str, body: dict, key: str, timeout: float, tls: ssl.SSLContext) -> tuple[int, Message, bytes]:
+def post(url: str, body: dict, key: str, timeout: float, tls: ssl.SSLContext | None) -> tuple[int, Message, bytes]:
     """One POST → status, headers, content. OSError, HTTPException or TooSlow if none came. It follows no redirect: that
     would take the key along."""
     scheme, place, path, _, _ = urlsplit(url)
@@ -256,7 +256,8 @@ class ServedLM:
         self.own_cache = cache and cache.with_stem(f"{cache.stem}{rank or ''}")  # under torchrun each writes its own
         self.max_input_tokens, self.batch_size = max_input_tokens, concurrency
         self.extra, self.timeout = extra or {}, timeout
-        self._key, self.tls = os.environ.get("LMCOT_API_KEY", "").strip(), ssl.create_default_context()
+        self._key = os.environ.get("LMCOT_API_KEY", "").strip()
+        self.tls = ssl.create_default_context() if base_url.startswith("https") else None  # it takes a while
         address = r"https?://(\[[\da-fA-F:.]+\]|[\w-]{1,63}(\.[\w-]{1,63})*\.?)(:\d+)?(/[\w./%~-]*)?"
         if not re.fullmatch(address, base_url, re.A) or re.search("[^!-~]", self._key):
             raise UserError("a server's address is like http://host:8000/v1, and its key one word in LMCOT_API_KEY")
