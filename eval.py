@@ -55,7 +55,7 @@ METHODS = {  # name → the M_S that it needs
     "other's rationale": "",  # floor: another question's supporting sentences
 }
 WITHOUT_RATIONALE = ("standard", "M_S alone")
-COSTS = ("seconds", "tokens", "cut", "unfinished")  # of answers.jsonl
+COSTS = ("seconds", "tokens", "cut", "unfinished", "unanswered")  # of answers.jsonl
 NEED_FACTS = ("gold rationale", "other's rationale")  # left out where the data names no supporting sentences
 
 
@@ -246,6 +246,29 @@ def as_markdown(table: dict) -> str:
 # ------------------------------------------------------------------------------------------------ the comparison
 
 
+def students_of(
+    name: str, examples: Sequence[Example], smalls: dict[str, Sequence[LM | None]], samples: int
+) -> Sequence[LM | None]:
+    """The M_S of each seed with which a method is run: [None] for one that needs none, [] for one that is left out."""
+    if name in NEED_FACTS and not all(example.supporting_facts for example in examples):
+        return []
+    if name.endswith((" + SC", " best of N")) and samples == 1:
+        return []
+    if name == "CoT + SC":  # without an M_S, but sampled
+        return [None] * max(map(len, smalls.values()), default=1)
+    role = METHODS[name]
+    return smalls.get(role, []) if role else [None]
+
+
+def requests(examples: Sequence[Example], smalls: dict[str, Sequence[LM | None]], samples: int) -> int:
+    """About how many texts M_L writes for a comparison."""
+    texts = 0
+    for name in METHODS:
+        of_each = samples if name.endswith(" + SC") else 1
+        texts += len(students_of(name, examples, smalls, samples)) * of_each
+    return texts * len(examples)
+
+
 def evaluate(run: Run, examples: list[Example], large: LM, smalls: dict[str, list[LM]], s: "Settings") -> str:
     """Runs every method whose M_S is in `smalls` ("untrained", "kd", "rl", "direct": one per seed), writes results.json
     and results.md into the run folder, and returns the Markdown.
@@ -259,18 +282,13 @@ def evaluate(run: Run, examples: list[Example], large: LM, smalls: dict[str, lis
             raise UserError(f"{run.path('answers.jsonl')} answers other questions: use --overwrite or another --out")
         done[row["method"], row["seed"]] = row
 
-    has_facts = all(example.supporting_facts for example in examples)
-    most_seeds = max(map(len, smalls.values()), default=1)
     answers: dict[str, list[list[Answer]]] = {}
     costs: dict[str, dict] = {}
     total: Counter[str] = Counter()
-    bar = tqdm(METHODS.items(), desc="methods")
-    for name, role in bar:
-        students: Sequence[LM | None] = smalls.get(role, ())
-        if not role:
-            students = [None] * (most_seeds if name == "CoT + SC" else 1)  # the others do not vary
-        sampled = name.endswith((" + SC", " best of N"))
-        if not students or (name in NEED_FACTS and not has_facts) or (sampled and s.samples == 1):
+    bar = tqdm(METHODS, desc="methods")
+    for name in bar:
+        students = students_of(name, examples, smalls, s.samples)
+        if not students:
             continue
         bar.set_description(name)
         answers[name] = []
@@ -292,6 +310,7 @@ def evaluate(run: Run, examples: list[Example], large: LM, smalls: dict[str, lis
     table["notes"] = [
         f"{total['cut']} prompts were too long: their context was cut to the whole sentences that fit, if any.",
         f"{total['unfinished']} texts reached the length limit.",
+        f"{total['unanswered']} texts could not be had from M_L's server: they count as wrong.",
     ]
     run.write("results.json", table)
     markdown = as_markdown(table)
@@ -307,11 +326,12 @@ def timed(name: str, seed: int, examples: list[Example], large: LM, small: LM | 
     begun = time.perf_counter()
     answers = run_method(name, examples, large, small, s)
     row = {"method": name, "seed": seed, "seconds": time.perf_counter() - begun}
-    row |= {"tokens": 0, "cut": 0, "unfinished": 0}
+    row |= {"tokens": 0, "cut": 0, "unfinished": 0, "unanswered": 0}
     for lm in lms:
         row["tokens"] += lm.tokens_written
         row["cut"] += lm.cut
         row["unfinished"] += lm.unfinished
+        row["unanswered"] += lm.unanswered
     row["answers"] = list(map(vars, answers))
     return row
 
@@ -387,6 +407,7 @@ def main() -> None:
     with Run(s.out, s, s.overwrite) as run:
         run.uses(weights)
         print(f"M_L {s.large} · {len(examples)} questions · M_S of {s.kd}, {s.rl}, {s.direct} · folder {s.out}\n")
+        lmcot.announce(large, examples, requests(examples, smalls, s.samples))
         print(evaluate(run, examples, large, smalls, s))
         print(f"This is also in {run.path('results.md')}.")
 

@@ -32,7 +32,7 @@ from model import T5, load_tokenizer, pad_batch
 from plumbing import processes
 from plumbing.command import parse_settings, run_main
 from plumbing.errors import UserError
-from plumbing.server import Completion, ServedLM
+from plumbing.server import Completion, ServedLM, extra_fields
 from tiny import world
 
 # ------------------------------------------------------------------------------------------------ prompts, all of them
@@ -175,7 +175,7 @@ class LM(Protocol):
     """A language model as a black box, and all that the methods know of one: `LocalLM` and `ServedLM`.
 
     `complete` writes `samples` completions in a row for each prompt; greedy at temperature 0. Under torchrun all
-    processes call it with the same prompts, each writes its share, and all get everything. `restart` sets the three
+    processes call it with the same prompts, each writes its share, and all get everything. `restart` sets the four
     counters to 0, and its seed decides what is sampled from then on.
     """
 
@@ -186,6 +186,7 @@ class LM(Protocol):
     batch_size: int  # texts that are written at once
     cut: int  # prompts whose context was shortened
     unfinished: int  # completions that reached their length limit
+    unanswered: int  # completions that could not be had
     tokens_written: int  # of all completions
 
 
@@ -220,7 +221,7 @@ class LocalLM:
         return cls(T5.from_pretrained(place, dtype, device), load_tokenizer(place), **options)
 
     def restart(self, seed: int) -> None:
-        self.tokens_written = self.cut = self.unfinished = 0
+        self.tokens_written = self.cut = self.unfinished = self.unanswered = 0
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def count_tokens(self, text: str) -> int:
@@ -415,13 +416,15 @@ class Models:
     prompts: str = ""  # how M_L is asked: plain, or chat for instruct models; by itself plain here and chat on a server
     answer_tokens: int = 32  # M_L's room for an answer
     large_tokens: int = 256  # M_L's room for a chain of thought
+    large_extra: str = ""  # JSON for every request, as {"chat_template_kwargs": {"enable_thinking": false}}
     concurrency: int = 8  # requests that a server gets at once
+    server_timeout: int = 600  # seconds that an answer of a server may take
     device: str = "auto"  # where they compute: auto (cuda if there, else mps, else cpu), cpu, cuda, cuda:1, mps
     large_dtype: str = "float32"  # of M_L on this machine: float32, or bfloat16, which halves its memory
     max_input_tokens: int = 1024  # longer contexts lose whole sentences
     decode_batch_size: int = 128  # texts written at once on this machine; smaller for large models
 
-    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("concurrency", "device")
+    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("concurrency", "server_timeout", "device")
 
     def __post_init__(self) -> None:
         self.prompts = self.prompts or ("chat" if self.large_model else "plain")
@@ -433,6 +436,7 @@ class Models:
             raise ValueError("--large-dtype is float32 or bfloat16")
         if ("://" in self.large) != bool(self.large_model):
             raise ValueError("--large http://host:8000/v1 and --large-model NAME go together")
+        extra_fields(self.large_extra)
 
 
 def load_small(models: Models, place: str | Path) -> LocalLM:
@@ -445,7 +449,8 @@ def load_large(models: Models, run_folder: str | None = None) -> LM:
     """M_L, which nobody trains. What a server answers stays in the run's folder, so that nothing is asked twice."""
     if models.large_model:
         cache = Path(run_folder) / "http_cache.jsonl" if run_folder else None
-        large: LM = ServedLM(models.large, models.large_model, models.max_input_tokens, models.concurrency, cache)
+        large: LM = ServedLM(models.large, models.large_model, models.max_input_tokens, models.concurrency, cache,
+                             extra_fields(models.large_extra), models.server_timeout)  # fmt: skip
     else:
         dtype, device = getattr(torch, models.large_dtype), processes.find_device(models.device)
         large = LocalLM.load(models.large, dtype, device,
@@ -453,6 +458,15 @@ def load_large(models: Models, run_folder: str | None = None) -> LM:
     room = {"answer_tokens": models.answer_tokens, "chain_tokens": models.large_tokens}
     large.prompts = PROMPTS[models.prompts]._replace(**room)
     return large
+
+
+def announce(large: LM, examples: Sequence[Example], requests: int) -> None:
+    """Before a run of so many requests, a served M_L is asked one. So a wrong address or a missing model ends the run
+    at once, and the run says what it will cost."""
+    if isinstance(large, ServedLM):
+        prompts = prompts_of(large)
+        texts = fill(prompts.standard, large, examples)
+        large.begin(texts, max(prompts.answer_tokens, prompts.chain_tokens), requests)
 
 
 # -------------------------------------------------------------------------------------------- a script on one question

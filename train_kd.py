@@ -30,7 +30,7 @@ from tqdm import tqdm
 import data
 import lmcot
 from data import Example
-from eval import evaluate
+from eval import evaluate, requests
 from lmcot import LM, LocalLM
 from model import T5, pad_batch
 from plumbing import downloads, processes
@@ -105,8 +105,8 @@ def taken_over(s: Settings) -> list[dict]:
     """The rationales of another run of this script; UserError if its M_L, data or limits were others."""
     folder = Path(s.rationales)
     theirs = read_json(folder / "settings.json")
-    asked = ("large", "large_model", "large_dtype", "prompts", "large_tokens", "max_input_tokens", "data", "context")
-    for name in asked:
+    for name in ("large", "large_model", "large_extra", "large_dtype", "prompts", "large_tokens", "max_input_tokens",
+                 "data", "context"):  # fmt: skip
         mine = getattr(s, name)
         if theirs.get(name) != mine:
             raise UserError(f"the rationales of {folder} were made with {name} {shown(theirs.get(name))}, "
@@ -253,6 +253,9 @@ def main() -> None:
             return
         print(f"M_S {s.small} · M_L {s.large_model or s.large} · {len(train)} training, {len(dev)} held-out, "
               f"{len(test)} test questions · folder {s.out}\n")  # fmt: skip
+
+        asked = requests(test, {"untrained": [None], "kd": [None]}, s.samples)
+        lmcot.announce(large, train, asked + (0 if teachers else len(train) + len(dev)))
 
         # ---- 1, 2: M_L writes rationales; the filter keeps those that are worth learning
         if s.target == "answer":

@@ -32,7 +32,7 @@ import lmcot
 import rewards
 import rl
 from data import Example
-from eval import evaluate, read_run
+from eval import evaluate, read_run, requests
 from lmcot import Answer, LocalLM
 from model import pad_batch
 from plumbing import processes
@@ -188,6 +188,10 @@ def main() -> None:
             return
         print(f"M_S {s.kd}/model · M_L {kd['large']} · {s.steps} steps of {s.prompts} × {s.samples_per_prompt} "
               f"rationales from {len(train)} questions · folder {s.out}\n")  # fmt: skip
+        rollouts = s.steps * min(s.prompts, len(train)) * s.samples_per_prompt
+        looks = (1 + s.steps // s.eval_every) * len(dev)
+        compared = requests(test, {"kd": [None], "rl": [None]}, s.samples)
+        lmcot.announce(large, train, rollouts + looks + compared)
         state = {"step": 0, "best": -math.inf, "best_step": 0, "beta": s.beta}
         state |= run.load_state(parts, small.device)
         combination = rewards.Combination(**state.pop("combination", {"how": s.reward, "task_weight": s.task_weight}))

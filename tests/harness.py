@@ -31,7 +31,7 @@ class ScriptedLM:
         self.restart(0)
 
     def restart(self, seed):
-        self.tokens_written = self.cut = self.unfinished = 0
+        self.tokens_written = self.cut = self.unfinished = self.unanswered = 0
 
     def count_tokens(self, text):
         return len(text.split())
