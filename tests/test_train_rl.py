@@ -182,16 +182,16 @@ def test_the_gradient_of_micro_batches_is_that_of_the_whole_minibatch(kd):
 
 
 @pytest.mark.parametrize(
-    ("place", "name", "call_in_step_3", "spoiled"),
+    ("place", "name", "call_in_step_3", "spoiled", "what"),
     [
-        (rl, "update_metrics", 10, lambda metrics: metrics | {"ratio_max": float("inf")}),  # 4 calls in each step
-        (rl, "value_loss", 10, lambda loss: loss * float("nan")),
-        (rewards.Combination, "__call__", 3, lambda scores: [*scores[:5], float("inf"), *scores[6:]]),
+        (rl, "update_metrics", 10, lambda metrics: metrics | {"ratio_max": float("inf")}, "a ratio"),
+        (rl, "value_loss", 10, lambda loss: loss * float("nan"), "a loss"),
+        (rewards.Combination, "__call__", 3, lambda scores: [*scores[:5], float("inf"), *scores[6:]], "a reward"),
     ],
     ids=["ratio", "loss", "reward"],
-)
+)  # the losses are called 4 times in each step
 def test_a_number_that_is_none_stops_the_step_and_the_run_can_go_on(
-    place, name, call_in_step_3, spoiled, whole, tmp_path, monkeypatch, capsys, train
+    place, name, call_in_step_3, spoiled, what, whole, tmp_path, monkeypatch, capsys, train
 ):
     folder, calls, original = tmp_path / "rl", [], getattr(place, name)
 
@@ -203,7 +203,7 @@ def test_a_number_that_is_none_stops_the_step_and_the_run_can_go_on(
     monkeypatch.setattr(place, name, spoiling)
     assert train(folder)[0] == 2
     said = error_of(capsys)
-    assert "is not a finite number" in said and "bad_batch.pt" in said and "lower --lr" in said
+    assert what in said and "is not a finite number" in said and "bad_batch.pt" in said and "lower --lr" in said
     assert torch.load(folder / "state.pt", weights_only=True)["step"] == 2
     batch = torch.load(folder / "bad_batch.pt", weights_only=True)
     assert batch["ids"].shape == batch["logp_old"].shape and len(batch["questions"]) == 4
