@@ -288,18 +288,18 @@ def test_the_critic_learns_from_its_loss_the_policy_does_not_and_forbidden_ids_m
 
 
 def test_a_toy_reward_rises_to_near_its_optimum():
-    """Rewarded is the share of tokens that are token 5: 1/10 at first, and 7/8 is the most that a text of 8 tokens with
-    EOS has. A loop as that of train_rl.py, of 64 rationales a step."""
+    """Rewarded is the share of 8 tokens that are token 5: 1/10 at first, and 1 if the text does nothing else. A loop as
+    that of train_rl.py, of 32 rationales a step."""
 
     def share(r):
         return ((r.ids == 5) & r.mask).sum(1) / 8
 
     policy, reference, head = tiny_policy(), tiny_policy(), rl.ValueHead(32)
-    optimizer = torch.optim.Adam([*policy.parameters(), *head.parameters()], 6e-3, eps=1e-5)
+    optimizer = torch.optim.Adam([*policy.parameters(), *head.parameters()], 1e-2, eps=1e-5)
     means = []
-    for step in range(60):
+    for step in range(15):
         g = torch.Generator().manual_seed(step)
-        r = rl.rollout(policy, reference, head, *sources(8), 8, 8, FORBID, g)
+        r = rl.rollout(policy, reference, head, *sources(4), 8, 8, FORBID, g)
         means.append(share(r).mean())
         rewards = rl.token_rewards(r.logp_old, r.logp_ref, share(r), r.mask, 0.0)
         advantages, returns = rl.gae(rewards, r.values, r.mask, 1.0, 0.95)
@@ -311,7 +311,7 @@ def test_a_toy_reward_rises_to_near_its_optimum():
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    assert means[0] < 0.2 and means[-1] > 0.85
+    assert means[0] < 0.2 and means[-1] > 0.9
 
 
 # ------------------------------------------------------------------------------------------------ warnings
