@@ -1,10 +1,12 @@
 """What the tests of scripts share: commands in this process, whole runs with a random M_S and a scripted M_L, models of
 FLAN-T5's form with its real tokenizer."""
 
+import contextlib
 import json
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -127,3 +129,27 @@ def lines(path):
 def files_of(folder):
     """The bytes of every file in a folder."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextlib.contextmanager
+def failing_once(place, name, number, error):
+    """Within it, the call of this number of a function raises an error in its stead; it must come to that."""
+    original, calls = getattr(place, name), []
+
+    def fails(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == number:
+            raise error
+        return original(*args, **kwargs)
+
+    with mock.patch.object(place, name, fails):
+        yield
+    assert len(calls) == number
+
+
+def error_of(capsys):
+    """The one line on stderr that names an error; there is no traceback."""
+    said = capsys.readouterr().err
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in said
+    return line
