@@ -109,11 +109,8 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def aspects(rationale: str, question: str, context: str, prediction: str | None = None) -> dict[str, float]:
-    """The eight scores of a rationale, each in [0, 1], in the order of `ASPECTS`.
-
-    `context` is the text of the paragraphs. `prediction`, M_L's answer from the rationale, counts as the conclusion
-    where the text states none. A text without a statement (empty, a question, a bare answer) gets 0 throughout.
-    """
+    """The eight scores of a rationale, each in [0, 1], in the order of `ASPECTS`. M_L's `prediction` counts as the
+    conclusion where the text states none. A text without a statement (empty, a question, a bare answer) gets 0s."""
     r = read(rationale, question, context, prediction)
     if not r.steps:
         return dict.fromkeys(ASPECTS, 0.0)
@@ -255,24 +252,16 @@ def fluency(r: Reading) -> float:
     context has, else 1, .5 or 0 by the classes of the two; 0 for a start in lower case. A bigram model of the context
     that backs off to word classes. Blind to grammar beyond two words."""
     scores = []
-    for sentence in r.sentences:
-        scores += flow(sentence, r.context)
+    for s in r.sentences:
+        start = "?" if s.text[0].islower() else "^"
+        classes = [start, *[CLASS.get(word, "N") for word in s.words], "$"]
+        neighbours = itertools.pairwise(["^", *s.words, "$"])
+        for words, (a, b) in zip(neighbours, itertools.pairwise(classes), strict=True):
+            if words in r.context.bigrams or a + b in _LIKELY:
+                scores.append(1.0)
+            else:
+                scores.append(0.5 if a + b in _POSSIBLE else 0.0)
     return (sum(scores) / len(scores)) ** 2
-
-
-def flow(s: Sentence, context: Context) -> list[float]:
-    """How well each word follows the one before, from the sentence's start (^) to its end ($)."""
-    classes = ["^", *[CLASS.get(word, "N") for word in s.words], "$"]
-    pairs = [("^", ""), *itertools.pairwise(s.words), ("", "$")]
-    scores = []
-    for words, (a, b) in zip(pairs, itertools.pairwise(classes), strict=True):
-        if words in context.bigrams or a + b in _LIKELY:
-            scores.append(1.0)
-        else:
-            scores.append(0.5 if a + b in _POSSIBLE else 0.0)
-    if s.text[0].islower():
-        scores[0] = 0.0
-    return scores
 
 
 def naturalness(r: Reading) -> float:
@@ -374,9 +363,10 @@ _CLOSED = "|".join([word for word in CLASS if CLASS[word] in "DPO"])
 _BULLET = re.compile(r"[\s*•#>→–—-]+")
 _LABEL = re.compile(r"[(\[]?(?:[A-Za-z'’]+ ){0,3}#?\w{1,9}(?:[:)\]]+|(?<=\d)\.|(?= [–—-] ))(?:\W+|$)")
 _PHRASE = re.compile(r"[A-Za-z]+(?: [a-z]+){0,5}(?:, | that (?=[A-Z]))")
-_ADVERB = re.compile(rf"(?!(?i:{'|'.join(CLASS)})\b)[A-Z]\w+ (?=[\"“‘'(]*([A-Z]\w*)|\d|(?:{_CLOSED})\b)")
-# What begins a name: a capital after a small word or a stop, but not in "However, …" and "According to …".
-_BEGINS = re.compile(rf"(?:^|[^\w\s]\s?|\b[a-z]+ )([^\W\d_a-z]\w+)(?![\w,]| (?:{_CLASSES['P'].replace(' ', '|')})\b)")
+_ADVERB = re.compile(rf"(?!(?i:{'|'.join(CLASS)})\b)[A-Z]\w+ (?=[\"“‘'(]*(?:(?i:{_CLOSED})\b|\d|([A-Z]\w*)))")
+# What begins a name: a capital after a small word or a stop, but not in "However, …"; "According to …" names nobody.
+_BEGINS = re.compile(r"(?:^|[^\w\s]\s?|\b[a-z]+ )([^\W\d_a-z]\w+)(?![\w,])")
+_NO_NAME = re.compile(rf"([A-Z]\w+) (?:{_CLASSES['P'].replace(' ', '|')})\b")
 
 
 def without_opener(text: str, context: Context) -> str:
@@ -386,7 +376,8 @@ def without_opener(text: str, context: Context) -> str:
         if opener and context.names.isdisjoint(re.findall(r"[A-Z]\w+", opener.group())):
             next_name = form is _ADVERB and opener.group(1)
             if not next_name or next_name in context.begins:  # not "Zed Lie" where the context has only Ann Lie
-                text = text[opener.end() : opener.end() + 1].upper() + text[opener.end() + 1 :]
+                text = text[opener.end() :]
+                text = text[:1].upper() + text[1:]
     return text
 
 
@@ -474,7 +465,8 @@ class Context:
         text = fold(text)
         self.sentences = [read_sentence(sentence) for sentence in split(text)]
         self.begins = set(_BEGINS.findall(text)) - set(map(str.capitalize, CLASS))
-        self.names = self.begins - set(map(str.capitalize, re.findall(r"\b[a-z]+\b", text)))
+        written_small = set(map(str.capitalize, re.findall(r"\b[a-z]+\b", text)))
+        self.names = self.begins - written_small - set(_NO_NAME.findall(text))
         self.bigrams: set[tuple[str, str]] = set()
         self.subjects: list[Words] = []
         self.terms: list[Words] = []  # of each sentence and its subject
