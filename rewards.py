@@ -32,15 +32,13 @@ Words = frozenset[str]
 # ---- 1. The reward ---------------------------------------------------------------------------------------------------
 
 
-def quality(
-    rationale: str, example: data.Example, prediction: str | None = None, weights: dict[str, float] | None = None
-) -> dict[str, float]:
+def quality(rationale: str, example: data.Example, prediction: str | None = None, weights: dict | None = None) -> dict:
     """R_aspect and the eight aspects of a rationale for this question, before or after M_L's answer from it."""
     scores = aspects(rationale, example.question, example.context, prediction)
     return {"R_aspect": r_aspect(scores, weights), **scores}
 
 
-def r_aspect(scores: dict[str, float], weights: dict[str, float] | None = None) -> float:
+def r_aspect(scores: dict, weights: dict | None = None) -> float:
     """R_aspect = Σ w_i s_i. Without weights all w_i are 1, and R_aspect lies between 0 and 8."""
     weights = weights or dict.fromkeys(ASPECTS, 1.0)
     return sum(weights[name] * score for name, score in scores.items())
@@ -128,8 +126,8 @@ def factuality(r: Reading) -> float:
 
 def relevance(r: Reading) -> float:
     """It is about what was asked. The share of the question's terms that it takes up, times the share of steps that
-    names link to the question, directly or through earlier steps, times `selection`.
-    The question's side of ROSCOE's semantic alignment (Golovneva et al. 2023). Blind to synonyms."""
+    names link to it, directly or through earlier steps, times `selection`. The question's side of ROSCOE's semantic
+    alignment (Golovneva et al. 2023). Blind to synonyms."""
     reached, said, linked = r.question.names, frozenset(), 0
     for step in r.steps:
         said |= step.terms | step.about
@@ -146,9 +144,8 @@ def selection(r: Reading) -> float:
 
 def logicality(r: Reading) -> float:
     """The conclusion follows from the premises. A product: the squared share of steps that lead on (of at least two,
-    because one alone is a look-up); the share of the question's names that the steps hold; whether they support the
-    conclusion. Links between names stand for the entailment model of ROSCOE's reasoning alignment. Blind to what a link
-    means: a wrong relation between the right names passes."""
+    because one alone is a look-up); the share of the question's names that they hold; `follows`. Links between names
+    stand for the entailment model of ROSCOE's reasoning alignment. Blind to what a link means."""
     leading = 0
     not_yet_named, brought, named = r.question.names, frozenset(), frozenset()
     for step in r.steps:  # a step leads on with a name of the question that is new, or one that an earlier step brought
@@ -170,14 +167,16 @@ def follows(r: Reading) -> float:
     if answer in ("yes", "no"):
         if not a or not b or " same " not in r.question.text:
             return 0.5  # nothing can be told
-        return float((answer == "yes") == any(mention in b[-1].mentions for mention in a[-1].mentions))
+        shared = set(a[-1].mentions) & set(b[-1].mentions)
+        return float((answer == "yes") == bool(shared))
 
     if a and b and _ORDER.search(r.question.text):
         year_a, year_b = _YEAR.search(a[-1].text), _YEAR.search(b[-1].text)
         if not year_a or not year_b:
             return 0.5
         if answer and year_a[0] != year_b[0]:
-            winner = a if (year_a[0] < year_b[0]) == bool(_EARLIER.search(r.question.text)) else b
+            asks_earlier = bool(_EARLIER.search(r.question.text))
+            winner = a if (year_a[0] < year_b[0]) == asks_earlier else b
             return float(bool(winner[0].about & read_sentence(r.conclusion).names))
 
     words, most = set(answer.split()), 0
@@ -223,9 +222,9 @@ def contradict(a: Sentence, b: Sentence) -> bool:
     only_a, only_b = a.terms - b.terms, b.terms - a.terms
     if NEGATIONS.isdisjoint(a.words) != NEGATIONS.isdisjoint(b.words):
         return len(only_a | only_b) <= 0.2 * len(a.terms | b.terms)
-    if not only_a or not only_b or not only_a <= a.names or not only_b <= b.names:
+    if not only_a or not only_b or not a.subject & b.subject or not only_a | only_b <= a.names | b.names:
         return False
-    return bool(a.subject & b.subject) and min(only_a)[0].isdigit() == min(only_b)[0].isdigit()
+    return min(only_a)[0].isdigit() == min(only_b)[0].isdigit()  # two names, or two numbers
 
 
 def coherence(r: Reading) -> float:
@@ -266,9 +265,8 @@ def fluency(r: Reading) -> float:
 
 def naturalness(r: Reading) -> float:
     """It reads as if somebody meant it. A product: the share of steps that say more than each earlier one; the squared
-    share of words without a loop (a phrase of three words that the sentence has already said); the share of sentences
-    that say something of what is known, or conclude; `selection` (people do not recite). Repetition after Welleck et
-    al. 2020. Blind to boilerplate about what is known."""
+    share of words without a loop (three words that the sentence has had; Welleck et al. 2020); the share of sentences
+    that say something of what is known, or conclude; `selection`. Blind to boilerplate about what is known."""
     fresh = meant = 0
     for i, step in enumerate(r.steps):
         fresh += not any(step.terms <= earlier.terms for earlier in r.steps[:i])
@@ -286,8 +284,7 @@ def naturalness(r: Reading) -> float:
 def readability(r: Reading) -> float:
     """Easy on the eye: 1 / (1 + (length/30)² + (clutter/.15)²). Length, in words, is that of the sentence in which an
     average word stands: short sentences do not make up for a run-on. Clutter is symbols per word, other than
-    . , ! ? quotes and dashes. Sentence length is the core of readability formulas (Flesch 1948); their syllable counts
-    would only measure names. Blind to hard words."""
+    . , ! ? quotes and dashes. Sentence length is the core of most formulas (Flesch 1948). Blind to hard words."""
     words, squares, symbols = 0, 0, 0
     for sentence in r.sentences:
         words += len(sentence.words)
@@ -308,12 +305,10 @@ _CLASSES = {
     "O": "he she it they we you i who which what whom whose where when why how him them there both same also",
 }
 CLASS = {word: name for name, words in _CLASSES.items() for word in words.split()}
-PRONOUNS = {"he", "she", "it", "they", "his", "her", "its", "their", "this", "these", "him", "them"}
+PRONOUNS = {"he", "she", "it", "they", "his", "her", "its", "their", "this", "these"}
 NEGATIONS = {"not", "no", "never", "neither", "nor", "cannot"}
-_VERB = re.compile(  # an open word that is a verb: directed, lives (but not status, class), won
-    r"[a-z]{2,}(?:ed|[^us]s)$"
-    r"|(?:born|built|came|became|began|found|held|known|led|left|lost|made|ran|saw|took|won|wrote)$"
-)
+# An open word that is a verb: directed, lives (but not status, class), won.
+_VERB = re.compile(r"[a-z]{2,}(?:ed|[^us]s)$|(?:born|built|came|became|began|found|held|led|left|lost|made|won|wrote)$")
 
 
 @dataclass(frozen=True)
@@ -354,7 +349,7 @@ def read(rationale: str, question: str, context: str, prediction: str | None = N
     if rest.startswith(","):  # "Since Ann was born in Oslo, the answer is Oslo." counts as two sentences
         rest = "\nSo" + rest[1:]
     sentences = sentences_of(reasoning + rest, known)
-    return Reading(sentences or steps, steps, stated or fold(prediction or "").strip(), bool(stated), asked, known)
+    return Reading(sentences or steps, steps, stated or fold(prediction or ""), bool(stated), asked, known)
 
 
 # An opener says nothing: a bullet, a label ("Step 1:", "(a)", "2."), a phrase in lower case ("In addition,", "It is
@@ -390,10 +385,9 @@ def sentences_of(text: str, context: Context) -> list[Sentence]:
 def is_statement(s: Sentence, question: Sentence) -> bool:
     """Whether it says something of somebody: what a question, its repetition, a bare answer and a fragment do not."""
     repeats = s.terms <= question.terms and len(s.terms) > 0.75 * len(question.terms)
-    if repeats or s.text.endswith("?"):
-        return False
     has_verb = any(CLASS.get(word) == "V" or _VERB.match(word) for word in s.words if word not in s.names)
-    return has_verb and bool(s.names or PRONOUNS.intersection(s.words))
+    has_subject = bool(s.names or PRONOUNS.intersection(s.words))
+    return has_verb and has_subject and not repeats and not s.text.endswith("?")
 
 
 _STOP = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n\s*")  # what parts sentences: the space after "He won." and "(He won.)"
@@ -417,21 +411,21 @@ def split(text: str) -> list[str]:
 
 
 # Letters that Unicode does not take apart into a plain letter and an accent.
-_PLAIN = str.maketrans("øØłŁđĐðÐıħ", "oOlLdDdDih") | {ord("ß"): "ss", ord("æ"): "ae", ord("œ"): "oe", ord("þ"): "th"}
+_PLAIN = str.maketrans("øØłŁđĐðÐıħ", "oOlLdDdDih")
 
 
 @lru_cache(maxsize=8192)
 def fold(text: str) -> str:
     """A text without accents. M_S cannot write all of them (T5's vocabulary lacks many), so none may cost reward."""
-    letters = unicodedata.normalize("NFKD", text.translate(_PLAIN))
-    return re.sub("[\u0300-\u036f]", "", letters)  # without the accents that now stand alone
+    text = text.translate(_PLAIN).replace("ß", "ss").replace("æ", "ae").replace("œ", "oe")
+    return re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text))  # without accents, which stand alone now
 
 
 @lru_cache(maxsize=65536)
 def read_sentence(text: str) -> Sentence:
     words, stems = [], []
-    mentions: list[Words] = []
-    subject: Words = frozenset()
+    mentions = []
+    subject = frozenset()
     points_back = after_auxiliary = False
     name_end = 0
     for match in _WORD.finditer(text):
@@ -467,10 +461,10 @@ class Context:
         self.begins = set(_BEGINS.findall(text)) - set(map(str.capitalize, CLASS))
         written_small = set(map(str.capitalize, re.findall(r"\b[a-z]+\b", text)))
         self.names = self.begins - written_small - set(_NO_NAME.findall(text))
-        self.bigrams: set[tuple[str, str]] = set()
-        self.subjects: list[Words] = []
-        self.terms: list[Words] = []  # of each sentence and its subject
-        subject: Words = frozenset()
+        self.bigrams = set()  # pairs of neighbouring words
+        self.subjects = []
+        self.terms = []  # of each sentence and its subject
+        subject = frozenset()
         for s in self.sentences:
             self.bigrams.update(itertools.pairwise(s.words))
             if not s.points_back:
@@ -480,11 +474,10 @@ class Context:
         self.counts = Counter(itertools.chain.from_iterable(self.terms))  # how many sentences have a term
 
     def share(self, terms: Words, said: Words) -> float:
-        """The share of the terms that is said, of those that the context has; 1 where it has none. Weighted by inverse
-        document frequency, a sentence being a document."""
-        rarity = {term: math.log(1 + len(self.sentences) / self.counts[term]) for term in terms & self.counts.keys()}
-        found = map(rarity.get, rarity.keys() & said)
-        return math.fsum(found) / math.fsum(rarity.values()) if rarity else 1.0  # fsum: a set has no order
+        """The share of the terms that is said, of those that the context has, weighted by rarity; 1 if it has none."""
+        weights = {term: 1 / self.counts[term] for term in terms & self.counts.keys()}
+        found = map(weights.get, weights.keys() & said)
+        return math.fsum(found) / math.fsum(weights.values()) if weights else 1.0  # fsum: a set has no order
 
     def lay_beside(self, step: Sentence) -> Sentence:
         """The step with its support, and what it is about: its names, and if it points back the subject of the sentence
