@@ -83,7 +83,7 @@ class Combination:
         return [(x - self.means[part]) / deviation for x in values]
 
 
-def parse_weights(text: str) -> dict[str, float]:
+def parse_weights(text: str) -> dict:
     """ "factuality=2,fluency=0" → a weight for each aspect, 1 where none is given. A number alone is the weight of all:
     "0,fluency=1" leaves fluency. Raises UserError for an unknown aspect and for what is no number."""
     weights = dict.fromkeys(ASPECTS, 1.0)
