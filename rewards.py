@@ -3,13 +3,10 @@ The reward of a rationale: what its text is like, and whether M_L answers right 
 
     R = R_aspect + λ R_taskAcc,   R_aspect = Σ w_i s_i
 
-1. the reward    R and its two parts
-2. the aspects   eight functions: a Reading → a score s_i in [0, 1]
-3. reading       how a text becomes sentences with names, and how a rationale is laid beside its context
-
-The aspects have the names of Lee et al. 2024 (arXiv 2404.03414). How the paper measures them is not public, so the
-definitions are ours: rules on text, no model. They judge form and support and never see the gold answer. Each docstring
-says what its rule is blind to. `lab/validity.py` breaks one property at a time and looks whether its aspect falls.
+First R and its two parts, then the aspects (eight functions from a Reading to a score s_i in [0, 1]), then how a text
+is read. The aspects have the names of Lee et al. 2024 (arXiv 2404.03414). How the paper measures them is not public, so
+the definitions are ours: rules on text, no model. They never see the gold answer. Each docstring says what its rule is
+blind to. `lab/validity.py` breaks one property at a time and looks whether its aspect falls.
 """
 
 from __future__ import annotations
@@ -19,11 +16,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import data
-from lmcot import parse_cot
+from lmcot import clean, fold, parse_cot
 from plumbing.errors import UserError
 
 ASPECTS = (
@@ -34,15 +31,13 @@ Words = frozenset[str]
 # ---- 1. The reward ---------------------------------------------------------------------------------------------------
 
 
-def quality(
-    rationale: str, example: data.Example, prediction: str | None = None, weights: dict[str, float] | None = None
-) -> dict[str, float]:
+def quality(rationale: str, example: data.Example, prediction: str | None = None, weights: dict | None = None) -> dict:
     """R_aspect and the eight aspects of a rationale for this question, before or after M_L's answer from it."""
     scores = aspects(rationale, example.question, example.context, prediction)
     return {"R_aspect": r_aspect(scores, weights), **scores}
 
 
-def r_aspect(scores: dict[str, float], weights: dict[str, float] | None = None) -> float:
+def r_aspect(scores: dict, weights: dict | None = None) -> float:
     """R_aspect = Σ w_i s_i. Without weights all w_i are 1, and R_aspect lies between 0 and 8."""
     weights = weights or dict.fromkeys(ASPECTS, 1.0)
     return sum(weights[name] * score for name, score in scores.items())
@@ -87,7 +82,7 @@ class Combination:
         return [(x - self.means[part]) / deviation for x in values]
 
 
-def parse_weights(text: str) -> dict[str, float]:
+def parse_weights(text: str) -> dict:
     """ "factuality=2,fluency=0" → a weight for each aspect, 1 where none is given. A number alone is the weight of all:
     "0,fluency=1" leaves fluency. Raises UserError for an unknown aspect and for what is no number."""
     weights = dict.fromkeys(ASPECTS, 1.0)
@@ -111,11 +106,8 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def aspects(rationale: str, question: str, context: str, prediction: str | None = None) -> dict[str, float]:
-    """The eight scores of a rationale, each in [0, 1], in the order of `ASPECTS`.
-
-    `context` is the text of the paragraphs. `prediction`, M_L's answer from the rationale, counts as the conclusion
-    where the text states none. A text without a statement (empty, a question, a bare answer) gets 0 throughout.
-    """
+    """The eight scores of a rationale, each in [0, 1], in the order of `ASPECTS`. M_L's `prediction` counts as the
+    conclusion where the text states none. A text without a statement (empty, a question, a bare answer) gets 0s."""
     r = read(rationale, question, context, prediction)
     if not r.steps:
         return dict.fromkeys(ASPECTS, 0.0)
@@ -128,162 +120,97 @@ def factuality(r: Reading) -> float:
     false name costs much. After FActScore (Min et al. 2023), with word overlap in place of a model that judges.
     Blind to names that change places inside one sentence, and to facts that the context tells in other words."""
     supports = [step.support for step in r.steps]
-    mean = sum(supports) / len(supports)
-    return (mean + min(supports)) / 2
+    return (sum(supports) / len(supports) + min(supports)) / 2
 
 
 def relevance(r: Reading) -> float:
-    """It is about what was asked. The share of the question's terms that it takes up, where rare ones count more, times
-    the share of steps that names link to the question, directly or through other steps, times `selection`.
-    The question's side of ROSCOE's semantic alignment (Golovneva et al. 2023). Blind to synonyms."""
-    reached = r.question.names
-    for _ in r.steps:  # each pass reaches at least one step further
-        linked = 0
-        for step in r.steps:
-            if step.about & reached:
-                reached |= step.about
-                linked += 1
-    said = r.names.union(*[step.terms for step in r.steps])
+    """It is about what was asked. The share of the question's terms that it takes up, times the share of steps that
+    names link to it, directly or through earlier steps, times `selection`. The question's side of ROSCOE's semantic
+    alignment (Golovneva et al. 2023). Blind to synonyms."""
+    reached, said, linked = r.question.names, frozenset(), 0
+    for step in r.steps:
+        said |= step.terms | step.about
+        if step.about & reached:
+            reached |= step.about
+            linked += 1
     return r.context.share(r.question.terms, said) * linked / len(r.steps) * selection(r)
 
 
 def selection(r: Reading) -> float:
-    """1 where at most half of the context's sentences are copied, down to 0 where all are: nothing was selected."""
-    copied = r.context.texts & r.texts
-    return min(1.0, 2 - 2 * len(copied) / max(4, len(r.context.sentences)))
+    """1 up to half as many steps as the context has sentences, down to 0 for as many: nothing was selected."""
+    return max(0.0, min(1.0, 2 - 2 * len(r.steps) / max(4, len(r.context.sentences))))
 
 
 def logicality(r: Reading) -> float:
-    """The conclusion follows from the premises. A product: two steps lead on (one alone is a look-up and gets 1/4; side
-    remarks cost the root of their share); the steps hold the years and the names that the question needs; they support
-    the conclusion. Links between names stand for the entailment model of ROSCOE's reasoning alignment.
-    Blind to what a link means: a wrong relation between the right names passes."""
-    sides = compared(r)
-    leading = hops(r)
-    enough = 1.0 if leading >= 2 else 0.25
-    premises = enough * math.sqrt(leading / len(r.steps)) * dated(r, sides)
-    return premises * r.context.share(r.question.names, r.names) * follows(r, sides)
-
-
-def hops(r: Reading) -> int:
-    """How many steps lead on: with a name of the question that is new, or with one that an earlier step brought."""
+    """The conclusion follows from the premises. A product: the squared share of steps that lead on (of at least two,
+    because one alone is a look-up); the share of the question's names that they hold; `follows`. Links between names
+    stand for the entailment model of ROSCOE's reasoning alignment. Blind to what a link means."""
     leading = 0
-    not_yet_named, brought = r.question.names, frozenset()
-    for step in r.steps:
+    not_yet_named, brought, named = r.question.names, frozenset(), frozenset()
+    for step in r.steps:  # a step leads on with a name of the question that is new, or one that an earlier step brought
         if step.about & (not_yet_named | brought):
             leading += 1
         not_yet_named -= step.about
         brought |= step.about - r.question.names
-    return leading
+        named |= step.about
+    chain = (leading / max(2, len(r.steps))) ** 2
+    return chain * r.context.share(r.question.names, named) * follows(r)
 
 
-@dataclass
-class Side:
-    """One of the two things that a question compares, and the steps about it."""
-
-    names: Words  # in the question
-    known: Words  # these, and what its first step brings in
-    steps: list[Step] = field(default_factory=list)
-    year: str = ""  # the first of its last step with a year
-
-    def nearness(self, step: Step) -> tuple[int, int]:
-        return len(step.about & self.names), len(step.about & self.known)
-
-    def add(self, step: Step, other: Side) -> None:
-        if not self.steps:
-            self.known |= step.about - other.known
-        self.steps.append(step)
-        year = re.search(r"\b[12]\d{3}\b", step.text)
-        if year:
-            self.year = year.group()
-
-
-def compared(r: Reading) -> list[Side]:
-    """The two sides of "A or B" or "A and B" in the question; [] without them, or where one of them has no step."""
-    question = r.question.text
-    for link in re.finditer(r" (?:or|and) ", question):
-        left = read_sentence(question[: link.start()]).names
-        right = read_sentence(question[link.start() :]).names
-        a = Side(left - right, left - right)
-        b = Side(right - left, right - left)
-        for step in r.steps:
-            if a.nearness(step) > b.nearness(step):
-                a.add(step, b)
-            elif a.nearness(step) < b.nearness(step):
-                b.add(step, a)
-        if a.steps and b.steps:
-            return [a, b]
-    return []
-
-
-_WHEN = re.compile(r"(?i)\b(?:when|(?:what|which) (?:year|date))\b")
-_EARLIER = re.compile(r"\b(?:first|earlier|earliest|older|oldest|elder)\b")
-_ORDER = re.compile(_EARLIER.pattern + r"|\b(?:later|latest|last|younger|youngest|newer|more recently)\b")
-# "Are both actors?" and "Vega is a film. Is it old?", but not "Is it A or B?"
-_YES_NO = re.compile(r"(?:^|[.,] )(?:Is|Are|Was|Were|Do|Does|Did|Has|Have|Had|Can|Could)\b(?!.* or )")
-
-
-def dated(r: Reading, sides: list[Side]) -> float:
-    """If the question asks for a time: the share of its sides that have a number in some step. Without sides, the steps
-    are one side. If it does not: 1."""
-    asks_order = sides and _ORDER.search(r.question.text)
-    if not asks_order and not _WHEN.search(r.question.text):
-        return 1.0
-    groups = [side.steps for side in sides] or [r.steps]
-    with_number = 0
-    for steps in groups:
-        with_number += any(re.search(r"\d", step.text) for step in steps)
-    return with_number / len(groups)
-
-
-def follows(r: Reading, sides: list[Side]) -> float:
-    """How well the steps support the conclusion; 1 if there is none. If they decide a comparison: whether it agrees.
-    Else the largest share of its words that one step has, and half of that for a name that the question gave."""
-    if not r.conclusion:
-        return 1.0
+def follows(r: Reading) -> float:
+    """How well the steps support the conclusion. Yes or no to "the same": whether the last steps of both sides share a
+    name. The first or last of two: whether it has the right year, half without two years. Else the largest share of its
+    words that one step has; 1 if there is no conclusion."""
     answer = data.normalize_answer(r.conclusion)
-    if (answer in ("yes", "no")) != bool(_YES_NO.search(r.question.text)):
-        return 0.0  # yes to "who", a name to "are both"
+    a, b = compared(r)
     if answer in ("yes", "no"):
-        return _same(r, sides, answer == "yes")
+        if not a or not b or " same " not in r.question.text:
+            return 0.5  # nothing can be told
+        shared = set(a[-1].mentions) & set(b[-1].mentions)
+        return float((answer == "yes") == bool(shared))
 
-    names = read_sentence(r.conclusion).names
-    winner = _winner(r, sides)
-    if winner:
-        return float(not names.isdisjoint(winner.names))
+    if a and b and _ORDER.search(r.question.text):
+        year_a, year_b = _YEAR.search(a[-1].text), _YEAR.search(b[-1].text)
+        if not year_a or not year_b:
+            return 0.5
+        if answer and year_a[0] != year_b[0]:
+            asks_earlier = bool(_EARLIER.search(r.question.text))
+            winner = a if (year_a[0] < year_b[0]) == asks_earlier else b
+            return float(bool(winner[0].about & read_sentence(r.conclusion).names))
 
-    words = set(answer.split())
-    most = 0
+    words, most = set(answer.split()), 0
     for step in r.steps:
         found = words.intersection(data.normalize_answer(step.text).split())
         most = max(most, len(found))
-    is_given = not sides and names and names <= r.question.names
-    return most / max(1, len(words)) * (0.5 if is_given else 1.0)
+    return most / len(words) if words else 1.0
 
 
-def _same(r: Reading, sides: list[Side], says_yes: bool) -> float:
-    """Whether yes or no is right: do the last steps of both sides share a name? Half where that is not the question."""
-    if not sides or not re.search(r"\bsame\b", r.question.text):
-        return 0.5
-    a, b = sides
-    shared = set(a.steps[-1].mentions) & set(b.steps[-1].mentions)
-    return float(says_yes == bool(shared))
+_YEAR = re.compile(r"\b[12]\d{3}\b")
+_EARLIER = re.compile(r"\b(?:first|earlier|earliest|older|oldest|elder)\b")
+_ORDER = re.compile(_EARLIER.pattern + r"|\b(?:later|latest|last|younger|youngest|newer|more recently)\b")
 
 
-def _winner(r: Reading, sides: list[Side]) -> Side | None:
-    """The side that the question asks for ("Who was born first, A or B?"), if both have a year and the years differ."""
-    if not sides or not _ORDER.search(r.question.text):
-        return None
-    a, b = sides
-    if not a.year or not b.year or a.year == b.year:
-        return None
-    asks_earlier = bool(_EARLIER.search(r.question.text))
-    return a if asks_earlier == (a.year < b.year) else b
+def compared(r: Reading) -> tuple[list[Sentence], list[Sentence]]:
+    """The steps about A and those about B, for a question about "A or B" or "A and B". A step belongs to the side with
+    which it shares more names, and brings its other names into that side."""
+    left, _, right = r.question.text.rpartition(" or " if " or " in r.question.text else " and ")
+    left_names, right_names = read_sentence(left).names, read_sentence(right).names
+    names_a, names_b = left_names - right_names, right_names - left_names
+    steps_a, steps_b = [], []
+    for step in r.steps:
+        nearer_a = len(step.about & names_a) - len(step.about & names_b)
+        if nearer_a > 0:
+            steps_a.append(step)
+            names_a |= step.about - names_b
+        elif nearer_a < 0:
+            steps_b.append(step)
+            names_b |= step.about - names_a
+    return steps_a, steps_b
 
 
 def consistency(r: Reading) -> float:
     """No step contradicts another: 1 / (1 + contradicting pairs). Two steps contradict where one negates the other, or
-    where they say the same of one subject with another name or number in one place (born in 1945, born in 1950).
+    where they say the same of one subject with another name or number (born in 1945, born in 1950).
     ROSCOE's self-consistency, with rules in place of a model. Blind to contradiction in other words."""
     pairs = itertools.combinations(r.steps, 2)
     return 1 / (1 + sum(contradict(earlier, later) for earlier, later in pairs))
@@ -291,142 +218,72 @@ def consistency(r: Reading) -> float:
 
 def contradict(a: Sentence, b: Sentence) -> bool:
     """Whether one step negates the other, or gives another value for the same."""
-    if len(a.terms & b.terms) < 2:
+    only_a, only_b = a.terms - b.terms, b.terms - a.terms
+    if NEGATIONS.isdisjoint(a.words) != NEGATIONS.isdisjoint(b.words):
+        return len(only_a | only_b) <= 0.2 * len(a.terms | b.terms)
+    if not only_a or not only_b or not a.subject & b.subject or not only_a | only_b <= a.names | b.names:
         return False
-    words_a = [word for word in a.lower if word not in NEGATIONS]
-    words_b = [word for word in b.lower if word not in NEGATIONS]
-    negations = len(a.lower) - len(words_a) + len(b.lower) - len(words_b)
-    if negations % 2 == 1:
-        return len(a.terms ^ b.terms) <= 0.2 * len(a.terms | b.terms)
-
-    # Take away what both begin with and what both end with. Of "born in 1945" and "born in 1950", the years are left.
-    beginning = []
-    while words_a and words_b and words_a[0] == words_b[0]:
-        beginning.append(words_a.pop(0))
-        words_b.pop(0)
-    while words_a and words_b and words_a[-1] == words_b[-1]:
-        words_a.pop()
-        words_b.pop()
-    kind = _kind_of_value(words_a, a)
-    return kind != "" and kind == _kind_of_value(words_b, b) and not a.names.isdisjoint(beginning)
-
-
-def _kind_of_value(words: list[str], sentence: Sentence) -> str:
-    """ "number" or "name"; "" where there are other words, or none."""
-    if not words or not set(words) <= sentence.names | CLASS.keys():
-        return ""
-    return "number" if any(word[0].isdigit() for word in words) else "name"
+    return min(only_a)[0].isdigit() == min(only_b)[0].isdigit()  # two names, or two numbers
 
 
 def coherence(r: Reading) -> float:
     """Each step picks up what is already there: the share of steps with a name of the question or of an earlier step. A
     step that points back ("He was …") counts half, unless the step just before is about its subject. Given before new
     (Clark & Haviland 1977; entity grids, Barzilay & Lapata 2008). Blind to order where all steps share a name."""
-    given, just_before = r.question.names, frozenset()
-    total = 0.0
+    given, just_before, total = r.question.names, frozenset(), 0.0
     for step in r.steps:
-        link = 1.0 if step.about & given else 0.0
         subject = step.about - step.names or step.about
-        if step.points_back and not subject & just_before:
-            link /= 2
-        total += link
+        if step.about & given:
+            total += 0.5 if step.points_back and not subject & just_before else 1.0
         given |= step.about
         just_before = step.about
     return total / len(r.steps)
 
 
-# How well a word of one class follows another (classes: see CLASS). "DN" is "the film", ^ and $ are the sentence's
-# start and end. A pair that is not listed gets 0.
-_PAIRS = {
-    1.0: "^D ^N ^O ^P DN PD PN VD VN VP CD CN CO OV ON NP NV NC N$",
-    0.5: "^C PO VV CP CV OP OD NO",
-    0.4: "NN",
-    0.3: "ND",
-}
-_FOLLOWS = {pair: score for score, pairs in _PAIRS.items() for pair in pairs.split()}
+# Which class of word follows which (classes: see CLASS). "DN" is "the film", ^ and $ are the sentence's start and end.
+_LIKELY = "^D ^N ^O ^P DN PD PN VD VN VP CD CN CO OV ON NP NV NC N$"
+_POSSIBLE = "^C PO VV CP CV OP OD NO NN ND"
 
 
 def fluency(r: Reading) -> float:
-    """The words stand in an order that English allows, with capitals and stops in place. The square of the mean over
-    sentences of the mean over neighbouring words. A pair that the context has gets 1, others what their classes allow:
-    a bigram model of the context that backs off to word classes. Blind to grammar beyond two words."""
-    total = 0.0
-    for sentence in r.sentences:
-        scores = _flow(sentence, r.context)
-        total += sum(scores) / len(scores)
-    return (total / len(r.sentences)) ** 2
-
-
-def _flow(s: Sentence, context: Context) -> list[float]:
-    """How well each word follows the one before, from the sentence's start (^) to its end ($)."""
-    classes = ["^", *[CLASS.get(word, "N") for word in s.lower], "$"]
-    is_name = [not word[0].islower() and word.lower() not in CLASS for word in s.words] + [False]
-    scores = [_FOLLOWS.get(a + b, 0.0) for a, b in itertools.pairwise(classes)]
-    for i, pair in enumerate(itertools.pairwise(s.lower), start=1):
-        if pair in context.bigrams or (is_name[i - 1] and is_name[i]):
-            scores[i] = 1.0
-        has_capital = s.words[i][0].isupper() and s.words[i] != "I"
-        if has_capital and s.lower[i] in CLASS and not is_name[i + 1]:
-            scores[i] = 0.0  # "is The director", but not "in The Hague"
-
-    if s.words[0][0].islower():
-        scores[0] = 0.0
-    if not re.search(r"[.!?][\"'”’)\]]*$", s.text):
-        scores[-1] = 0.0
-    return scores
+    """The words stand in an order that English allows. The squared mean over neighbouring words: 1 for a pair that the
+    context has, else 1, .5 or 0 by the classes of the two; 0 for a start in lower case. A bigram model of the context
+    that backs off to word classes. Blind to grammar beyond two words."""
+    scores = []
+    for s in r.sentences:
+        start = "?" if s.text[0].islower() else "^"
+        classes = [start, *[CLASS.get(word, "N") for word in s.words], "$"]
+        neighbours = itertools.pairwise(["^", *s.words, "$"])
+        for words, (a, b) in zip(neighbours, itertools.pairwise(classes), strict=True):
+            if words in r.context.bigrams or a + b in _LIKELY:
+                scores.append(1.0)
+            else:
+                scores.append(0.5 if a + b in _POSSIBLE else 0.0)
+    return (sum(scores) / len(scores)) ** 2
 
 
 def naturalness(r: Reading) -> float:
-    """It reads as if somebody meant it. A product: the share of steps that say more than each earlier one, the squared
-    share of words outside loops ("was born in was born in"), the share of sentences that are no filler, and `selection`
-    (people do not recite). Repetition after Welleck et al. 2020. Blind to stock phrases that are not listed."""
-    fresh = 0
+    """It reads as if somebody meant it. A product: the share of steps that say more than each earlier one; the squared
+    share of words without a loop (three words that the sentence has had; Welleck et al. 2020); the share of sentences
+    that say something of what is known, or conclude; `selection`. Blind to boilerplate about what is known."""
+    fresh = meant = 0
     for i, step in enumerate(r.steps):
         fresh += not any(step.terms <= earlier.terms for earlier in r.steps[:i])
-    words, looped, meant = 0, 0, 0
+        known = step.terms & (r.question.terms | r.context.counts.keys())
+        meant += bool(known & step.names) or len(known) >= 0.75 * len(step.terms)
+    words, looped = 0, 0
     for sentence in r.sentences:
         words += len(sentence.words)
-        looped += _looped(sentence)
-        meant += not _is_filler(sentence, r)
-    return fresh / len(r.steps) * (1 - looped / words) ** 2 * (meant / len(r.sentences)) * selection(r)
-
-
-def _looped(s: Sentence) -> int:
-    """How many words repeat on the spot a phrase of up to eight words: 3 in "was born in was born in 1950"."""
-    words = s.lower
-    if len(set(words)) == len(words):
-        return 0
-    repeated: set[int] = set()
-    for size in range(1, 9):
-        for start in range(size, len(words) - size + 1):
-            if words[start : start + size] == words[start - size : start]:
-                repeated.update(range(start, start + size))
-    return len(repeated)
-
-
-_BOILERPLATE = re.compile(
-    r"(?i)\bas an ai\b|\blanguage model\b|\b(?:let us|let's|let me)\b|\bstep by step\b|\b(?:please|needless to say)\b"
-    r"|\b(?:it is|it's) (?:important|worth)\b|\bin (?:conclusion|summary|other words|order to)\b"
-    r"|\bbased on the\b.{0,20}\b(?:context|information|text|passage)\b|\b(?:this|the|your|great) question\b"
-    r"|\b(?:i|we) (?:hope|think|believe|will|need|am|can|know|should|must|have|do)\b"
-)
-
-
-def _is_filler(s: Sentence, r: Reading) -> bool:
-    """A stock phrase; or a step that names nothing known, and of whose terms more than a quarter are unknown."""
-    if _BOILERPLATE.search(s.text):
-        return True
-    in_context = s.terms & r.context.counts.keys()
-    known_names = s.names & (in_context | r.question.names)
-    known_terms = in_context | (s.terms & r.question.terms)
-    return s.text in r.texts and not known_names and len(known_terms) < 0.75 * len(s.terms)
+        phrases = list(zip(sentence.words, sentence.words[1:], sentence.words[2:], strict=False))
+        looped += len(phrases) - len(set(phrases))
+    spoken = min(1.0, (meant + r.is_concluded) / len(r.sentences))
+    return fresh / len(r.steps) * (1 - looped / words) ** 2 * spoken * selection(r)
 
 
 def readability(r: Reading) -> float:
     """Easy on the eye: 1 / (1 + (length/30)² + (clutter/.15)²). Length, in words, is that of the sentence in which an
     average word stands: short sentences do not make up for a run-on. Clutter is symbols per word, other than
-    . , ! ? quotes and dashes. Sentence length is the core of readability formulas (Flesch 1948); their syllable counts
-    would only measure names. Blind to hard words."""
+    . , ! ? quotes and dashes. Sentence length is the core of most formulas (Flesch 1948). Blind to hard words."""
     words, squares, symbols = 0, 0, 0
     for sentence in r.sentences:
         words += len(sentence.words)
@@ -447,19 +304,20 @@ _CLASSES = {
     "O": "he she it they we you i who which what whom whose where when why how him them there both same also",
 }
 CLASS = {word: name for name, words in _CLASSES.items() for word in words.split()}
-PRONOUNS = {"he", "she", "it", "they", "his", "her", "its", "their", "this", "these", "him", "them"}
+PRONOUNS = {"he", "she", "it", "they", "his", "her", "its", "their", "this", "these"}
 NEGATIONS = {"not", "no", "never", "neither", "nor", "cannot"}
+# An open word that is a verb: directed, lives (but not status, class), won.
+_VERB = re.compile(r"[a-z]{2,}(?:ed|[^us]s)$|(?:born|built|came|became|began|found|held|led|left|lost|made|won|wrote)$")
 
 
 @dataclass(frozen=True)
 class Reading:
     """A rationale beside its question and context: all that an aspect gets to see."""
 
-    sentences: tuple[Sentence, ...]  # of the whole text
-    steps: tuple[Step, ...]  # the statements of its reasoning, without the conclusion
-    texts: set[str]  # of the steps
-    names: Words  # what the steps are about, all together
+    sentences: list[Sentence]  # of the whole text
+    steps: list[Sentence]  # the statements of its reasoning, without the conclusion
     conclusion: str  # "So the answer is …" in the text, else M_L's prediction, else ""
+    is_concluded: bool  # whether the text itself states the conclusion
     question: Sentence
     context: Context
 
@@ -469,170 +327,162 @@ class Sentence:
     """Names, terms and subject are in lower case and without 's."""
 
     text: str
-    words: tuple[str, ...]  # as written, without punctuation
-    lower: tuple[str, ...]  # the same in lower case
-    mentions: tuple[Words, ...]  # names and numbers, each the set of its words: {"ann", "lie"}, {"1950"}
+    words: list[str]  # in lower case, without punctuation
+    mentions: list[Words]  # names and numbers, each the set of its words: {"ann", "lie"}, {"1950"}
     names: Words  # the words of all mentions
     terms: Words  # names, and the stems of the other open words
     subject: Words  # the names before the first auxiliary, else the first name
     points_back: bool  # it speaks of "he" or "the album" before it names anybody
-
-
-@dataclass(frozen=True)
-class Step(Sentence):
-    """A statement of the reasoning, beside the context."""
-
-    support: float  # how far a sentence of the context says the same
-    about: Words  # its names, and those of the subject that it points back to
+    # Of a step of the reasoning, beside the context:
+    support: float = 0.0  # how far a sentence of the context says the same
+    about: Words = frozenset()  # its names, and those of the subject that it points back to
 
 
 def read(rationale: str, question: str, context: str, prediction: str | None = None) -> Reading:
-    reasoning, stated = parse_cot(rationale)
-    conclusion = stated or (prediction or "").strip()
-    asked, known = read_sentence(question), read_context(context)
-    steps, texts, names = [], set(), frozenset()
-    for sentence in split(reasoning):
-        if _is_statement(sentence, asked):
-            support, subject = known.support(sentence)
-            about = sentence.names | subject if sentence.points_back else sentence.names
-            steps.append(Step(**vars(sentence), support=support, about=about))
-            texts.add(sentence.text)
-            names |= about
-    return Reading(split(rationale), tuple(steps), texts, names, conclusion, asked, known)
+    text = fold(clean(rationale))
+    reasoning, stated = parse_cot(text)
+    asked, known = read_sentence(fold(question)), read_context(context)
+    steps = [known.lay_beside(s) for s in sentences_of(reasoning, known) if is_statement(s, asked)]
+
+    rest = text.removeprefix(reasoning)
+    if rest.startswith(","):  # "Since Ann was born in Oslo, the answer is Oslo." counts as two sentences
+        rest = "\nSo" + rest[1:]
+    sentences = sentences_of(reasoning + rest, known)
+    return Reading(sentences or steps, steps, stated or fold(prediction or ""), bool(stated), asked, known)
 
 
-_VERB = re.compile(  # an open word that is a verb: directed, lives (but not status, class), won
-    r"[a-z]{2,}(?:ed|[^us]s)$"
-    r"|(?:born|built|came|became|began|found|held|known|led|left|lost|made|ran|saw|took|won|wrote)$"
-)
+# An opener says nothing: a bullet, a label ("Step 1:", "(a)", "2."), a phrase in lower case ("In addition,", "It is
+# known that"), or one word before a name or a small word ("Then Ann", "Next the film").
+_CLOSED = "|".join([word for word in CLASS if CLASS[word] in "DPO"])
+_BULLET = re.compile(r"[\s*•#>→–—-]+")
+_LABEL = re.compile(r"[(\[]?(?:[A-Za-z'’]+ ){0,3}#?\w{1,9}(?:[:)\]]+|(?<=\d)\.|(?= [–—-] ))(?:\W+|$)")
+_PHRASE = re.compile(r"[A-Za-z]+(?: [a-z]+){0,5}(?:, | that (?=[A-Z]))")
+_ADVERB = re.compile(rf"(?!(?i:{'|'.join(CLASS)})\b)[A-Z]\w+ (?=[\"“‘'(]*(?:(?i:{_CLOSED})\b|\d|([A-Z]\w*)))")
+# What begins a name: a capital after a small word or a stop, but not in "However, …"; "According to …" names nobody.
+_BEGINS = re.compile(r"(?:^|[^\w\s]\s?|\b[a-z]+ )([^\W\d_a-z]\w+)(?![\w,])")
+_NO_NAME = re.compile(rf"([A-Z]\w+) (?:{_CLASSES['P'].replace(' ', '|')})\b")
 
 
-def _is_statement(s: Sentence, question: Sentence) -> bool:
+def without_opener(text: str, context: Context) -> str:
+    """ "1) First, Ann was born." → "Ann was born." What begins with a name that the context knows stays as it is."""
+    for form in (_BULLET, _LABEL, _PHRASE, _ADVERB):
+        opener = form.match(text)
+        if opener and context.names.isdisjoint(re.findall(r"[A-Z]\w+", opener.group())):
+            next_name = form is _ADVERB and opener.group(1)
+            if not next_name or next_name in context.begins:  # not "Zed Lie" where the context has only Ann Lie
+                text = text[opener.end() :]
+                text = text[:1].upper() + text[1:]
+    return text
+
+
+def sentences_of(text: str, context: Context) -> list[Sentence]:
+    """The sentences of a rationale without their openers. Two words or less ("Step 1", "a.") are none."""
+    found = [read_sentence(without_opener(part, context)) for part in split(text)]
+    return [sentence for sentence in found if len(sentence.words) > 2]
+
+
+def is_statement(s: Sentence, question: Sentence) -> bool:
     """Whether it says something of somebody: what a question, its repetition, a bare answer and a fragment do not."""
     repeats = s.terms <= question.terms and len(s.terms) > 0.75 * len(question.terms)
-    if repeats or len(s.words) < 3 or s.text.endswith("?"):
-        return False
-    has_verb = any(CLASS.get(word.lower()) == "V" or _VERB.match(word) for word in s.words)
-    return has_verb and bool(s.names or PRONOUNS.intersection(s.lower))
+    has_verb = any(CLASS.get(word) == "V" or _VERB.match(word) for word in s.words if word not in s.names)
+    has_subject = bool(s.names or PRONOUNS.intersection(s.words))
+    return has_verb and has_subject and not repeats and not s.text.endswith("?")
 
 
 _STOP = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n\s*")  # what parts sentences: the space after "He won." and "(He won.)"
-ABBREVIATIONS = ("[A-Z]", "St", "Ft", "Mt", "Dr", "Mr", "Mrs", "Ms", "Jr", "Sr", "vs", "Inc", "Ltd", "Co", "Corp")
-_ABBREVIATION = re.compile(rf"(?:^|[\s.(\"])(?:{'|'.join(ABBREVIATIONS)}|c|No)\.$")  # "in St.", "D. P."
+# Stops that do not: "in St.", "D. P.", and the number before a step ("1.", "Step 1.").
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s.(\"])(?:[A-Z]|St|Ft|Mt|Dr|Mrs?|Ms|Jr|Sr|vs|Inc|Ltd|Co|Corp|c|No)\.$|^\W*(?:[A-Za-z]+ )?\d{1,2}\.$"
+)
 _WORD = re.compile(r"\d+(?:[.,]\d+)*\w*|[^\W_]+(?:['’][^\W_]+)*")  # 1,000th, Lyra's
+_DEFINITE = re.compile(r"the(?! [a-z]+(?: [a-z]+)? of\b) [a-z]", re.I)  # "the album", but not "the birth year of"
 
 
-@lru_cache(maxsize=8192)
-def split(text: str) -> tuple[Sentence, ...]:
+def split(text: str) -> list[str]:
     """Text → its sentences; "D. P. Varma" and "St. Louis" stay whole."""
     parts, start = [], 0
     for stop in _STOP.finditer(text):
         if "\n" in stop.group() or not _ABBREVIATION.search(text[start : stop.start()]):
-            parts.append(text[start : stop.end()])
+            parts.append(text[start : stop.end()].strip())
             start = stop.end()
-    parts.append(text[start:])
-    return tuple([read_sentence(part.strip()) for part in parts if _WORD.search(part)])
-
-
-_DEFINITE = re.compile(r"(?! [a-z]+(?: [a-z]+)? of\b) [a-z]")  # after "the": " album peaked", but not " birth year of"
+    parts.append(text[start:].strip())
+    return [part for part in parts if _WORD.search(part)]
 
 
 @lru_cache(maxsize=65536)
 def read_sentence(text: str) -> Sentence:
-    matches = list(_WORD.finditer(text))
-    words = tuple([match.group() for match in matches])
-    lower = tuple(map(str.lower, words))
-    keys = [word.removesuffix("'s").removesuffix("’s") for word in lower]
-    is_name = [_looks_like_name(word, key) for word, key in zip(words, keys, strict=True)]
-    if len(keys) > 1 and CLASS.get(keys[1]) == "P":
-        is_name[0] = False  # "Born in Rome" names Rome alone, and "Isabella of France", which is a mistake, France
-
-    mentions: list[Words] = []
-    subject: set[str] = set()
+    words, stems = [], []
+    mentions = []
+    subject = frozenset()
     points_back = after_auxiliary = False
     name_end = 0
-    for i, key in enumerate(keys):
-        if is_name[i]:
-            # Names with only a space or a hyphen between them are one mention.
-            if mentions and text[name_end : matches[i].start()] in (" ", "-"):
+    for match in _WORD.finditer(text):
+        word = match.group()
+        words.append(word.lower())
+        key = word.lower().removesuffix("'s").removesuffix("’s")
+        is_capital = len(word) > 1 and not word[0].islower() or word[0].isdigit()
+        if is_capital and key not in CLASS:  # a name
+            if mentions and text[name_end : match.start()] == " ":  # the same mention goes on
                 mentions[-1] |= {key}
             else:
                 mentions.append(frozenset({key}))
-            name_end = matches[i].end()
-            if not key[0].isdigit() and not (subject and after_auxiliary):
-                subject.add(key)
-        elif not subject:
-            is_definite = key == "the" and _DEFINITE.match(text, matches[i].end())
-            points_back = points_back or key in PRONOUNS or bool(is_definite)
+            name_end = match.end()
+            if not word[0].isdigit() and not (subject and after_auxiliary):
+                subject |= {key}
+            continue
+        if not subject and (key in PRONOUNS or _DEFINITE.match(text, match.start())):
+            points_back = True
         after_auxiliary = after_auxiliary or CLASS.get(key) == "V"
+        if len(key) > 1 and key not in CLASS:
+            stems.append(key[:4])  # live and lives are one term, and so are director and directed
 
     names = frozenset().union(*mentions)
-    stems = [_stem(key) for key in keys if len(key) > 1 and key not in CLASS and key not in names]
-    terms = names.union(stems)
-    return Sentence(text, words, lower, tuple(mentions), names, terms, frozenset(subject), points_back)
-
-
-def _looks_like_name(word: str, key: str) -> bool:
-    """It begins with a digit or a capital letter, and is no small word of English."""
-    has_capital = len(word) > 1 and not word[0].islower()
-    return key not in CLASS and (has_capital or word[0].isdigit())
-
-
-def _stem(word: str) -> str:
-    """The first five letters without an ending: live and lives are one term, and so are director and directed."""
-    stem = re.sub(r"(?:e[sd]?|s)$", "", word) if len(word) > 3 else word
-    return stem[:5]
+    return Sentence(text, words, mentions, names, names.union(stems), subject, points_back)
 
 
 class Context:
     """The sentences of a context. The subject of one that points back is that of the sentence before."""
 
     def __init__(self, text: str):
-        self.sentences = split(text)
-        self.texts: set[str] = set()
-        self.bigrams: set[tuple[str, str]] = set()
-        self.subjects: list[Words] = []
-        self.terms: list[Words] = []  # of each sentence and its subject
-        self.counts: Counter[str] = Counter()  # how many sentences have a term
-        subject: Words = frozenset()
+        text = fold(text)
+        self.sentences = [read_sentence(sentence) for sentence in split(text)]
+        self.begins = set(_BEGINS.findall(text)) - set(map(str.capitalize, CLASS))
+        written_small = set(map(str.capitalize, re.findall(r"\b[a-z]+\b", text)))
+        self.names = self.begins - written_small - set(_NO_NAME.findall(text))
+        self.bigrams = set()  # pairs of neighbouring words
+        self.subjects = []
+        self.terms = []  # of each sentence and its subject
+        subject = frozenset()
         for s in self.sentences:
-            self.texts.add(s.text)
-            self.bigrams.update(itertools.pairwise(s.lower))
-            # A part of the subject's name (Lennon, after John Lennon) is still the same subject.
-            if not s.points_back and not s.subject <= subject:
+            self.bigrams.update(itertools.pairwise(s.words))
+            if not s.points_back:
                 subject = s.subject
             self.subjects.append(subject)
             self.terms.append(s.terms | subject)
-            self.counts.update(s.terms | subject)
-
-    def rarity(self, term: str) -> float:
-        """Inverse document frequency, a sentence being a document; 0 for a term that the context lacks."""
-        return math.log(1 + len(self.sentences) / self.counts[term]) if term in self.counts else 0.0
+        self.counts = Counter(itertools.chain.from_iterable(self.terms))  # how many sentences have a term
 
     def share(self, terms: Words, said: Words) -> float:
-        """The share of the terms that is said, weighted by rarity; 1 where the context has none of them."""
-        total = math.fsum(map(self.rarity, terms))  # fsum: the order of a set does not matter
-        found = math.fsum(map(self.rarity, terms & said))
-        return found / total if total else 1.0
+        """The share of the terms that is said, of those that the context has, weighted by rarity; 1 if it has none."""
+        weights = {term: 1 / self.counts[term] for term in terms & self.counts.keys()}
+        found = map(weights.get, weights.keys() & said)
+        return math.fsum(found) / math.fsum(weights.values()) if weights else 1.0  # fsum: a set has no order
 
-    def support(self, step: Sentence) -> tuple[float, Words]:
-        """How far the best sentence, with its subject, says what the step says, in [0, 1]; and that sentence's subject.
-
-        The product over the step's mentions of the share of words found, times .9 + .1 × the share of its other terms.
-        Terms that the whole context lacks do not count: they are a paraphrase."""
+    def lay_beside(self, step: Sentence) -> Sentence:
+        """The step with its support, and what it is about: its names, and if it points back the subject of the sentence
+        that supports it best. A sentence with its subject supports a step by the product, over its mentions, of the
+        share of words found, times .9 + .1 × the share of its other terms. Terms that the whole context lacks do not
+        count: they are a paraphrase."""
         others = (step.terms - step.names) & self.counts.keys()
         best, best_subject = 0.0, frozenset()
         for terms, subject in zip(self.terms, self.subjects, strict=True):
             if step.terms.isdisjoint(terms):
                 continue
-            named = 1.0
+            support = 0.9 + 0.1 * len(others & terms) / max(1, len(others))
             for mention in step.mentions:
-                named *= len(mention & terms) / len(mention)
-            told = len(others & terms) / len(others) if others else 1.0
-            support = named * (0.9 + 0.1 * told)
+                support *= len(mention & terms) / len(mention)
             if support >= best:  # of equals, the last
                 best, best_subject = support, subject
-        return best, best_subject
+        return replace(step, support=best, about=step.names | best_subject if step.points_back else step.names)
 
 
 read_context = lru_cache(maxsize=1024)(Context)

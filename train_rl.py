@@ -188,10 +188,11 @@ def main() -> None:
             return
         print(f"M_S {s.kd}/model · M_L {kd['large']} · {s.steps} steps of {s.prompts} × {s.samples_per_prompt} "
               f"rationales from {len(train)} questions · folder {s.out}\n")  # fmt: skip
-        rollouts = s.steps * min(s.prompts, len(train)) * s.samples_per_prompt
-        looks = (1 + s.steps // s.eval_every) * len(dev)
-        compared = requests(test, {"kd": [None], "rl": [None]}, s.samples)
-        lmcot.announce(large, train, rollouts + looks + compared)
+        # M_L writes texts for rollouts, for looks at held-out questions, and for the table.
+        texts = s.steps * s.prompts * s.samples_per_prompt
+        texts += (1 + s.steps // s.eval_every) * len(dev)
+        texts += requests(test, {"kd": [None], "rl": [None]}, s.samples)
+        lmcot.announce(large, train, texts)
         state = {"step": 0, "best": -math.inf, "best_step": 0, "beta": s.beta}
         state |= run.load_state(parts, small.device)
         combination = rewards.Combination(**state.pop("combination", {"how": s.reward, "task_weight": s.task_weight}))

@@ -11,6 +11,10 @@ from 1,000 bootstrap samples of records (a record brings both of its texts). The
 rest is tells how far the aspects are eight things. The records are listed by id in lab/validity_ids.json; the context
 is all paragraphs. The tables go to validity.md and validity.json in --out.
 
+Two more tables guard the reward. Harmless edits (an opener, a label, a bullet, a year in front) must change no aspect:
+the mean change of each, with its interval. Hacks (copying, padding, repetition, boilerplate) must not pay: how often
+the clean rationale has the higher total, and by how much.
+
 Where the rules fall short of .90 on the dev ids, and why:
 - coherence on HotpotQA: supporting facts come in the order of paragraphs, not of a chain, and their long sentences name
   so much that nearly any order links up. Tried on train: adjacent links only, links weighted by rarity, the order of
@@ -306,6 +310,115 @@ CORRUPTIONS: dict[str, tuple[Callable, str, str]] = {
 HARDER = ("relevance: one step off topic",)
 
 
+# ---- Harmless edits and hacks ----------------------------------------------------------------------------------------
+
+
+def lowered(step: str) -> str:
+    """The step as it goes on after an opener: "The film" becomes "the film", a name keeps its capital."""
+    first = re.match(r"[\w'’]+", step)
+    small = first and first.group().lower() in rewards.CLASS
+    return step[0].lower() + step[1:] if small else step
+
+
+def opened(*openers: str, goes_on: bool = True) -> Callable[[Clean], str]:
+    """Each step behind its opener; the last opener serves all later steps. "#" is the step's number, "@" its letter."""
+
+    def edit(c: Clean) -> str:
+        steps = []
+        for i, step in enumerate(c.steps):
+            opener = openers[min(i, len(openers) - 1)].replace("#", str(i + 1)).replace("@", "abcdefghijkl"[i % 12])
+            steps.append(opener + (lowered(step) if goes_on else step))
+        return c.text(steps).replace(" \n", "\n").strip()
+
+    return edit
+
+
+def last_opened(opener: str) -> Callable[[Clean], str]:
+    return lambda c: c.text([*c.steps[:-1], opener + lowered(c.steps[-1])])
+
+
+def year_first(c: Clean) -> str | None:
+    """ "Ann was born in Oslo in 1950." → "In 1950, Ann was born in Oslo." """
+    steps = []
+    for step in c.steps:
+        year = re.search(r" in ([12]\d{3})(?=[.,]?$|\.? )", step)
+        steps.append(f"In {year[1]}, {lowered(step[: year.start()] + step[year.end() :])}" if year else step)
+    return c.text(steps) if steps != c.steps else None
+
+
+def since(c: Clean) -> str:
+    return " ".join([*c.steps[:-1], f"Since {lowered(c.steps[-1]).rstrip('. ')}, the answer is {c.example.answer}."])
+
+
+HARMLESS: dict[str, Callable[[Clean], str | None]] = {
+    "First, … Next, … Then, …": opened("First, ", "Next, ", "Then, "),
+    "First … Next … Then …": opened("First ", "Next ", "Then "),
+    "Step 1: …": opened("Step #: "),
+    "**Step 1:** …": opened("**Step #:** "),
+    "1) …": opened("#) "),
+    "(a) …": opened("(@) "),
+    "1. …, a line each": opened("\n#. ", goes_on=False),
+    "- …, a line each": opened("\n- ", goes_on=False),
+    "Since this is known, …": opened("Since this is known, "),
+    "Since …, the answer is": since,
+    "a final Therefore, …": last_opened("Therefore, "),
+    "Here, …": opened("Here, "),
+    "a final However, …": last_opened("However, "),
+    "In 1950, …": year_first,
+    "a final Thus …": last_opened("Thus "),
+    "In addition, …": opened("In addition, "),
+    "According to the context, …": opened("According to the context, "),
+    "We know that …": opened("We know that "),
+    "Step 1:, a line of its own": opened("\nStep #:\n", goes_on=False),
+    "Evidence #1 – …": opened("Evidence # – ", goes_on=False),
+}
+
+
+def padding(c: Clean, rng: random.Random, count: int, gold: bool = False) -> list[str]:
+    """True sentences that are no step, of the paragraphs that hold a supporting fact, or of the others."""
+    holding = {p for p, _ in c.example.supporting_facts}
+    pool = [s.strip() for p, paragraph in enumerate(c.example.paragraphs) if (p in holding) == gold
+            for s in paragraph.sentences if len(s.split()) > 4 and s.strip() not in c.steps]  # fmt: skip
+    return rng.sample(pool, min(count, len(pool)))
+
+
+def gold_paragraphs(c: Clean, rng: random.Random) -> str:
+    holding = sorted({p for p, _ in c.example.supporting_facts})
+    return c.text([s.strip() for p in holding for s in c.example.paragraphs[p].sentences if s.strip()])
+
+
+def phrase_looped(c: Clean, rng: random.Random) -> str:
+    phrase = " ".join(c.steps[0].rstrip(".").split()[-3:])
+    return c.text([c.steps[0].rstrip(".") + f" {phrase}" * 8 + ".", *c.steps[1:]])
+
+
+def stranger(c: Clean, rng: random.Random) -> str | None:
+    """The first name of a step becomes one that the context does not know."""
+    for i, step in enumerate(c.steps):
+        first = mentions(step)[:1]
+        if first and first[0][0] == "name" and step.startswith(first[0][1]):
+            return c.text([*c.steps[:i], "Zelda" + step[len(first[0][1]) :], *c.steps[i + 1 :]])
+    return None
+
+
+HACKS: dict[str, Callable[[Clean, random.Random], str | None]] = {
+    "the whole context and the answer": lambda c, rng: c.text(c.example.sentences),
+    "the same behind openers": lambda c, rng: c.text(["Then, " + lowered(s) for s in c.example.sentences]),
+    "both gold paragraphs": gold_paragraphs,
+    "two true sentences more": lambda c, rng: c.text([*c.steps, *padding(c, rng, 2)]),
+    "two more of the gold paragraphs": lambda c, rng: c.text([*c.steps, *padding(c, rng, 2, gold=True)]),
+    "six true sentences more": lambda c, rng: c.text([*c.steps, *padding(c, rng, 6)]),
+    "the last step twice": lambda c, rng: c.text([*c.steps, c.steps[-1]]),
+    "all steps twice, with an opener": lambda c, rng: c.text([*c.steps, *["Again, " + lowered(s) for s in c.steps]]),
+    "a phrase nine times": phrase_looped,
+    "a guess as a statement": lambda c, rng: c.text([f"It is {c.example.answer}."]),
+    "a guess about the question's name": lambda c, rng: c.text([f"{c.topics[0]} is {c.example.answer}."]),
+    "boilerplate before": lambda c, rng: c.text([rng.choice(BOILERPLATE["train"]), *c.steps]),
+    "boilerplate after": lambda c, rng: c.text() + " " + rng.choice(BOILERPLATE["dev"]),
+    "an unknown name first": stranger,
+}
+
+
 # ---- Measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -319,6 +432,33 @@ def auroc_with_interval(clean: np.ndarray, corrupted: np.ndarray, record: np.nda
     weights = counts[:, place]
     samples = ((weights @ better) * weights).sum(1) / weights.sum(1) ** 2
     return [float(better.mean()), *map(float, np.quantile(samples, [0.025, 0.975]))]
+
+
+def mean_with_interval(values: np.ndarray, seed: int = 0) -> list[float]:
+    """[mean, low, high] with a 95 % bootstrap interval."""
+    counts = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), BOOTSTRAPS)
+    return [float(values.mean()), *map(float, np.quantile(counts @ values / len(values), [0.025, 0.975]))]
+
+
+def guards(records: list[Clean]) -> dict[str, dict]:
+    """Of a harmless edit the mean change of each aspect; of a hack how often and by how much its total is lower."""
+    clean = np.array([scores(c.text(), c.example) for c in records])
+    harmless, hacks = {}, {}
+    for name, edit in {**HARMLESS, **HACKS}.items():
+        options = (random.Random(name),) if name in HACKS else ()
+        texts = [edit(c, *options) for c in records]
+        used = [i for i, text in enumerate(texts) if text is not None]
+        if not used:
+            continue
+        found = np.array([scores(texts[i], records[i].example) for i in used])
+        change = found - clean[used]
+        if name in HARMLESS:
+            harmless[name] = {"n": len(used)} | {a: mean_with_interval(change[:, k]) for k, a in enumerate(ASPECTS)}
+        else:
+            above = auroc_with_interval(clean[used].sum(1), found.sum(1), np.arange(len(used)))
+            minus = mean_with_interval(-change.sum(1))
+            hacks[name] = {"n": len(used), "clean above it": above, "clean minus it": minus}
+    return {"harmless": harmless, "hacks": hacks}
 
 
 def scores(text: str, example: Example) -> np.ndarray:
@@ -392,6 +532,11 @@ def report(name: str, found: dict) -> str:
         parts.append(align([[f"{title} (n)", *ASPECTS], *rows]))
     rows = [[a, *(f"{v:+.2f}" for v in row)] for a, row in zip(ASPECTS, found["correlations"], strict=True)]
     parts += ["Pearson correlations over all clean and corrupted rationales:", align([["", *ASPECTS], *rows])]
+    for title, key in (("Harmless edit: mean change", "harmless"), ("Hack: the total of the eight", "hacks")):
+        columns = list(next(iter(found[key].values()), {}))[1:]
+        rows = [[f"{name} ({row['n']})", *(cell(row[column], False) for column in columns)]
+                for name, row in found[key].items()]  # fmt: skip
+        parts.append(align([[f"{title} (n)", *columns], *rows]))
     rows = [[kind, cell(values, False)] for kind, values in found["trivial"].items()]
     parts.append(align([["rationale", "total of the eight: mean [5 %, 95 %]"], *rows]))
     return "\n\n".join(parts) + "\n"
@@ -406,7 +551,7 @@ def main() -> None:
             records = load(path, set(listed[name][settings.split]))
             if not records:
                 raise UserError(f"{path}: none of the {settings.split} ids of lab/validity_ids.json is in it")
-            found[name] = measure(records, settings.split)
+            found[name] = measure(records, settings.split) | guards(records)
     text = f"# Validity of the aspects ({settings.split} ids)\n\n" + "\n".join(report(n, f) for n, f in found.items())
     folder = Path(settings.out)
     folder.mkdir(parents=True, exist_ok=True)

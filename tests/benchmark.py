@@ -213,7 +213,7 @@ def aspects(side: str, size: dict, folder: Path):
     texts = [" ".join(e.supporting_sentences) for e in examples]
 
     def run():
-        for memory in (rewards.read_sentence, rewards.split, rewards.read_context):
+        for memory in (rewards.read_sentence, rewards.fold, rewards.read_context):
             memory.cache_clear()
         for e, text in zip(examples, texts, strict=True):
             rewards.aspects(text, e.question, e.context, e.answer)

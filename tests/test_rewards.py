@@ -4,7 +4,6 @@ any score must have, numpy for the running moments, and real rationales with one
 """
 
 import json
-import math
 import random
 import re
 
@@ -49,8 +48,8 @@ def test_sentences_end_at_stops_and_not_at_abbreviations(text, count):
 
 def test_names_are_capitals_and_numbers_outside_the_closed_classes():
     sentence = rewards.read_sentence("The film Moon River was made in 1950, for Lyra's owner.")
-    assert sentence.mentions == (frozenset({"moon", "river"}), frozenset({"1950"}), frozenset({"lyra"}))
-    assert sentence.terms == {"moon", "river", "1950", "lyra", "film", "mad", "owner"}
+    assert sentence.mentions == [{"moon", "river"}, {"1950"}, {"lyra"}]
+    assert sentence.terms == {"moon", "river", "1950", "lyra", "film", "made", "owne"}
 
 
 def test_a_sentence_points_back_where_it_names_nobody_first():
@@ -109,13 +108,12 @@ BY_HAND = {
     "fluency": [  # the square of the mean over neighbouring words
         ("Ann Lie was born in Oslo.", 1.0),  # every pair is in the context
         ("Oslo in is the.", np.mean([1, 1, 0, 1, 0]) ** 2),  # no verb after a preposition, no end after a determiner
-        # No stop at the end; open words in a row are only half likely.
-        ("Lyra pleased the Oslo crowd", np.mean([1, 0.4, 0.3, 1, 0.4, 0]) ** 2),
-        ("ann Lie was The owner.", np.mean([0, 1, 1, 0, 1, 1]) ** 2),  # capitals the wrong way round
+        ("Lyra pleased the Oslo crowd.", np.mean([1, 0.5, 0.5, 1, 0.5, 1]) ** 2),  # open words in a row: half likely
+        ("ann Lie was the owner.", np.mean([0, 1, 1, 1, 1, 1]) ** 2),  # no capital at the start
     ],
     "naturalness": [
         (f"{BORN} {BORN} {BORN}", 1 / 3),
-        ("Ann Lie was born in was born in Oslo.", (1 - 3 / 9) ** 2),
+        ("Ann Lie was born in was born in Oslo.", (1 - 1 / 9) ** 2),  # one phrase of three words comes again
         (f"As an AI language model, I know this. {BORN}", 1 / 2),
         (f"{BORN} Anyway, it goes with everything else.", 1 / 2),  # names nothing that the context or question knows
         (CONTEXT, 0.0),
@@ -150,11 +148,10 @@ TOGETHER = "Ann Lie was born in Oslo. Oslo bred Bo Nyman."
         (QUESTION, CLEAN, "Oslo", 1.0),
         (QUESTION, CLEAN, None, 1.0),
         (QUESTION, CLEAN, "Bergen", 0.0),
-        (QUESTION, CLEAN, "yes", 0.0),
-        (QUESTION, CLEAN, "Vega", 0.5),  # the question gave it
+        (QUESTION, CLEAN, "yes", 0.5),  # nothing can be told
         (QUESTION, DIRECTED, None, 0.25),
         (QUESTION, BORN, None, 0.0),  # nothing leads from Vega to Ann Lie
-        (QUESTION, f"{CLEAN} Bo Nyman was born in Bergen.", "Oslo", math.sqrt(2 / 3)),  # a side remark
+        (QUESTION, f"{CLEAN} Bo Nyman was born in Bergen.", "Oslo", (2 / 3) ** 2),  # a side remark
         (QUESTION, f"{CLEAN} So the answer is Bergen.", "Oslo", 0.0),  # the text's own conclusion comes first
         (FIRST, YEARS, "Bo Nyman", 1.0),
         (FIRST, YEARS, "Ann Lie", 0.0),
@@ -163,13 +160,60 @@ TOGETHER = "Ann Lie was born in Oslo. Oslo bred Bo Nyman."
         (SAME, APART, "no", 1.0),
         (SAME, APART, "yes", 0.0),
         (SAME, TOGETHER, "yes", 1.0),
-        (SAME, TOGETHER, "Oslo", 0.0),
         ("Are both Ann Lie and Bo Nyman actors?", YEARS, "yes", 0.5),  # nothing can be told
     ],
 )
 def test_logicality_by_hand(question, rationale, prediction, expected):
     context = CONTEXT if question == QUESTION else f"{CONTEXT} {rationale}"
     assert aspects(rationale, question, context, prediction)["logicality"] == pytest.approx(expected)
+
+
+# ---- Real text: openers and letters that M_S cannot write ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "read_as"),
+    [
+        ("First, Ann Lie was born.", "Ann Lie was born."),
+        ("Then Ann Lie was born.", "Ann Lie was born."),
+        ("Next the film was made.", "The film was made."),
+        ("Step 2: Ann Lie was born.", "Ann Lie was born."),
+        ("(b) Therefore, Ann Lie was born.", "Ann Lie was born."),
+        ("3. Ann Lie was born.", "Ann Lie was born."),
+        ("- As we can see here, Ann Lie was born.", "Ann Lie was born."),
+        ("In 1950, Ann Lie was born.", "In 1950, Ann Lie was born."),  # a year says something
+        ("Vega, a film, was made.", "Vega, a film, was made."),  # the context knows the name
+        ("Zelda Lie was born.", "Zelda Lie was born."),  # in the context Lie never begins a name
+        ("Zelda was born.", "Zelda was born."),
+    ],
+)
+def test_an_opener_is_cut_and_a_name_is_not(written, read_as):
+    context = rewards.Context(CONTEXT + " In 1950 the film Vega won. So Ann Lie did.")
+    assert rewards.without_opener(written, context) == read_as
+
+
+def test_a_number_before_a_step_ends_no_sentence():
+    assert rewards.split("1. Ann won.\n2. Bo won. Step 3. Cy won.") == ["1. Ann won.", "2. Bo won.", "Step 3. Cy won."]
+
+
+def test_a_clause_before_the_conclusion_is_a_step():
+    told = f"{DIRECTED} Since Ann Lie was born in Oslo, the answer is Oslo."
+    assert [step.support for step in read(told, QUESTION, CONTEXT).steps] == [1.0, 1.0]
+    assert len(read(told, QUESTION, CONTEXT).sentences) == 3
+
+
+def test_behind_an_opener_the_lie_still_costs_and_the_truth_does_not():
+    told = [f"First, {DIRECTED}", f"First, {DIRECTED.replace('Ann Lie', 'Bo Nyman')}", "First, Zelda directed Vega."]
+    assert [aspects(text, QUESTION, CONTEXT)["factuality"] for text in told] == [1.0, 0.0, 0.0]
+
+
+def test_letters_that_m_s_cannot_write_cost_nothing():
+    assert rewards.fold("Łódź, Ångström, Strauß, smørrebrød") == "Lodz, Angstrom, Strauss, smorrebrod"
+    accented = CONTEXT.replace("Bo Nyman", "Bø Nymán")
+    question = "Where was the director of Lyra born?"
+    told = "Lyra was directed by Bo Nyman. Bo Nyman was born in Bergen."
+    assert aspects(told, question, accented, "Bergen") == aspects(told, question, CONTEXT, "Bergen")
+    assert aspects(told.replace("Bo", "Bø"), question, accented)["factuality"] == 1.0
 
 
 # ---- Properties ------------------------------------------------------------------------------------------------------
@@ -185,7 +229,7 @@ texts = st.lists(pieces, max_size=25).map(" ".join)
 def test_every_score_of_any_text_is_in_its_range_and_always_the_same(rationale, question, context, prediction):
     found = aspects(rationale, question, context, prediction)
     assert tuple(found) == ASPECTS and all(type(v) is float and 0 <= v <= 1 for v in found.values())
-    for cache in (rewards.read_sentence, rewards.split, rewards.read_context):
+    for cache in (rewards.read_sentence, rewards.fold, rewards.read_context):
         cache.cache_clear()
     assert aspects(rationale, question, context, prediction) == found
 
@@ -379,7 +423,13 @@ def test_each_aspect_falls_on_its_own_corruption_of_real_rationales(name, file, 
     monkeypatch.setattr(validity, "BOOTSTRAPS", 2)
     listed = json.loads(validity.IDS.read_text(encoding="utf-8"))[name]
     assert not set(listed["dev"]) & set(listed["train"])
-    found = validity.measure(validity.load(harness.SAMPLES / file, set(listed["dev"])))
+    records = validity.load(harness.SAMPLES / file, set(listed["dev"]))
+    if name == "HotpotQA":
+        monkeypatch.setattr(validity, "HACKS", {})
+        changes = validity.guards(records[:60])["harmless"]
+        assert len(changes) == 20  # openers of every kind change no aspect
+        assert max(abs(row[a][0]) for row in changes.values() for a in ASPECTS) < 0.06
+    found = validity.measure(records)
     reached = {aspect: found["matrix"][aspect][aspect][0] for aspect in ASPECTS}
     short = {a: v for a, v in reached.items() if v < BELOW.get((name, a), 0.9)}
     assert not short

@@ -20,7 +20,7 @@ LINES = {
     "model.py": 440,
     "data.py": 308,
     "lmcot.py": 352,
-    "rewards.py": 440,
+    "rewards.py": 500,  # 60 for openers, labels and accents of real text
     "rl.py": 275,
     "eval.py": 330,
     "train_kd.py": 264,
@@ -42,7 +42,7 @@ flat_files = pytest.mark.parametrize("name", LINES)
 NOT_YET = {
     "test_the_flat_files_together_are_read_in_an_afternoon",
     "test_plumbing_has_its_size",
-    *(f"test_a_flat_file_has_its_size[{name}]" for name in LINES if name not in ("model.py", "data.py", "rl.py")),
+    *(f"test_a_flat_file_has_its_size[{name}]" for name in ("lmcot.py", "eval.py", "train_kd.py", "train_rl.py")),
 }
 
 
