@@ -195,7 +195,8 @@ def main() -> None:
         lmcot.announce(large, train, texts)
         state = {"step": 0, "best": -math.inf, "best_step": 0, "beta": s.beta}
         state |= run.load_state(parts, small.device)
-        combination = rewards.Combination(**state.pop("combination", {"how": s.reward, "task_weight": s.task_weight}))
+        combination = rewards.Combination(s.reward, s.task_weight)
+        vars(combination).update(state.pop("combination", {}))
         log = run.trim("metrics.jsonl", "step", state["step"])
         run.trim("dev.jsonl", "step", state["step"] - 1)  # the look at this step comes again
 
