@@ -273,7 +273,7 @@ def test_interrupted_in_training_the_run_goes_on_bit_identically(
     with failing_once(place, name, number, error):
         assert train(folder)[0] == status
     if status == 2:
-        assert error_of(capsys) == f"error: {folder / 'state.pt'}: No space left on device"
+        assert "No space left on device" in error_of(capsys)
     saved = torch.load(folder / "state.pt", weights_only=True)["epoch"] if (folder / "state.pt").exists() else 0
     assert saved == epochs_saved
     code, (teacher,) = train(folder)
