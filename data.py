@@ -97,8 +97,6 @@ def load(
         raise UserError(f"{name}: there is no split '{split}' (expected one of {', '.join(splits)})")
     if context not in ("gold", "all"):
         raise UserError(f"{name}: there is no context '{context}' (expected gold or all)")
-    if limit is not None and limit < 1:
-        raise UserError(f"{name}: limit is {limit} (expected at least 1, or none for all examples)")
 
     if name == "tiny":
         from tiny import world  # here, because a reader of files needs no TinyWiki
@@ -128,6 +126,8 @@ def load(
 
     if faults and not place_of_id:  # not one good record
         raise faults[0]
+    if not examples:
+        raise UserError(f"{name}: the split '{split}' has no records (few records may all be in the other)")
     if faults:
         print(f"{name}: {len(faults)} faulty records left out, the first is {faults[0]}", file=sys.stderr)
     return examples
@@ -145,6 +145,7 @@ def held_out(example_id: str) -> bool:
 def _example(record: dict, context: str) -> Example:
     """One record of any form → Example. What a record lacks or has in a wrong shape raises KeyError, TypeError,
     IndexError or ValueError; check_text and check_texts see to what Python itself would let pass."""
+    json.dumps(record, ensure_ascii=False).encode()  # refuses half a character (\ud800 to \udfff)
     question, answer = check_text(record["question"], "question"), record["answer"]
     if "paragraphs" in record and "context" not in record:
         paragraphs, facts = _musique(record)
@@ -158,14 +159,13 @@ def _example(record: dict, context: str) -> Example:
 
     aliases = check_texts(record.get("answer_aliases", []) + record.get("aliases", []), "aliases")
     aliases = dict.fromkeys(check_text(alias, "aliases") for alias in aliases if alias != answer)  # once each, in order
-    kept = range(len(paragraphs))
+    kept = list(range(len(paragraphs)))
     if context == "gold" and facts:
-        kept = sorted({p for p, _ in facts})  # the paragraphs that hold a fact; the facts get their new numbers
-    # Official training files also name sentences beyond the end of a paragraph: those facts go.
+        kept = sorted({p for p, _ in facts})  # the paragraphs that hold a fact
+    # Facts get the new numbers. Official training files also name sentences beyond a paragraph's end: those facts go.
     facts = [(kept.index(p), s) for p, s in facts if s < len(paragraphs[p].sentences)]
     paragraphs = [paragraphs[p] for p in kept]
 
-    json.dumps(record, ensure_ascii=False).encode()  # refuses half a character (\ud800 to \udfff)
     kind = str(record.get("type", ""))
     return Example(record_id(record), question, tuple(paragraphs), answer, tuple(aliases), tuple(facts), kind)
 

@@ -83,7 +83,7 @@ def run_method(name: str, examples: Sequence[Example], large: LM, small: LM | No
 
 
 def voted(answers: list[Answer], samples: int) -> list[Answer]:
-    """`samples` answers in a row for each question → the one that wins the majority vote of each."""
+    """`samples` answers in a row for each question → of each question the first one with the answer that most have."""
     winners = []
     for start in range(0, len(answers), samples):
         group = answers[start : start + samples]
@@ -165,16 +165,17 @@ def warnings(methods: dict, answers: dict[str, list[list[Answer]]]) -> list[str]
     """Where the table measures the form of M_L's answers rather than what they say: each with what to do about it."""
     found = []
     for name, runs in answers.items():
-        empty = cut = 0.0
-        for answer in itertools.chain(*runs):
-            share = 1 / len(runs) / len(runs[0])
-            empty += share * (not answer.prediction)
-            cut += share * (answer.finish == "length")
+        every = list(itertools.chain(*runs))
+        empty = cut = 0
+        for answer in every:
+            empty += not answer.prediction
+            cut += answer.finish == "length"
         em, ai = methods[name]["EM"]["mean"], methods[name]["AI"]["mean"]
+        empty, cut = empty / len(every), cut / len(every)
         if empty > 0.5:
             found.append(f"{name}: {empty:.0%} of the answers are empty. Read answers.jsonl; try other --prompts.")
         if cut > 0.5:
-            found.append(f"{name}: {cut:.0%} of M_L's texts were cut. Raise --answer-tokens and --large-tokens.")
+            found.append(f"{name}: {cut:.0%} of M_L's texts were cut. Raise --answer-tokens and --chain-tokens.")
         if em < 0.1 and ai > em + 0.2:
             found.append(f"{name}: EM is {em:.0%}, but {ai:.0%} of the answers contain the right one. "
                          f"M_L answers in sentences: try --prompts chat.")  # fmt: skip
@@ -260,10 +261,10 @@ def students_of(
     return smalls.get(role, []) if role else [None]
 
 
-def requests(examples: Sequence[Example], smalls: dict[str, Sequence[LM | None]], samples: int) -> int:
+def texts_of_large(examples: Sequence[Example], smalls: dict[str, Sequence[LM | None]], samples: int) -> int:
     """About how many texts M_L writes for a comparison."""
     texts = 0
-    for name in METHODS:
+    for name in METHODS.keys() - {"M_S alone"}:
         of_each = samples if name.endswith(" + SC") else 1
         texts += len(students_of(name, examples, smalls, samples)) * of_each
     return texts * len(examples)
@@ -339,7 +340,7 @@ def timed(name: str, seed: int, examples: list[Example], large: LM, small: LM | 
 @dataclass
 class Settings(lmcot.Models):
     kd: str = "runs/kd"  # run folder of train_kd.py; a pattern such as "runs/kd*" takes one seed from each
-    rl: str = "runs/rl"  # of train_rl.py: one folder, or one for each seed of KD; none leaves it out
+    rl: str = "runs/rl"  # of train_rl.py: one folder, or one for each of KD in alphabetical order; none leaves it out
     direct: str = "runs/direct"  # the same of train_kd.py --target answer, a control
     data: str = "tiny"  # tiny, hotpotqa, 2wiki (downloaded once), or a file (forms: data.py, load)
     split: str = "test"  # test reports, dev chooses; tiny also has ood
@@ -358,6 +359,7 @@ def read_run(folder: str | Path) -> tuple[str, dict]:
     """What a run folder holds, "kd", "direct" (the control of KD), "rl" or "eval", and its settings; else "" and {}."""
     path = Path(folder) / "settings.json"
     settings = read_json(path) if path.is_file() else {}
+    # The kind of a run shows in settings that only its script has.
     if {"target", "data", "test_data"} <= settings.keys():
         return ("direct" if settings["target"] == "answer" else "kd"), settings
     if {"kd", "ppo_epochs"} <= settings.keys():
@@ -407,7 +409,7 @@ def main() -> None:
     with Run(s.out, s, s.overwrite) as run:
         run.uses(weights)
         print(f"M_L {s.large} · {len(examples)} questions · M_S of {s.kd}, {s.rl}, {s.direct} · folder {s.out}\n")
-        lmcot.announce(large, examples, requests(examples, smalls, s.samples))
+        lmcot.announce(large, examples, texts_of_large(examples, smalls, s.samples))
         print(evaluate(run, examples, large, smalls, s))
         print(f"This is also in {run.path('results.md')}.")
 

@@ -1,6 +1,6 @@
 """LM-guided chain of thought: a small LM writes the rationale, a large frozen LM answers from it.
 
-    python lmcot.py                                          # one TinyWiki question, answered by every method
+    python lmcot.py                                          # one TinyWiki question: M_L alone, and guided by each M_S
     python lmcot.py --example tiny-test-4-7                  # another one, by its id
     python lmcot.py --demo                                   # the first of each type
     python lmcot.py --question "…" --context "…"             # your own
@@ -13,11 +13,10 @@ Departures from the paper: it shows the structure of its prompts (Figure 1) but 
 
 import re
 import textwrap
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
@@ -32,6 +31,7 @@ from model import T5, load_tokenizer, pad_batch
 from plumbing import processes
 from plumbing.command import parse_settings, run_main
 from plumbing.errors import UserError
+from plumbing.markup import clean
 from plumbing.server import Completion, ServedLM, extra_fields
 from tiny import world
 
@@ -102,7 +102,7 @@ class Answer:
     prediction: str
     rationale: str = ""
     parsed: bool = True  # False: M_L's own chain of thought named no answer, so that a second pass asked for it
-    finish: str = "stop"  # how M_L's text ended, or its chain of thought: see `Completion`
+    finish: str = "stop"  # how M_L's text ended: "stop", "length" (it was cut), or "none" (no answer came)
 
 
 def standard(large: "LM", examples: Sequence[Example]) -> list[Answer]:
@@ -190,18 +190,6 @@ class LM(Protocol):
     tokens_written: int  # of all completions
 
 
-# Letters that Unicode does not take apart into a plain letter and an accent.
-_LETTERS = {"ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "ı": "i", "ħ": "h",
-            "ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "þ": "th", "Þ": "Th"}  # fmt: skip
-
-
-@lru_cache(maxsize=8192)
-def fold(text: str) -> str:
-    """A text without accents, "Čapek" → "Capek": an M_S may lack such letters."""
-    letters = unicodedata.normalize("NFKD", text.translate(str.maketrans(_LETTERS)))
-    return re.sub("[\u0300-\u036f]", "", letters)  # the accents, which stand alone now
-
-
 class LocalLM:
     """A T5 on this machine."""
 
@@ -214,7 +202,7 @@ class LocalLM:
             raise UserError(f"this tokenizer has {entries} entries and the model only "
                             f"{model.config.vocab_size}: they do not belong together")  # fmt: skip
         # Never written: pad (a text ends with EOS), and the vocabulary's rows that the tokenizer lacks.
-        self.forbid = (model.config.pad_token_id, *range(tokenizer.get_vocab_size(), model.config.vocab_size))
+        self.forbid = (model.config.pad_token_id, *range(entries, model.config.vocab_size))
         self.restart(0)
 
     @classmethod
@@ -228,24 +216,6 @@ class LocalLM:
 
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer.encode(text).ids)
-
-    def knows(self, text: str) -> bool:
-        unknown = self.tokenizer.token_to_id("<unk>")
-        return unknown not in self.tokenizer.encode(text, add_special_tokens=False).ids
-
-    def writable(self, text: str) -> str:
-        """The text as this LM can write it. In words that its vocabulary lacks, letters lose their accents; what is
-        unknown even then goes."""
-        if self.knows(text):
-            return text
-        words = []
-        for word in text.split():
-            if not self.knows(word):
-                word = fold(word)
-            if not self.knows(word):
-                word = "".join(filter(self.knows, word))
-            words.append(word)
-        return " ".join(filter(None, words))
 
     def decode(self, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
         """Generated ids and their mask, (R, T) each → R texts."""
@@ -295,39 +265,6 @@ class LocalLM:
 
 # ------------------------------------------------------------------------------------------------ parsing
 
-# What stands around the words of a text.
-_PLAIN = str.maketrans({"\u2010": "-", "\u2011": "-", "‘": "'", "’": "'", "：": ":", "\xa0": " ", "\u202f": " "})
-_THOUGHTS = re.compile(  # "<think>Rome?</think>Paris". Some servers drop the first tag, and a cut text lacks the last.
-    r"(?is)\A.*(?:[<[◁]/th(?:ink|ought)\w*[]>▷]|final<\|message\|>)|(?:[<[◁]th(?:ink|ought)\w*[]>▷]|analysis<\|).*"
-)
-_TOKEN = re.compile(  # "</s>", "<|eot_id|>", "[/INST]"; also with the role that it opens, "<start_of_turn>model"
-    r"<\|?(?:start_header_id|start_of_turn)\|?>\s*\w+|<[|｜][^<>\n]{1,40}[|｜]>|</s>|<(?:eos|end_of_turn)>|\[/?INST\]"
-)
-# "Assistant: Paris", "Sure, the answer is Paris"
-_OPENER = re.compile(r"(?i)\A\s*(?:(?:assistant|reasoning|a)\s?:|assistant\n|(?:sure|certainly|of course)[,.!])")
-_COMMAND = re.compile(r"(?i)\\(?!boxed)[a-z]+\s*\{([^{}]*)\}|\\[][()]|\\(?=[&%$#])")  # "\text{km}", "\(", "\%"
-_STATED = (
-    re.compile(r"\${0,2}\s{0,9}\\{0,2}\bboxed\s?\{([^{}]*)\}?\s{0,9}\${0,2}"),  # "$\boxed{Paris}$"
-    re.compile(r"(?i)<(?:final_?)?answer>([^<]*)"),  # "<answer>Paris</answer>"
-    re.compile(r'(?i)"(?:final_?)?answer"\s?:\s?"?([^"\n}]*)'),  # '{"answer": "Paris"}'
-)
-# "```json", "### ", "> ", "<b>", "**Paris**", but not the stars of "M*A*S*H"
-_MARKUP = re.compile(r"(?im)```\w*|`|^[ \t]*[#>]+[ \t]+|</?[a-z][\w-]*>|(?<![^\W_])[*_]+|[*_]+(?![^\W_])")
-
-
-def clean(text: str) -> str:
-    """A model's text without what stands around its words. A box, tag or JSON field of the answer becomes a line."""
-    text = _THOUGHTS.sub("", text.translate(_PLAIN))
-    turns = [turn for turn in _TOKEN.split(text) if turn.strip()]
-    text = _OPENER.sub("", turns[0]) if turns else ""
-    text = re.sub(r"\\[,;: ]", " ", text.replace("{,}", ","))  # LaTeX: "3.5\,km", "1{,}000"
-    for _ in range(3):  # commands stand in commands; the innermost goes first
-        text = _COMMAND.sub(r"\1", text)
-    for pattern in _STATED:
-        text = pattern.sub(r"\nAnswer: \1\n", text)
-    return _MARKUP.sub("", text).strip()
-
-
 # What states an answer: a label where a line or sentence begins, "### Final Answer: Paris"; or a phrase anywhere, 'the
 # answer to the question "Who is it?" is Ann'. But "the answer is based on the text" states none.
 _ANSWER = r"(?:(?:final|correct|right|short) ){0,2}ans(?:wer)?"
@@ -359,9 +296,8 @@ def bare(prediction: str) -> str:
 
 
 def find_answer(text: str) -> str:
-    """The answer that a text begins with. It ends with its line, before a reason, or at a stop that is none of a name:
-    after a word of five letters or before a word that no name has, "Malcolm X. He left"; except after an initial or
-    letters without a vowel, before any clause, "Rome. Ann Lee left". So "Lt. Gen. James Hill" stays whole."""
+    """The answer that a text begins with: its first line, up to a reason (", because …") or to a full stop. A stop that
+    may belong to a name is no end: "Lt. Gen. James Hill" stays whole, and of "Malcolm X. He left" the name is left."""
     text = text[:999].partition("\n")[0]
     reason = _REASON.search(text)
     end = reason.start() if reason else len(text)
@@ -375,10 +311,13 @@ def find_answer(text: str) -> str:
 
 
 def parse_cot(text: str) -> tuple[str, str]:
-    """Chain of thought → (reasoning, prediction); the prediction is "" where no "the answer is …" is found. The last
-    such phrase counts, of those before another question or a remark. The reasoning ends where that prediction is first
-    stated, so that an answer said twice does not stay in it."""
-    text = clean(text)
+    """Chain of thought → (reasoning, prediction); the prediction is "" where no "the answer is …" is found."""
+    return split_conclusion(clean(text))
+
+
+def split_conclusion(text: str) -> tuple[str, str]:
+    """As `parse_cot`, for a text that is clean. The last "the answer is …" counts, of those before another question or
+    a remark. The reasoning ends where that prediction is first stated: an answer said twice does not stay in it."""
     first = _CONCLUSION.search(text)
     if not first:
         return text, ""
@@ -396,7 +335,7 @@ def parse_answer(text: str) -> str:
     Reasoning in one line is left as it is, for F1 and AI to judge."""
     text = re.sub(r"\A(?:[^\n]*:\s*\n)+", "", clean(text)).strip()
     text = text[:1] + _AFTERWARDS.split(text[1:], maxsplit=1)[0]
-    before, prediction = parse_cot(text)
+    before, prediction = split_conclusion(text)
     if prediction and ("\n" in text or not _STOP.search(before)):
         return prediction
     line = text.partition("\n")[0]
@@ -417,7 +356,7 @@ class Models:
     large_model: str = ""  # the name of M_L on that server
     prompts: str = ""  # how M_L is asked: plain, or chat for instruct models; by itself plain here and chat on a server
     answer_tokens: int = 32  # M_L's room for an answer
-    large_tokens: int = 256  # M_L's room for a chain of thought
+    chain_tokens: int = 256  # M_L's room for a chain of thought
     large_extra: str = ""  # JSON for every request, as {"chat_template_kwargs": {"enable_thinking": false}}
     concurrency: int = 8  # requests that a server gets at once
     server_timeout: int = 600  # seconds that an answer of a server may take
@@ -457,8 +396,8 @@ def load_large(models: Models, run_folder: str | None = None) -> LM:
         dtype, device = getattr(torch, models.large_dtype), processes.find_device(models.device)
         large = LocalLM.load(models.large, dtype, device,
                              max_input_tokens=models.max_input_tokens, batch_size=models.decode_batch_size)  # fmt: skip
-    room = {"answer_tokens": models.answer_tokens, "chain_tokens": models.large_tokens}
-    large.prompts = PROMPTS[models.prompts]._replace(**room)
+    prompts = PROMPTS[models.prompts]
+    large.prompts = prompts._replace(answer_tokens=models.answer_tokens, chain_tokens=models.chain_tokens)
     return large
 
 

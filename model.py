@@ -3,7 +3,7 @@
 It covers T5 v1.0 (Raffel et al. 2020, arXiv 1910.10683) and T5 v1.1 with FLAN-T5. The modules have the names of the
 public checkpoints' keys, so no table of names is needed to load one.
 
-Letters for shapes, in every file: B batch (sources), N samples of one source, S source length, T target length,
+Letters for shapes: B sources, N samples of each, R = B·N rows (row b·N + n), S source length, T target length,
 D d_model, H heads, K d_kv (width of one head), V vocabulary; in attention, L queries and M keys.
 """
 
@@ -175,7 +175,7 @@ class Stack(nn.Module):
         relative = position[None, :] - position[:, None]
         buckets, max_distance = self.c.relative_attention_num_buckets, self.c.relative_attention_max_distance
         bucket = relative_position_bucket(relative, not self.decoder, buckets, max_distance)
-        return table(bucket).permute(2, 0, 1)[None].contiguous()  # else each layer's attention makes its own copy
+        return table(bucket).permute(2, 0, 1)[None].contiguous()  # a strided bias would be copied in every layer
 
 
 def relative_position_bucket(relative, two_sided, buckets=32, max_distance=128):
@@ -353,7 +353,7 @@ class T5(nn.Module):
                 x = block(x, row, (keys, values, cross_bias), past[..., : t + 1, :])
             hidden = self.decoder.final_layer_norm(x[:, 0])
             step_logp = log_softmax(self.logits(hidden), forbid)  # (b·N, V)
-            if step_logp[:, 0].isnan().any():  # one logit that is NaN or infinite makes its whole row NaN
+            if step_logp[:, 0].isnan().any():  # one logit that is NaN or +∞ makes its whole row NaN
                 raise UserError("the model's outputs are not finite numbers: its weights are broken (too high a --lr?)")
 
             token = pick(step_logp, temperature, generator)  # (b·N, 1)
@@ -386,13 +386,13 @@ class T5(nn.Module):
             if alias in weights:
                 weights["shared.weight"] = weights.pop(alias)
         weights.pop("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", None)
-        # The output matrix is tied if the file has none, or if it is the same tensor as the embedding.
+        # The output matrix is tied if the file has none, or if (in .bin files) it is stored as the embedding's memory.
         tied = False
         if config.tie_word_embeddings and "shared.weight" in weights:
             shared = weights["shared.weight"]
             tied = weights.setdefault("lm_head.weight", shared).data_ptr() == shared.data_ptr()
 
-        if config.num_layers + config.num_decoder_layers > len(weights):
+        if config.num_layers + config.num_decoder_layers > len(weights):  # a wrong number could build millions
             raise UserError(f"{folder_or_hub_id}: config.json has more layers than the weights")
         with torch.device("meta"):
             model = T5(replace(config, tie_word_embeddings=tied))

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import data
-from lmcot import clean, fold, parse_cot
+from lmcot import split_conclusion
 from plumbing.errors import UserError
+from plumbing.markup import clean, fold
 
 ASPECTS = (
     "factuality", "relevance", "logicality", "consistency", "coherence", "fluency", "naturalness", "readability"
@@ -55,7 +56,7 @@ class Combination:
 
     "sum" is R_aspect + λ R_taskAcc. "standardized" first turns both into (x − mean) / max(standard deviation, .05) over
     all values seen so far, with this batch (the parallel form of Welford's update, Chan et al. 1983).
-    `vars(combination)` is its whole state, in plain numbers and lists; `Combination(**state)` continues from it.
+    `vars(combination)` is its whole state, in plain numbers and lists; train_rl.py saves it.
     """
 
     how: str = "sum"
@@ -146,11 +147,10 @@ def logicality(r: Reading) -> float:
     because one alone is a look-up); the share of the question's names that they hold; `follows`. Links between names
     stand for the entailment model of ROSCOE's reasoning alignment. Blind to what a link means."""
     leading = 0
-    not_yet_named, brought, named = r.question.names, frozenset(), frozenset()
+    brought, named = frozenset(), frozenset()
     for step in r.steps:  # a step leads on with a name of the question that is new, or one that an earlier step brought
-        if step.about & (not_yet_named | brought):
+        if step.about & (r.question.names - named | brought):
             leading += 1
-        not_yet_named -= step.about
         brought |= step.about - r.question.names
         named |= step.about
     chain = (leading / max(2, len(r.steps))) ** 2
@@ -158,9 +158,9 @@ def logicality(r: Reading) -> float:
 
 
 def follows(r: Reading) -> float:
-    """How well the steps support the conclusion. Yes or no to "the same": whether the last steps of both sides share a
-    name. The first or last of two: whether it has the right year, half without two years. Else the largest share of its
-    words that one step has; 1 if there is no conclusion."""
+    """How well the steps support the conclusion. Yes or no, if "the same" is asked: whether it fits the names that the
+    last steps of both sides share; else .5. Which of two is first or last: whether the years say so; .5 without two
+    years. In all other cases the largest share of its words that one step has; 1 without a conclusion."""
     answer = data.normalize_answer(r.conclusion)
     a, b = compared(r)
     if answer in ("yes", "no"):
@@ -221,7 +221,8 @@ def contradict(a: Sentence, b: Sentence) -> bool:
     only_a, only_b = a.terms - b.terms, b.terms - a.terms
     if NEGATIONS.isdisjoint(a.words) != NEGATIONS.isdisjoint(b.words):
         return len(only_a | only_b) <= 0.2 * len(a.terms | b.terms)
-    if not only_a or not only_b or not a.subject & b.subject or not only_a | only_b <= a.names | b.names:
+    differ_in_names = only_a and only_b and only_a | only_b <= a.names | b.names
+    if not differ_in_names or not a.subject & b.subject:
         return False
     return min(only_a)[0].isdigit() == min(only_b)[0].isdigit()  # two names, or two numbers
 
@@ -251,7 +252,7 @@ def fluency(r: Reading) -> float:
     that backs off to word classes. Blind to grammar beyond two words."""
     scores = []
     for s in r.sentences:
-        start = "?" if s.text[0].islower() else "^"
+        start = "?" if s.text[0].islower() else "^"  # "?": no pair begins with it
         classes = [start, *[CLASS.get(word, "N") for word in s.words], "$"]
         neighbours = itertools.pairwise(["^", *s.words, "$"])
         for words, (a, b) in zip(neighbours, itertools.pairwise(classes), strict=True):
@@ -340,15 +341,16 @@ class Sentence:
 
 def read(rationale: str, question: str, context: str, prediction: str | None = None) -> Reading:
     text = fold(clean(rationale))
-    reasoning, stated = parse_cot(text)
+    reasoning, stated = split_conclusion(text)
     asked, known = read_sentence(fold(question)), read_context(context)
     steps = [known.lay_beside(s) for s in sentences_of(reasoning, known) if is_statement(s, asked)]
 
     rest = text.removeprefix(reasoning)
     if rest.startswith(","):  # "Since Ann was born in Oslo, the answer is Oslo." counts as two sentences
-        rest = "\nSo" + rest[1:]
+        rest = rest[1:].lstrip()
+        rest = "\n" + rest[:1].upper() + rest[1:]
     sentences = sentences_of(reasoning + rest, known)
-    return Reading(sentences or steps, steps, stated or fold(prediction or ""), bool(stated), asked, known)
+    return Reading(sentences, steps, stated or fold(prediction or ""), bool(stated), asked, known)
 
 
 # An opener says nothing: a bullet, a label ("Step 1:", "(a)", "2."), a phrase in lower case ("In addition,", "It is
@@ -462,22 +464,23 @@ class Context:
         self.counts = Counter(itertools.chain.from_iterable(self.terms))  # how many sentences have a term
 
     def share(self, terms: Words, said: Words) -> float:
-        """The share of the terms that is said, of those that the context has, weighted by rarity; 1 if it has none."""
+        """Of the terms that the context has, the share that is `said`; 1 if there is none. A term weighs 1 / sentences
+        that have it."""
         weights = {term: 1 / self.counts[term] for term in terms & self.counts.keys()}
         found = map(weights.get, weights.keys() & said)
         return math.fsum(found) / math.fsum(weights.values()) if weights else 1.0  # fsum: a set has no order
 
     def lay_beside(self, step: Sentence) -> Sentence:
-        """The step with its support, and what it is about: its names, and if it points back the subject of the sentence
-        that supports it best. A sentence with its subject supports a step by the product, over its mentions, of the
-        share of words found, times .9 + .1 × the share of its other terms. Terms that the whole context lacks do not
-        count: they are a paraphrase."""
+        """Adds to a step its support and what it is about. Support is that of the best sentence, taken with its
+        subject: the product over the step's mentions of the share of words found, times .9 + .1 × the share of its
+        other terms (of those that the context has: the rest is a paraphrase). About: the step's names, and if it points
+        back the subject of that sentence."""
         others = (step.terms - step.names) & self.counts.keys()
         best, best_subject = 0.0, frozenset()
         for terms, subject in zip(self.terms, self.subjects, strict=True):
             if step.terms.isdisjoint(terms):
                 continue
-            support = 0.9 + 0.1 * len(others & terms) / max(1, len(others))
+            support = 0.9 + 0.1 * (len(others & terms) / len(others) if others else 1.0)
             for mention in step.mentions:
                 support *= len(mention & terms) / len(mention)
             if support >= best:  # of equals, the last

@@ -97,7 +97,7 @@ def rollout(
 
 
 def rows_of(prompts, samples):
-    """Numbers of prompts (B,) → those of their rationales (B·N,), N = samples in a row for each."""
+    """Indices of prompts (B,) → those of their rationales (B·N,), N = samples in a row for each."""
     rows = prompts[:, None] * samples + torch.arange(samples)
     return rows.flatten()
 
@@ -178,9 +178,9 @@ def whiten(x, mask):
 
 
 def check_first_ratio(logp, logp_old) -> None:
-    """Before any update every ratio π / π_old is 1. If not, sampling and scoring differ."""
+    """Before any update every ratio π / π_old is 1, but for rounding. If not, sampling and scoring differ."""
     difference = (logp.detach() - logp_old).abs().max()
-    assert difference < 1e-4, "a ratio is not 1 before any update"
+    assert difference < 1e-3, f"before any update a ratio differs from 1: its logarithm is {difference:.1e}"
 
 
 def all_finite(*tensors) -> bool:
@@ -195,7 +195,7 @@ def ppo_loss(logp, logp_old, advantages, mask, clip):
 
 
 def value_loss(values, values_old, returns, mask, clip):
-    """½ E[max((V − R)², (V_clipped − R)²)]: V may gain nothing from moving further than `clip` from the rollout's."""
+    """½ E[max((V − G)², (V_clipped − G)²)], with returns G: V may gain nothing from moving further than `clip`."""
     clipped = values_old + (values - values_old).clamp(-clip, clip)
     error = (values - returns).square()
     error_clipped = (clipped - returns).square()
@@ -240,7 +240,7 @@ def update_metrics(logp, logp_old, entropy, mask, clip) -> dict[str, float]:
 
 
 def explained_variance(values, returns, mask) -> float:
-    """1 − Var(R − V) / Var(R) over real tokens: 1 is a perfect critic, 0 one that knows nothing, below 0 is harmful."""
+    """1 − Var(G − V) / Var(G) over real tokens: 1 is a perfect critic, 0 one that knows nothing, below 0 is harmful."""
     errors = (returns - values)[mask]
     variance = returns[mask].var(correction=0)
     if variance <= 1e-8:

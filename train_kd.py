@@ -5,7 +5,7 @@
     python train_kd.py --target answer --out runs/direct       # control: M_S learns to answer, without rationales
     python train_kd.py --large http://localhost:8000/v1 --large-model NAME --out runs/served   # M_L behind a server
     python train_kd.py --small google/flan-t5-small --large google/flan-t5-xxl --large-dtype bfloat16 --data hotpotqa \\
-        --lr 3e-4 --train-limit 90000 --out runs/kd-hotpotqa   # the paper's setting; see the README
+        --lr 3e-4 --train-limit 90000 --out runs/kd-hotpotqa   # FLAN-T5 on HotpotQA: docs/real-models.md
 
 1 M_L writes reasoning and answer for every training question (zero-shot chain of thought).
 2 A rationale is kept only if its answer is right, and if it is not empty, cut or looping.
@@ -25,18 +25,20 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import data
 import lmcot
 from data import Example
-from eval import evaluate, requests
+from eval import evaluate, texts_of_large
 from lmcot import LM, LocalLM
 from model import T5, pad_batch
 from plumbing import downloads, processes
 from plumbing.command import align, parse_settings, run_main
 from plumbing.errors import UserError, shown
 from plumbing.files import read_json, read_jsonl
+from plumbing.markup import fold
 from plumbing.run import Run
 from tiny import world
 
@@ -102,11 +104,11 @@ def ask_teacher(run: Run, large: LM, examples: list[Example]) -> list[dict]:
 
 
 def taken_over(s: Settings) -> list[dict]:
-    """The rationales of another run of this script; UserError if its M_L, data or limits were others."""
+    """The rationales of another run of this script; UserError if its M_L, prompts, token limits or data were others."""
     folder = Path(s.rationales)
     theirs = read_json(folder / "settings.json")
-    for name in ("large", "large_model", "large_extra", "large_dtype", "prompts", "large_tokens", "max_input_tokens",
-                 "data", "context"):  # fmt: skip
+    for name in ("large", "large_model", "large_extra", "large_dtype", "prompts", "answer_tokens", "chain_tokens",
+                 "max_input_tokens", "data", "context"):  # fmt: skip
         mine = getattr(s, name)
         if theirs.get(name) != mine:
             raise UserError(f"the rationales of {folder} were made with {name} {shown(theirs.get(name))}, "
@@ -136,6 +138,23 @@ def fault(row: dict, small: LM, s: Settings) -> str:
     return ""
 
 
+def writable(text: str, tokenizer: Tokenizer) -> str:
+    """The text as M_S can write it. In words that its vocabulary lacks, letters lose their accents; what is unknown
+    even then goes."""
+
+    def is_known(text: str) -> bool:
+        return tokenizer.token_to_id("<unk>") not in tokenizer.encode(text, add_special_tokens=False).ids
+
+    if is_known(text):
+        return text
+    words = []
+    for word in text.split():
+        if not is_known(word):
+            word = "".join(filter(is_known, fold(word)))
+        words.append(word)
+    return " ".join(filter(None, words))
+
+
 def states_answer_first(rationale: str, example: Example) -> bool:
     """Whether the first sentence has the answer and is none of the context. A teacher that leaps to its answer teaches
     M_S to do so. Such rationales are counted and stay: the rule cannot tell a leap from a step in other words about
@@ -157,7 +176,7 @@ def teach(run: Run, large: LM, small: LocalLM, train: list[Example], dev: list[E
             if why:
                 count[f"dropped: {why}"] += 1
                 continue
-            target = small.writable(row["rationale"])
+            target = writable(row["rationale"], small.tokenizer)
             kept[row["id"]] = target
             count["kept"] += 1
             count["kept: the first sentence states the answer"] += states_answer_first(row["rationale"], example)
@@ -254,8 +273,10 @@ def main() -> None:
         print(f"M_S {s.small} · M_L {s.large_model or s.large} · {len(train)} training, {len(dev)} held-out, "
               f"{len(test)} test questions · folder {s.out}\n")  # fmt: skip
 
-        asked = requests(test, {"untrained": [None], "kd": [None]}, s.samples)
-        lmcot.announce(large, train, asked + (0 if teachers else len(train) + len(dev)))
+        texts = texts_of_large(test, {"untrained": [None], "kd": [None]}, s.samples)
+        if s.target == "rationale" and not teachers:
+            texts += len(train) + len(dev)
+        lmcot.announce(large, train, texts)
 
         # ---- 1, 2: M_L writes rationales; the filter keeps those that are worth learning
         if s.target == "answer":

@@ -32,7 +32,7 @@ import lmcot
 import rewards
 import rl
 from data import Example
-from eval import evaluate, read_run, requests
+from eval import evaluate, read_run, texts_of_large
 from lmcot import Answer, LocalLM
 from model import pad_batch
 from plumbing import processes
@@ -191,7 +191,7 @@ def main() -> None:
         # M_L writes texts for rollouts, for looks at held-out questions, and for the table.
         texts = s.steps * s.prompts * s.samples_per_prompt
         texts += (1 + s.steps // s.eval_every) * len(dev)
-        texts += requests(test, {"kd": [None], "rl": [None]}, s.samples)
+        texts += texts_of_large(test, {"kd": [None], "rl": [None]}, s.samples)
         lmcot.announce(large, train, texts)
         state = {"step": 0, "best": -math.inf, "best_step": 0, "beta": s.beta}
         state |= run.load_state(parts, small.device)

@@ -169,7 +169,7 @@ def read_completion(reply: Any, said: str) -> Answer | Fault:
     if refusal or finish in REFUSED:
         return Fault("it refuses to answer", then="none")
     if not text and (finish in CUT or (thoughts and finish in STOPPED)):
-        more = "give more with --answer-tokens or --large-tokens, or switch thinking off with --large-extra"
+        more = "give more with --answer-tokens or --chain-tokens, or switch thinking off with --large-extra"
         return Fault(f"thinking took all the room for an answer, {more}", then="none")
     if not text or finish not in STOPPED | CUT:
         return Fault(f"an answer of {len(text)} characters ended with finish_reason {finish}", 3, "none")

@@ -303,7 +303,6 @@ def test_a_faulty_file_gets_one_sentence(tmp_path, name, content, said):
         ("x.json", {"split": "ood"}, "there is no split 'ood' (expected one of train, dev, test)"),
         ("tiny", {"split": "valid"}, "there is no split 'valid' (expected one of train, dev, test, ood)"),
         ("x.json", {"context": "none"}, "there is no context 'none' (expected gold or all)"),
-        ("x.json", {"limit": 0}, "limit is 0 (expected at least 1"),
     ],
 )
 def test_a_wrong_argument_gets_one_sentence(name, arguments, said):

@@ -182,7 +182,7 @@ def test_a_reply_is_the_right_answer_or_none_and_the_run_goes_on(name, serve, tm
     assert again.unanswered == lm.unanswered and again.tokens_written == lm.tokens_written
     said = capsys.readouterr().err
     assert KEY not in cache.read_text() + said and ("get no answer" in said) == (right == NONE)
-    assert ("--large-tokens" in said) == (name in ("only thought", "only thought, cut", "nothing, cut"))
+    assert ("--chain-tokens" in said) == (name in ("only thought", "only thought, cut", "nothing, cut"))
     lm.restart(0)
     assert (lm.unanswered, lm.unfinished, lm.tokens_written, lm.cut) == (0, 0, 0, 0)
 

@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 import torch
-from harness import ScriptedLM, call, error_of, failing_once, files_of, lines, run_script, save_random_small
+from harness import SAMPLES, ScriptedLM, call, error_of, failing_once, files_of, lines, run_script, save_random_small
 
 import data
 import lmcot
 import train_kd
 from lmcot import LocalLM
-from model import T5
+from model import T5, load_tokenizer
 from tiny import pretrain, world
 
 SIZES = {"train": 32, "dev": 16, "test": 4}
@@ -58,6 +58,23 @@ def test_a_first_sentence_that_states_the_answer_is_seen(rationale, leaps):
     paragraph = data.Paragraph("Vega", ("Vega is new.", "Ann Lie made Vega."))
     example = data.Example("i", "Who made Vega?", (paragraph,), "Ann Lie")
     assert train_kd.states_answer_first(rationale, example) == leaps
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="needs FLAN-T5's tokenizer")
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Karel Čapek met Dvořák.", "Karel Capek met Dvorak."),
+        ("Łódź and Ålesund", "Lodz and Alesund"),
+        ("Beyoncé sang in Köln.", "Beyoncé sang in Köln."),  # T5's vocabulary has French and German letters
+        ("He moved to 東京 in 1950.", "He moved to in 1950."),
+        ("a {b} c", "a b c"),
+    ],
+)
+def test_a_text_is_what_flan_t5_can_write_of_it(text, written):
+    tokenizer = load_tokenizer(SAMPLES / "flan-t5")
+    assert train_kd.writable(text, tokenizer) == written
+    assert tokenizer.decode(tokenizer.encode(written).ids) == written
 
 
 # ------------------------------------------------------------------------------------------------ a scripted teacher
