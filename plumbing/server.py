@@ -12,16 +12,15 @@ import ssl
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from tqdm import tqdm
 
@@ -29,9 +28,9 @@ from plumbing import processes
 from plumbing.errors import UserError
 from plumbing.files import as_jsonl, read_jsonl
 
-CONNECT = 20  # seconds until a connection must stand
-BYTES = 2**24  # of an answer
-MAY_PASS = math.inf  # tries: as many as there are
+CONNECT = 10  # seconds until a connection must stand
+BYTES = 2**24  # of a reply
+TRIES, FIRST_TRIES = 10, 4  # to get through to a server; one that has never answered has perhaps another address
 
 
 class Completion(NamedTuple):
@@ -41,57 +40,46 @@ class Completion(NamedTuple):
     finish: str  # "stop"; "length": it was cut at its length limit; "none": no answer could be had
 
 
-Answer = dict  # as the cache keeps it: text, finish, tokens (written), prompt_tokens (read; 0: the server does not say)
+Answer = dict  # of a text, its finish, tokens (written) and prompt_tokens (read; 0: the server does not say)
+LINE = {"key": str, "text": str, "finish": str, "tokens": int, "prompt_tokens": int}  # an answer in the cache
 
 
 class Fault(NamedTuple):
     """Why a request brought no answer, and what follows."""
 
     reason: str
-    tries: float = 1  # of this text in all
-    then: str = "end"  # after these: "end" the run; "none": no answer; "ask": none, if others get theirs
-    wait: float | None = None  # seconds that the server asks to wait
-    field: str = ""  # a field of the request that the server refuses
-
-
-class TooSlow(Exception):
-    """The connection stands, but no answer came in time."""
+    tries: int = 1  # of this text in all
+    then: str = "end"  # after these: "end" the run; "none": no answer; "control": none, if another text gets its answer
+    wait: float = 0.0  # seconds that the server asks to wait
 
 
 # ---- The request -----------------------------------------------------------------------------------------------------
 
 
 def post(url: str, body: dict, key: str, timeout: float, tls: ssl.SSLContext | None) -> tuple[int, Message, bytes]:
-    """One POST → status, headers, content. OSError, HTTPException or TooSlow if none came. It follows no redirect: that
-    would take the key along."""
+    """One POST → status, headers, content; OSError or HTTPException if none came. It uses no proxy, and follows no
+    redirect: that would take the key along."""
     scheme, place, path, _, _ = urlsplit(url)
-    proxy = "" if proxy_bypass(place) else getproxies().get(scheme, "").rpartition("://")[2].rstrip("/")
     if scheme == "https":
-        connection = http.client.HTTPSConnection(proxy or place, timeout=CONNECT, context=tls)
-        if proxy:
-            connection.set_tunnel(place)
+        connection = http.client.HTTPSConnection(place, timeout=CONNECT, context=tls)
     else:
-        connection = http.client.HTTPConnection(proxy or place, timeout=CONNECT)
-        path = url if proxy else path
+        connection = http.client.HTTPConnection(place, timeout=CONNECT)
     headers = {"Content-Type": "application/json", "User-Agent": "lmcot", "Connection": "close"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
 
     connection.connect()
     connection.sock.settimeout(None)
-    begun = time.monotonic()
     # The timer hangs up. A time-out of the socket would not: a server may send byte after byte.
     timer = threading.Timer(timeout, socket.socket.shutdown, (connection.sock, socket.SHUT_RDWR))
     timer.start()
     try:
         connection.request("POST", path, json.dumps(body).encode(), headers)
         response = connection.getresponse()
-        return response.status, response.headers, response.read(BYTES + 1)
+        return response.status, response.headers, response.read(BYTES)
     finally:
         timer.cancel()
         connection.close()
-        if time.monotonic() - begun >= timeout:  # whatever was read by then, or went wrong
-            raise TooSlow
 
 
 # ---- What came back --------------------------------------------------------------------------------------------------
@@ -99,16 +87,25 @@ def post(url: str, body: dict, key: str, timeout: float, tls: ssl.SSLContext | N
 STOPPED = {"stop", "eos", "eos_token", "stop_sequence", "end_turn"}  # values of finish_reason, in lower case
 CUT = {"length", "max_tokens", "model_length"}
 REFUSED = {"content_filter", "refusal", "safety"}
-TOO_LONG = re.compile(r"context.{0,10}(length|size|window)|(prompt|input|request).{0,20} too (long|large)|"
-                      r"reduce the length|\btokens\b.{0,60}(exceed|must be)|exceed.{0,60}\btokens\b", re.I)  # fmt: skip
-FILTERED = re.compile("content.?(filter|management|policy)|responsible.?ai|moderation|flagged|safety", re.I)
-TOO_LARGE = re.compile("too (large|big|high)|at most|exceed|less than|<=", re.I)
+TOO_LONG = (r"context.{0,10}(length|size|window)|(prompt|input|request).{0,20} too (long|large)|reduce the length|"
+            r"\btokens\b.{0,60}(exceed|must be)|exceed.{0,60}\btokens\b")  # fmt: skip
+FILTERED = "content.?(filter|management|policy)|responsible.?ai|moderation|flagged|safety"
+RULES = (  # what begins with a status and says so → tries of its text in all, what then, and advice
+    ("3", 1, "end", "it redirects; if that place may have your key, give it as the address"),
+    (rf"413|(200|400|422|500).*({TOO_LONG})", 1, "end", "a prompt is too long for it, so lower --max-input-tokens"),
+    (rf"(200|400|403|422).*({FILTERED})", 1, "none", ""),
+    ("401|403", 1, "end", "is LMCOT_API_KEY set, and right?"),
+    ("400|422", 1, "control", ""),
+    ("200", 3, "control", ""),  # an error without a status
+    (".*insufficient_quota", 1, "end", ""),
+    ("500", TRIES, "control", ""),  # some servers crash on one prompt
+    ("408|409|429|5", TRIES, "end", ""),
+    ("", 1, "end", ""),
+)
 
 
-def read_reply(status: int, headers: Message, content: bytes, sent: dict) -> Answer | Fault:
-    """What a server replied to the request `sent`."""
-    if len(content) > BYTES:
-        return Fault(f"an answer has more than {BYTES} bytes")
+def read_reply(status: int, headers: Message, content: bytes) -> Answer | Fault:
+    """What a server replied."""
     reply, said = None, content.decode(errors="replace")
     with suppress(ValueError, RecursionError):
         reply = json.loads(said)
@@ -116,46 +113,31 @@ def read_reply(status: int, headers: Message, content: bytes, sent: dict) -> Ans
     error = reply.get("error") if isinstance(reply, dict) else None
     if status == 200 and not error:
         return read_completion(reply, said)
-    if status == 200:  # some servers put the status into the error
-        code = error.get("code") if isinstance(error, dict) else None
-        status = int(code) if re.fullmatch(r"[3-5]\d\d", str(code)) else 0
+    if status == 200 and isinstance(error, dict) and re.fullmatch(r"[3-5]\d\d", str(error.get("code"))):
+        status = int(error["code"])  # some servers put the status into the error
 
-    reason = f"status {status or 'unknown'}, {said}"
-    if 300 <= status < 400:
-        place = headers["Location"]
-        return Fault(f"status {status}, it redirects to {place}; if that may have your key, give it as the address")
-    if status == 413 or (status in (0, 400, 422, 500) and TOO_LONG.search(said)):
-        return Fault(f"a prompt is too long for it, so lower --max-input-tokens ({reason})")
-    if status in (0, 400, 403, 422) and FILTERED.search(said):
-        return Fault(reason, then="none")
-    if status in (401, 403):
-        return Fault(f"status {status} (is LMCOT_API_KEY set, and right?), {said}")
-    if status in (400, 422):
-        return Fault(reason, then="ask", field=refused_field(said, sent))
-    if status == 0:
-        return Fault(reason, 3, "ask")
-    if (status in (408, 409, 429) or status >= 500) and "insufficient_quota" not in said:
-        then = "ask" if status == 500 else "end"  # some servers crash on one prompt
-        return Fault(reason, MAY_PASS, then, retry_after(headers["Retry-After"]))
-    return Fault(reason)
+    said = f"{status} {headers['Location'] or ''} {said}"
+    rule = next(rule for rule in RULES if re.match(rule[0], said, re.IGNORECASE | re.DOTALL))
+    _, tries, then, advice = rule
+    reason = f"{advice} (status {said})" if advice else f"status {said}"
+    return Fault(reason, tries, then, retry_after(headers["Retry-After"]))
 
 
-def read_error(error: Exception, url: str, heard: bool) -> Fault:
-    """Why no reply came, from a server that has replied before (`heard`) or has not."""
+def read_error(error: Exception, url: str, tries: int) -> Fault:
+    """Why no reply came."""
     reason = str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         return Fault(reason)
-    if not heard and (isinstance(error, ssl.SSLError) or "handshake" in reason):
-        return Fault(f"{reason} (perhaps http:// is right)", 2)
-    if not heard and isinstance(error, http.client.HTTPException | ConnectionResetError) and url.startswith("http:"):
-        reason += " (perhaps https:// is right)"
-    return Fault(reason, MAY_PASS)
+    no_such_talk = isinstance(error, ssl.SSLError | http.client.HTTPException | ConnectionResetError)
+    if tries == FIRST_TRIES and (no_such_talk or "handshake" in reason):
+        reason += f" (perhaps {'http' if url.startswith('https') else 'https'}:// is right)"
+    return Fault(reason, tries)
 
 
 def read_completion(reply: Any, said: str) -> Answer | Fault:
     """What a reply with status 200 holds."""
     if not isinstance(reply, dict) or not isinstance(reply.get("choices"), list):
-        return Fault(f"no chat completion came, but {said or 'nothing'}", MAY_PASS, "ask")
+        return Fault(f"no chat completion came, but {said or 'nothing'}", TRIES, "control")
     try:
         choice = reply["choices"][0]
         message = choice["message"]
@@ -195,30 +177,27 @@ def count(reply: dict, name: str) -> int:
     return tokens if type(tokens) is int and 0 < tokens <= BYTES else 0
 
 
-def refused_field(said: str, sent: dict) -> str:
-    """The field of a request that a server will not have; "" if it names none, or asks for fewer tokens."""
-    for field in re.findall(r"\b(?:max_tokens|max_completion_tokens|temperature)\b", said):
-        if field in sent and (field == "temperature" or not TOO_LARGE.search(said)):
-            return field
-    return ""
+TOO_LARGE = re.compile("too (large|big|high)|at most|exceed|less than|<=", re.I)
 
 
-def without(body: dict, refused: Sequence[str]) -> dict:
-    """A request without these fields. The limit of its length is first sent under its second name."""
+def adapted(body: dict, refusal: str) -> dict:
+    """A request as a server wants it that refused a field in a 400: without it. The limit first gets its other name."""
     body = dict(body)
-    for field in refused:
-        value = body.pop(field, None)
-        if field == "max_tokens" and value:
-            body["max_completion_tokens"] = value
+    for field in re.findall(r"\b(?:max_tokens|max_completion_tokens|temperature)\b", refusal):
+        if field in body and (field == "temperature" or not TOO_LARGE.search(refusal)):
+            value = body.pop(field)
+            if field == "max_tokens":
+                body["max_completion_tokens"] = value
+            break
     return body
 
 
-def retry_after(header: str | None) -> float | None:
-    """Seconds to wait, at most 60, by a Retry-After header, a number or a date; None if it says nothing."""
+def retry_after(header: str | None) -> float:
+    """Seconds to wait, at most 60, by a Retry-After header, a number or a date; 0 if it says nothing."""
     try:
         seconds = float(header) if header.isdecimal() else parsedate_to_datetime(header).timestamp() - time.time()
     except (AttributeError, TypeError, ValueError, OverflowError):
-        return None
+        return 0.0
     return min(60.0, max(0.0, seconds))
 
 
@@ -247,12 +226,10 @@ class ServedLM:
     nothing and asks nothing twice. The server itself samples: a seed only gives its samples a place in the cache.
     """
 
-    TRIES = 10  # of one text
-
     def __init__(self, base_url: str, model: str, max_input_tokens: int = 1024, concurrency: int = 8,
                  cache: Path | None = None, extra: dict | None = None, timeout: float = 600):  # fmt: skip
         self.url, self.name, self.cache = base_url.rstrip("/") + "/chat/completions", model, cache
-        rank, _ = processes.rank_and_size()
+        rank, self.processes = processes.rank_and_size()
         self.own_cache = cache and cache.with_stem(f"{cache.stem}{rank or ''}")  # under torchrun each writes its own
         self.max_input_tokens, self.batch_size = max_input_tokens, concurrency
         self.extra, self.timeout = extra or {}, timeout
@@ -263,13 +240,12 @@ class ServedLM:
             raise UserError("a server's address is like http://host:8000/v1, and its key one word in LMCOT_API_KEY")
 
         self.bytes_per_token = 3.0  # on the safe side, until `begin` measures it
-        self.expected = 0  # requests of the run, as `begin` is told
+        self.expected = 0  # answers of the whole run, as `begin` is told
         self.answers: dict[str, Answer] = {}  # by the hash of the request
-        self.heard = False  # whether the server has ever replied
-        self.answered: dict | None = None  # a request that it has answered
-        self.refused: tuple[str, ...] = ()  # fields that it will not have
+        self.control: dict | None = None  # a request that the server has answered
+        self.refusals: tuple[str, ...] = ()  # of fields: what it said
         self.told: set[str] = set()  # what the user knows already
-        self.at_once, self.is_slow = concurrency, False  # requests; whether one has timed out in this round
+        self.at_once = concurrency  # requests; fewer after time-outs
         self.lock, self.stopped = threading.Lock(), threading.Event()
         self.pause = self.stopped.wait  # for so many seconds → whether to stop
         self.restart(0)
@@ -291,10 +267,8 @@ class ServedLM:
         longest = min(max(map(len, prompts)), 4 * self.max_input_tokens)
         text = "".join(prompt[-(longest // len(sample)) :] for prompt in sample)
         self.complete([text], max_new_tokens)
-        key, body = self.request(text, max_new_tokens)
+        key, self.control = self.request(text, max_new_tokens)
         answer = self.answers[key]
-        if answer["text"]:
-            self.answered = body
         size = len(text.encode(errors="replace"))
         if size / 6 <= answer["prompt_tokens"] <= size:  # some servers do not count what they have read before
             self.bytes_per_token = size / answer["prompt_tokens"]
@@ -343,112 +317,94 @@ class ServedLM:
     # ---- Tries and pace
 
     def ask_all(self, bodies: dict[str, dict]) -> None:
-        """Asks what is not known yet. A time-out ends a round of requests; the next one has half as many at once."""
-        todo = [key for key in bodies if key not in self.answers]
-        bar = tqdm(total=len(bodies), initial=len(bodies) - len(todo), desc="asking", unit="text", leave=False, delay=2)
-        with bar:
-            while todo:
-                part = todo if self.answered else todo[: self.at_once]  # perhaps nothing is ever answered
-                self.ask_round({key: bodies[key] for key in part}, bar)
-                todo = [key for key in todo if key not in self.answers]
-
-    def ask_round(self, bodies: dict[str, dict], bar: tqdm) -> None:
-        """After Ctrl-C or an error no request is begun; what is under way is still kept."""
+        """Asks what is not known yet. After Ctrl-C or an error no request is begun; what is under way is still kept."""
+        todo = deque(key for key in bodies if key not in self.answers)
+        total = max(self.expected, len(self.answers) + len(todo))  # of the whole run: the bar shows the time it needs
+        bar = tqdm(total=total, initial=len(self.answers), desc="M_L", unit="text", leave=False, delay=2)
+        under_way: dict[Future, str] = {}
         self.stopped.clear()
-        in_doubt: dict[str, Fault] = {}
-        with ThreadPoolExecutor(self.at_once) as pool:
+        with bar, ThreadPoolExecutor(self.batch_size) as pool:
             try:
-                asked = {pool.submit(self.ask, key, body): key for key, body in bodies.items()}
-                for future in as_completed(asked):
-                    if fault := future.result():
-                        in_doubt[asked[future]] = fault
-                    bar.update(asked[future] in self.answers)
-                    done = bar.n - bar.initial
-                    if done == 20 and self.expected:
-                        left = (self.expected - len(self.answers)) / processes.rank_and_size()[1]
-                        minutes = max(0, left) * bar.format_dict["elapsed"] / done / 60
-                        tqdm.write(f"M_L needs about {minutes:,.0f} minutes for all its answers")
-                        self.expected = 0
+                while todo or under_way:
+                    while todo and len(under_way) < self.at_once:
+                        key = todo.popleft()
+                        under_way[pool.submit(self.ask, key, bodies[key])] = key
+                    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                        key = under_way.pop(future)
+                        if future.result():
+                            bar.update(self.processes)  # the others are as fast
+                        else:
+                            todo.append(key)
             except BaseException:
                 self.stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
                 if self.cache:
                     bar.write(f"stopping: answers under way are still kept, for {self.timeout:g} s at most", sys.stderr)
                 raise
-        for key, fault in in_doubt.items():
-            self.give_up(key, fault)
-        if self.is_slow:
-            self.is_slow, self.at_once = False, self.at_once // 2
-            self.tell(f"no answer within {self.timeout:g} seconds (--server-timeout), so it now gets only "
-                      f"{self.at_once} requests at once")  # fmt: skip
 
-    def ask(self, key: str, body: dict) -> Fault | None:
-        """One text, however many tries it takes, into `answers` and the cache. A fault that is returned is in doubt."""
-        found = self.persist(body)
-        if isinstance(found, Fault):
-            if found.then == "ask" and not self.answered:  # the first answer may still be under way
-                return found
-            self.give_up(key, found)
-        elif found:
-            self.keep(key, found)
-        return None
+    def ask(self, key: str, body: dict) -> bool:
+        """One text, however many tries it takes, into `answers` and the cache. False: it must be asked anew."""
+        answer = self.persist(body)
+        if answer:
+            self.keep(key, answer)
+        return answer is not None
 
-    def give_up(self, key: str, fault: Fault) -> None:
-        """No answer for a text, if the fault lies in it. UserError if it is general: if the server does not even answer
-        again what it has answered before."""
-        again = fault
-        if fault.then == "ask" and self.answered:
-            again = self.persist(self.answered)
-        if again is None:  # stopped: it is asked anew
-            return
-        if fault.then != "none" and isinstance(again, Fault):
-            self.stopped.set()
-            raise UserError(f"{self.url}, model {self.name}: {fault.reason}")
-        self.tell(f"some texts get no answer: {fault.reason}")
-        self.keep(key, Answer(text="", finish="none", tokens=0, prompt_tokens=0))
-
-    def persist(self, body: dict) -> Answer | Fault | None:
-        """Tries until there is an answer or no hope; None if it was stopped."""
-        tried, wait, refused = Counter(), 0.0, self.refused
-        while not self.pause(wait):
-            found = self.attempt(without(body, refused))
+    def persist(self, body: dict) -> Answer | None:
+        """Tries until there is an answer or no hope; UserError if the server fails all. None: it must be asked anew."""
+        asked, tried, seconds, refusals = body, Counter(), 0.0, self.refusals
+        for refusal in refusals:
+            body = adapted(body, refusal)
+        while True:
+            found = None if self.pause(seconds) else self.attempt(body)
+            if found is None:
+                return None
             if isinstance(found, Answer):
-                self.refused = max(refused, self.refused, key=len)  # only what helped
-                if "temperature" in refused:
-                    self.tell("it will have no temperature, so answers are sampled as it likes")
+                self.refusals = refusals  # only what helped
+                self.control = self.control or asked
                 return found
-            if found.field:
-                refused, wait = (*refused, found.field), 0.0
+            if re.match("status (400|422)", found.reason) and adapted(body, found.reason) != body:
+                body, seconds = adapted(body, found.reason), 0.0
+                refusals = (*refusals, found.reason)
                 continue
 
             tried[found.tries] += 1  # each kind has its own: overload does not use up those of broken answers
             times = tried.total()
-            most = self.TRIES if self.heard else min(4, self.TRIES)  # who never replied is probably not there
-            if tried[found.tries] == min(found.tries, most):
-                return found._replace(reason=f"{found.reason} (tried {times} times)" if times > 1 else found.reason)
+            if tried[found.tries] == found.tries:
+                break
             if times > 1:
                 self.tell(f"a text failed twice and is asked again: {found.reason}")
-            wait = found.wait
-            if wait is None:
-                wait = min(60, 2**times / 4) * random.uniform(0.5, 1.5)  # back off, and not all at once
-        return None
+            seconds = max(found.wait, min(60, 2**times / 4) * random.uniform(0.5, 1.5))  # longer, and not all at once
 
-    def attempt(self, body: dict) -> Answer | Fault:
-        """One request. Some servers send back what they got: the key does not stay in what they say."""
+        reason = f"{found.reason} (tried {times} times)" if times > 1 else found.reason
+        if found.then == "control" and self.control not in (None, asked):
+            if self.persist(self.control) is None:  # a UserError here: the fault does not lie in the text
+                return None
+        elif found.then != "none":
+            self.stopped.set()
+            raise UserError(f"{self.url}, model {self.name}: {reason}")
+        self.tell(f"some texts get no answer: {reason}")
+        return Answer(text="", finish="none", tokens=0, prompt_tokens=0)
+
+    def attempt(self, body: dict) -> Answer | Fault | None:
+        """One request. None: it was too slow beside others, so fewer go out at once, and it must be asked anew."""
+        at_once, begun = self.at_once, time.monotonic()
+        tries = TRIES if self.control else FIRST_TRIES
         try:
-            status, headers, content = post(self.url, body, self._key, self.timeout, self.tls)
-            self.heard = True
-            found = read_reply(status, headers, content, body)
-        except TooSlow:
-            found = Fault(f"no answer within {self.timeout:g} seconds (--server-timeout)", MAY_PASS)
-            if self.at_once > 1:
-                self.is_slow = True
-                self.stopped.set()
+            found = read_reply(*post(self.url, body, self._key, self.timeout, self.tls))
         except (OSError, http.client.HTTPException) as error:
-            found = read_error(error, self.url, self.heard)
+            found = read_error(error, self.url, tries)
+        if time.monotonic() - begun >= self.timeout:  # whatever was read by then, or went wrong
+            reason = f"no answer within {self.timeout:g} seconds (--server-timeout)"
+            if self.control and at_once > 1:
+                self.at_once = min(self.at_once, at_once // 2)  # all that time out together halve it once
+                self.tell(f"{reason}, so it now gets only {self.at_once} requests at once")
+                return None
+            found = Fault(reason, tries)
+
+        # Some servers send back what they got: the key does not stay in what they say.
         if isinstance(found, Fault):
             return found._replace(reason=self.without_key(" ".join(found.reason.split()))[:400])
-        self.answered = body
+        if "temperature" not in body:
+            self.tell("it will have no temperature, so answers are sampled as it likes")
         return found | {"text": self.without_key(found["text"])}
 
     def without_key(self, text: str) -> str:
@@ -477,16 +433,6 @@ class ServedLM:
             os.truncate(self.own_cache, self.own_cache.read_bytes().rfind(b"\n") + 1)  # a crash may leave half a line
         for file in sorted(self.cache.parent.glob(f"{self.cache.stem}*{self.cache.suffix}")):
             for line in read_jsonl(file):
-                if not can_be(line):
+                if {name: type(value) for name, value in line.items()} != LINE:
                     raise UserError(f"{file} holds what is no answer of a server: delete it, and all is asked anew")
                 self.answers[line["key"]] = line
-
-
-def can_be(line: dict) -> bool:
-    """Whether `keep` can have written this line of a cache."""
-    key, text, finish, *counts = map(line.get, ("key", "text", "finish", "tokens", "prompt_tokens"))
-    if not isinstance(key, str) or not isinstance(text, str) or text != text.encode(errors="replace").decode():
-        return False
-    if not all(type(tokens) is int and 0 <= tokens <= BYTES for tokens in counts):
-        return False
-    return finish == "none" if text == "" else finish in ("stop", "length")
