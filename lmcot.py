@@ -197,7 +197,9 @@ class LocalLM:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.max_input_tokens, self.batch_size = max_input_tokens, batch_size
         self.device = model.shared.weight.device
-        entries = 1 + max((*tokenizer.get_vocab().values(), *tokenizer.encode("").ids))
+        if tokenizer.encode("").ids != [model.config.eos_token_id]:  # a text that M_S learns from must end
+            raise UserError("this tokenizer.json does not end a text with the model's EOS: it needs a post-processor")
+        entries = 1 + max(tokenizer.get_vocab().values())
         if entries > model.config.vocab_size:
             raise UserError(f"this tokenizer has {entries} entries and the model only "
                             f"{model.config.vocab_size}: they do not belong together")  # fmt: skip

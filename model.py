@@ -411,6 +411,10 @@ class T5(nn.Module):
         """Write a folder that transformers' AutoModelForSeq2SeqLM opens; with `tokenizer`, its AutoTokenizer, too."""
         c = self.config
         weights = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}  # a tied one comes once
+        if c.scale_decoder_outputs and not c.tie_word_embeddings:
+            # transformers 4 scales only where the matrix is tied: here the scale goes into the matrix.
+            c = replace(c, scale_decoder_outputs=False)
+            weights["lm_head.weight"] = weights["lm_head.weight"] * c.d_model**-0.5
         with replacing(Path(folder)) as new:  # the new files take the place of the old ones together, at the end
             write_tensors(new / "model.safetensors", weights)
             dtype = str(self.shared.weight.dtype).removeprefix("torch.")

@@ -1,6 +1,7 @@
 """Proofs for lmcot.py: prompts word for word, decoding against the forward pass and brute force."""
 
 import itertools
+import json
 import math
 import re
 from collections import Counter
@@ -434,6 +435,14 @@ def test_a_tokenizer_with_more_entries_than_the_model_has_rows_is_refused():
     config = T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=2)
     with pytest.raises(UserError, match="849 entries and the model only 40"):
         LocalLM(T5(config).init_weights(0), load_tokenizer("tiny/small"))
+
+
+def test_a_tokenizer_that_ends_no_text_is_refused(model, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps(json.loads((ROOT / "tiny/small/tokenizer.json").read_text()) | {"post_processor": None})
+    )
+    with pytest.raises(UserError, match="does not end a text with the model's EOS"):
+        LocalLM(model, load_tokenizer(tmp_path))
 
 
 def test_a_chat_model_gets_its_own_prompts_and_room():

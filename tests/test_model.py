@@ -522,6 +522,16 @@ def test_tied_iff_the_file_has_no_lm_head_and_scaled_as_transformers_does(rule, 
     assert_same_logits(model, transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval())
 
 
+def test_a_scaled_matrix_of_its_own_is_saved_as_every_version_of_transformers_reads_it(tmp_path):
+    """transformers 4 scales only where the matrix is tied; both read a scale of 1 and an untied matrix alike."""
+    model = make("v1.0", scale_decoder_outputs=True, tie_word_embeddings=False)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert (saved["tie_word_embeddings"], saved["scale_decoder_outputs"]) == (False, False)
+    assert_same_logits(model, transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval())
+    assert_same_logits(T5.from_pretrained(tmp_path), transformers.T5ForConditionalGeneration.from_pretrained(tmp_path))
+
+
 @pytest.mark.parametrize("names", [("encoder",), ("decoder",), ("encoder", "decoder", "shared")], ids=str)
 def test_embed_tokens_is_an_alias_of_shared_and_the_old_cross_attention_bias_is_ignored(names, tmp_path):
     model = make("v1.1")

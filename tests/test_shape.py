@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[1]
 # 330, 264, 264, and 2,600 together. lmcot.py and rewards.py have grown by what real models write, eval.py and
 # train_kd.py by what a run says of it; a file that shrinks lowers its limit here.
 LINES = {
-    "model.py": 440,
+    "model.py": 444,
     "data.py": 308,
-    "lmcot.py": 490,
+    "lmcot.py": 495,
     "rewards.py": 492,
     "rl.py": 275,
     "eval.py": 420,
