@@ -117,19 +117,18 @@ def read_reply(status: int, headers: Message, content: bytes) -> Answer | Fault:
         status = int(error["code"])  # some servers put the status into the error
 
     said = f"{status} {headers['Location'] or ''} {said}"
-    rule = next(rule for rule in RULES if re.match(rule[0], said, re.IGNORECASE | re.DOTALL))
-    _, tries, then, advice = rule
+    _, tries, then, advice = next(rule for rule in RULES if re.match(rule[0], said, re.IGNORECASE | re.DOTALL))
     reason = f"{advice} (status {said})" if advice else f"status {said}"
     return Fault(reason, tries, then, retry_after(headers["Retry-After"]))
 
 
 def read_error(error: Exception, url: str, tries: int) -> Fault:
-    """Why no reply came."""
+    """Why no reply came. What may pass gets `tries`; FIRST_TRIES: the server has never answered."""
     reason = str(error) or type(error).__name__
     if isinstance(error, ssl.SSLCertVerificationError):
         return Fault(reason)
-    no_such_talk = isinstance(error, ssl.SSLError | http.client.HTTPException | ConnectionResetError)
-    if tries == FIRST_TRIES and (no_such_talk or "handshake" in reason):
+    speaks_otherwise = isinstance(error, ssl.SSLError | http.client.HTTPException | ConnectionResetError)
+    if tries == FIRST_TRIES and (speaks_otherwise or "handshake" in reason):
         reason += f" (perhaps {'http' if url.startswith('https') else 'https'}:// is right)"
     return Fault(reason, tries)
 
@@ -243,11 +242,10 @@ class ServedLM:
         self.expected = 0  # answers of the whole run, as `begin` is told
         self.answers: dict[str, Answer] = {}  # by the hash of the request
         self.control: dict | None = None  # a request that the server has answered
-        self.refusals: tuple[str, ...] = ()  # of fields: what it said
+        self.refusals: tuple[str, ...] = ()  # what it said to fields that it will not have
         self.told: set[str] = set()  # what the user knows already
         self.at_once = concurrency  # requests; fewer after time-outs
         self.lock, self.stopped = threading.Lock(), threading.Event()
-        self.pause = self.stopped.wait  # for so many seconds → whether to stop
         self.restart(0)
 
     def restart(self, seed: int) -> None:
@@ -285,18 +283,12 @@ class ServedLM:
         """`samples` completions in a row for each prompt; greedy at temperature 0, where equal prompts are asked once.
         Under torchrun each process asks its share, and all get everything."""
         self.read_cache()
-        keys: list[str] = []  # one for each completion
-        bodies: dict[str, dict] = {}
+        requests = []
         for prompt in prompts:
             for _ in range(samples):
-                sample = None
-                if temperature > 0:
-                    sample = (self.seed, self.sampled[prompt])
-                    self.sampled[prompt] += 1
-                key, body = self.request(prompt, max_new_tokens, temperature, sample)
-                keys.append(key)
-                bodies[key] = body
+                requests.append(self.request(prompt, max_new_tokens, temperature))
 
+        bodies = dict(requests)
         mine = processes.share(list(bodies))
         self.ask_all({key: bodies[key] for key in mine})
         self.answers |= processes.gather([(key, self.answers[key]) for key in mine])
@@ -305,10 +297,14 @@ class ServedLM:
             self.tokens_written += answer["tokens"]
             self.unfinished += answer["finish"] == "length"
             self.unanswered += answer["finish"] == "none"
-        return [Completion(self.answers[key]["text"], self.answers[key]["finish"]) for key in keys]
+        return [Completion(self.answers[key]["text"], self.answers[key]["finish"]) for key, _ in requests]
 
-    def request(self, prompt: str, max_new_tokens: int, temperature=0.0, sample=None) -> tuple[str, dict]:
-        """Its key in the cache, and its body."""
+    def request(self, prompt: str, max_new_tokens: int, temperature: float = 0.0) -> tuple[str, dict]:
+        """Its key in the cache, another one for each sample, and its body."""
+        sample = None
+        if temperature > 0:
+            sample = (self.seed, self.sampled[prompt])
+            self.sampled[prompt] += 1
         messages = [{"role": "user", "content": prompt}]
         body = {"model": self.name, "messages": messages, "max_tokens": max_new_tokens, "temperature": temperature}
         body |= self.extra
@@ -354,7 +350,7 @@ class ServedLM:
         for refusal in refusals:
             body = adapted(body, refusal)
         while True:
-            found = None if self.pause(seconds) else self.attempt(body)
+            found = None if self.stopped.wait(seconds) else self.attempt(body)
             if found is None:
                 return None
             if isinstance(found, Answer):
@@ -362,8 +358,8 @@ class ServedLM:
                 self.control = self.control or asked
                 return found
             if re.match("status (400|422)", found.reason) and adapted(body, found.reason) != body:
-                body, seconds = adapted(body, found.reason), 0.0
-                refusals = (*refusals, found.reason)
+                body = adapted(body, found.reason)
+                refusals, seconds = (*refusals, found.reason), 0.0
                 continue
 
             tried[found.tries] += 1  # each kind has its own: overload does not use up those of broken answers
@@ -376,7 +372,7 @@ class ServedLM:
 
         reason = f"{found.reason} (tried {times} times)" if times > 1 else found.reason
         if found.then == "control" and self.control not in (None, asked):
-            if self.persist(self.control) is None:  # a UserError here: the fault does not lie in the text
+            if self.persist(self.control) is None:  # its UserError ends the run: the fault lies not in the text
                 return None
         elif found.then != "none":
             self.stopped.set()

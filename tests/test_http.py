@@ -39,12 +39,12 @@ def connect(url, **options):
     lm = ServedLM(url, "a-model", **options)
     lm.waits = []
 
-    def pause(seconds):
+    def wait(seconds):
         if seconds:
             lm.waits.append(seconds)
         return lm.stopped.is_set()
 
-    lm.pause = pause
+    lm.stopped.wait = wait
     return lm
 
 
@@ -411,6 +411,17 @@ def test_a_400_for_every_prompt_ends_the_run_also_where_the_server_has_answered_
     with pytest.raises(UserError, match="nothing loaded"):
         connect(server.url, cache=tmp_path / "c", concurrency=3).complete([f"p{i}" for i in range(40)], 5)
     assert [line["finish"] for line in lines(tmp_path / "c")] == ["stop"] * 8  # and no "none"
+
+
+def test_a_run_that_is_stopped_while_a_400_is_in_doubt_keeps_no_none(serve):
+    def plan(prompt, n):
+        if n:  # asked whether it still answers
+            lm.stopped.set()
+            return 503, {}
+        return (400, error("I cannot")) if prompt == "bad" else echo(prompt, n)
+
+    lm = connect_and_ask(serve(plan).url)
+    assert lm.persist(lm.request("bad", 5)[1]) is None
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
