@@ -48,8 +48,8 @@ class Settings:
     out: str = "runs/rl"  # folder of this run
     overwrite: bool = False  # start anew in a folder that holds other settings
     steps: int = 60  # rollouts
-    prompts: int = 64  # B, questions of a rollout
-    samples_per_prompt: int = 4  # N, rationales of each
+    questions: int = 64  # B, of a rollout
+    samples_per_question: int = 4  # N, rationales of each
     minibatch: int = 16  # questions (with their N rationales) of one optimiser step, over all processes
     micro_batch: int = 0  # questions that go through M_S at once (0: all); gradients add up, it only saves memory
     ppo_epochs: int = 2  # times that a rollout is learned from
@@ -82,8 +82,8 @@ class Settings:
         if self.reward not in ("sum", "standardized") or self.task_metric not in ("em", "f1"):
             raise ValueError("--reward is sum or standardized, --task-metric is em or f1")
         rewards.parse_weights(self.weights)
-        if self.prompts < processes.rank_and_size()[1]:
-            raise ValueError("--prompts must be at least the number of processes")
+        if self.questions < processes.rank_and_size()[1]:
+            raise ValueError("--questions must be at least the number of processes")
 
 
 def distilled(folder: str) -> dict:
@@ -108,7 +108,7 @@ def sample_rationales(
     parts = []
     for start in range(0, len(source), size):
         part = source[start : start + size], source_mask[start : start + size]
-        parts.append(rl.rollout(small.model, reference.model, head, *part, s.samples_per_prompt, s.max_new_tokens,
+        parts.append(rl.rollout(small.model, reference.model, head, *part, s.samples_per_question, s.max_new_tokens,
                                 small.forbid, generator))  # fmt: skip
     everyones = processes.gather([rl.join(parts).to("cpu")])
     return rl.join(everyones).to(small.device)
@@ -137,10 +137,10 @@ def learn(
     the minibatch. They are of separate parameters, so that no coefficient has to weigh them.
     """
     policy = small.model
-    tokens = r.mask[rl.rows_of(minibatch, s.samples_per_prompt)].sum()
+    tokens = r.mask[rl.rows_of(minibatch, s.samples_per_question)].sum()
     parts = []
     for b in processes.micro_batches(minibatch, s.micro_batch):
-        rows = rl.rows_of(b, s.samples_per_prompt)
+        rows = rl.rows_of(b, s.samples_per_question)
         source_mask = r.source_mask[b]
         ids, mask, logp_old = r.ids[rows], r.mask[rows], r.logp_old[rows]
         with torch.autocast(small.device.type, torch.bfloat16, enabled=s.bf16):
@@ -186,10 +186,10 @@ def main() -> None:
         run.uses({"M_S": Path(s.kd) / "model" / "model.safetensors"})
         if run.has_ended():
             return
-        print(f"M_S {s.kd}/model · M_L {kd['large']} · {s.steps} steps of {s.prompts} × {s.samples_per_prompt} "
+        print(f"M_S {s.kd}/model · M_L {kd['large']} · {s.steps} steps of {s.questions} × {s.samples_per_question} "
               f"rationales from {len(train)} questions · folder {s.out}\n")  # fmt: skip
         # M_L writes texts for rollouts, for looks at held-out questions, and for the table.
-        texts = s.steps * s.prompts * s.samples_per_prompt
+        texts = s.steps * s.questions * s.samples_per_question
         texts += (1 + s.steps // s.eval_every) * len(dev)
         texts += texts_of_large(test, {"kd": [None], "rl": [None]}, s.samples)
         lmcot.announce(large, train, texts)
@@ -217,9 +217,9 @@ def main() -> None:
                 break
             rng = random.Random(f"{s.seed} {step}")  # every step has its own: a run that goes on repeats nothing
 
-            # ---- 1 rollout: R = prompts × samples_per_prompt rationales
+            # ---- 1 rollout: R = questions × samples_per_question rationales
             seed = rng.getrandbits(62)
-            asked = rng.sample(train, min(s.prompts, len(train)))
+            asked = rng.sample(train, min(s.questions, len(train)))
             with torch.autocast(small.device.type, torch.bfloat16, enabled=s.bf16):
                 r = sample_rationales(small, reference, head, asked, s, seed)
 
@@ -235,7 +235,7 @@ def main() -> None:
                 run.stop("a reward, log-probability or value", batch)
 
             # ---- 3 rewards per token, advantages
-            above = scores - rl.leave_one_out_baseline(scores, s.samples_per_prompt)  # what else the question got
+            above = scores - rl.leave_one_out_baseline(scores, s.samples_per_question)  # what else the question got
             token_rewards = rl.token_rewards(r.logp_old, r.logp_ref, above, r.mask, state["beta"])
             advantages, returns = rl.gae(token_rewards, r.values, r.mask, s.gamma, s.lam)
             whitened = rl.whiten(advantages, r.mask)
@@ -265,7 +265,7 @@ def main() -> None:
             bar.update()
             if (step + 1) % s.eval_every == 0:
                 for i in (0, len(answers) - 1):
-                    bar.write(described(step + 1, asked[i // s.samples_per_prompt], answers[i], scored[i]))
+                    bar.write(described(step + 1, asked[i // s.samples_per_question], answers[i], scored[i]))
                 for warning in rl.warnings(log, s.max_new_tokens):
                     bar.write(f"warning, step {step + 1}: {warning}")
             if s.target_kl:

@@ -364,7 +364,7 @@ def signatures(results: dict | None, metrics: list[dict], max_new_tokens: int = 
         gain = np.mean(reward[-tenth:]) - np.mean(reward[:tenth])
         if unsteadiness(metrics) > max(gain, 0.02):
             found.append(f"high variance of rewards: ± {unsteadiness(metrics):.2f} from step to step, and {gain:+.2f} "
-                         "in the whole run: more --prompts or --samples-per-prompt, or a lower --lr")  # fmt: skip
+                         "in the whole run: more --questions or --samples-per-question, or a lower --lr")  # fmt: skip
     return found + rl.warnings(metrics, max_new_tokens)
 
 

@@ -40,7 +40,7 @@ from plumbing.command import align, run_main  # noqa: E402
 RUNS = {
     "train_kd": (train_kd.main, "--out kd --train-limit 32 --dev-limit 8 --test-limit 2 --samples 2 --epochs 4 "
                  "--patience 1 --batch-size 8 --lr 5e-4 --max-new-tokens 64 --decode-batch-size 4"),
-    "train_rl": (train_rl.main, "--out rl --kd kd --steps 3 --prompts 4 --samples-per-prompt 2 --minibatch 2 "
+    "train_rl": (train_rl.main, "--out rl --kd kd --steps 3 --questions 4 --samples-per-question 2 --minibatch 2 "
                  "--eval-every 1 --train-limit 40 --dev-limit 2 --test-limit 2 --samples 2 --max-new-tokens 20 "
                  "--reward standardized --target-kl 1"),
     "eval": (evaluation.main, "--out eval --kd kd --rl rl --limit 2 --samples 2 --max-new-tokens 20"),

@@ -456,7 +456,7 @@ def test_other_data_sets_are_out_of_distribution_for_models_with_flans_tokenizer
                "--data", SAMPLES / "2wikimultihop_train_sample.json", "--ood", ",".join(others),
                "--test-data", SAMPLES / "2wikimultihop_dev_sample.json", "--seeds", 1, "--limit", 4,
                "--kd-flags=--no-filter --train-limit 16 --dev-limit 4 --epochs 1 --max-new-tokens 24 --test-limit 2",
-               "--rl-flags=--steps 2 --prompts 2 --train-limit 8 --dev-limit 2 --test-limit 2"]  # fmt: skip
+               "--rl-flags=--steps 2 --questions 2 --train-limit 8 --dev-limit 2 --test-limit 2"]  # fmt: skip
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-2000:]
     (table,) = json.loads((tmp_path / "runs/lab/results/ood.json").read_text())["tables"]

@@ -49,8 +49,8 @@ def test_the_commands_of_the_real_run_end_with_tables_and_checkpoints(hub, train
     few = ["--test-limit", 3, "--dev-limit", 4, "--samples", 2, "--max-new-tokens", 24]
     run("train_kd.py", *models, "--data", SAMPLES / train, "--test-data", SAMPLES / dev, "--no-filter", "--lr", 3e-4,
         "--train-limit", 8, "--batch-size", 4, "--micro-batch", 2, "--epochs", 1, "--bf16", *few)  # fmt: skip
-    run("train_rl.py", "--steps", 2, "--prompts", 2, "--samples-per-prompt", 2, "--minibatch", 2, "--micro-batch", 1,
-        "--train-limit", 8, "--eval-every", 1, "--lr", 1e-5, *few)  # fmt: skip
+    run("train_rl.py", "--steps", 2, "--questions", 2, "--samples-per-question", 2, "--minibatch", 2,
+        "--micro-batch", 1, "--train-limit", 8, "--eval-every", 1, "--lr", 1e-5, *few)  # fmt: skip
     table = run("eval.py", *models, "--data", SAMPLES / dev, "--limit", 3, "--samples", 2, "--max-new-tokens", 24)
     assert all(name in table for name in ("CoT + SC", "KD + SC", "LM-guided, RL, best of N", "gold rationale"))
     said = run("lmcot.py", *models, "--data", SAMPLES / dev)

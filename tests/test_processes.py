@@ -81,7 +81,7 @@ def both(tmp_path_factory):
     said = {}
     for n in (1, 2):
         said["train_kd", n] = run("train_kd", place / f"kd{n}", place, n, ["--small", place / "small", *KD])
-        rl = ["--kd", place / "kd1", "--steps", 2, "--prompts", 5, "--samples-per-prompt", 3, "--minibatch", 2,
+        rl = ["--kd", place / "kd1", "--steps", 2, "--questions", 5, "--samples-per-question", 3, "--minibatch", 2,
               "--eval-every", 1, "--samples", 2, "--max-new-tokens", 12, "--lr", 3e-3, "--target-kl", 1]  # fmt: skip
         said["train_rl", n] = run("train_rl", place / f"rl{n}", place, n, rl)
     return said, place

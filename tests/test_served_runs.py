@@ -68,7 +68,7 @@ def test_distillation_and_refinement_with_m_l_behind_a_server(serve, kd_flags, t
     assert set(prompts.values()) == {1}  # in the whole run nothing is asked twice
     count = len(server.requests)
     code, more = run(monkeypatch, capfd, train_rl, "--kd", tmp_path / "kd", "--out", tmp_path / "rl", "--steps", 1,
-                     "--prompts", 2, "--samples-per-prompt", 2, "--max-new-tokens", 8, "--samples", 1)  # fmt: skip
+                     "--questions", 2, "--samples-per-question", 2, "--max-new-tokens", 8, "--samples", 1)  # fmt: skip
     assert code == 0 and len(server.requests) > count and (tmp_path / "rl" / "http_cache.jsonl").exists()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 15 and not any(KEY.encode() in path.read_bytes() for path in files)

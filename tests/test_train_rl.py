@@ -42,7 +42,7 @@ def kd(tmp_path_factory):
 def start(patch, kd, folder, *arguments):
     """Run train_rl.py in this process → (exit status, M_L)."""
     large = ScriptedLM(large_says)
-    flags = {"--kd": kd, "--out": folder, "--steps": 5, "--prompts": 4, "--samples-per-prompt": 3, "--minibatch": 2,
+    flags = {"--kd": kd, "--out": folder, "--steps": 5, "--questions": 4, "--samples-per-question": 3, "--minibatch": 2,
              "--eval-every": 2, "--samples": 2, "--max-new-tokens": 12, "--lr": 3e-3}  # fmt: skip
     return run_script(patch, train_rl, SIZES, lambda **_: large, flags, arguments), large
 
@@ -163,7 +163,7 @@ def test_another_seed_draws_other_questions_and_rationales(whole, tmp_path, trai
 
 def test_the_gradient_of_micro_batches_is_that_of_the_whole_minibatch(kd):
     small, head, examples = LocalLM.load(kd / "model"), rl.ValueHead(32), data.load("tiny", "dev", 4)
-    s = train_rl.Settings(samples_per_prompt=3, max_new_tokens=12)
+    s = train_rl.Settings(samples_per_question=3, max_new_tokens=12)
     r = train_rl.sample_rationales(small, small, head, examples, s, seed=0)
     r.mask &= torch.arange(12) < torch.arange(1, 13)[:, None]  # of 1 to 12 tokens
     advantages, returns = torch.randn(2, 12, 12, generator=torch.Generator().manual_seed(0))
