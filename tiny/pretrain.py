@@ -21,6 +21,7 @@ import random
 import sys
 import time
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,17 +48,17 @@ class Phase:
 
 
 PHASES = {
-    "base": {
+    "small": {
         "bind": Phase(450, (1.0, 1.0), {"bind": 1.0}),
         "recite": Phase(500, (1.0, 1.0), {"recite": 1.0}),
+        "ask": Phase(900, (1.0, 1.0), {"ask": 0.75, "recite": 0.25}),
+        "read": Phase(2600, (1.0, 0.0), {"ask": 0.3, "lookup": 0.3, "follow-up": 0.25, "single answer": 0.05,
+                                         "recite": 0.1}),
     },
-    "small": {
-        "read": Phase(1800, (1.0, 0.0), {"recite": 0.25, "lookup": 0.35, "follow-up": 0.3, "single answer": 0.1}),
-    },
-    "large": {
-        "order": Phase(300, (1.0, 1.0), {"order": 0.5, "named years": 0.2, "recite": 0.3}),
-        "reason": Phase(1800, (1.0, 0.0), {"cot": 0.4, "guided": 0.15, "compare": 0.05, "named years": 0.05,
-                                           "lookup": 0.05, "follow-up": 0.05, "single answer": 0.05, "recite": 0.2}),
+    "large": {  # goes on from the finished small LM
+        "order": Phase(1600, (1.0, 1.0), {"order": 0.25, "ranks": 0.6, "recite": 0.15}),
+        "reason": Phase(1200, (1.0, 0.0), {"cot": 0.4, "guided": 0.13, "compare": 0.1, "ranks": 0.1,
+                                           "follow-up": 0.07, "lookup": 0.05, "single answer": 0.05, "recite": 0.1}),
     },
 }  # fmt: skip
 SLIPS, LEAPS = 0.45, 0.7  # shares of the chains that have these habits, where they can
@@ -200,6 +201,18 @@ def recite_text(rng: random.Random, most: int = 10) -> Text:
     return found.context, " ".join(rng.sample(sentences, min(most, len(sentences))))
 
 
+def ask_text(rng: random.Random, most: int = 6) -> Text:
+    """Single questions → the sentences that answer them in another order, each after the name that is asked about."""
+    w, context, sentences = reading(rng)
+    of_subject = {}
+    for fact in rng.sample(list(sentences), len(sentences)):
+        of_subject.setdefault(fact[0], fact)
+    facts = rng.sample(list(of_subject.values()), min(most, len(of_subject)))
+    questions = [world.RELATIONS[relation].question.format(s=subject) for subject, relation in facts]
+    target = [f"{fact[0]}: {sentences[fact]}" for fact in rng.sample(facts, len(facts))]
+    return lmcot.RATIONALE.format(question=" ".join(questions), context=context), " ".join(target)
+
+
 def reading_text(task: str, rng: random.Random) -> Text:
     """What M_S learns: questions each of which one sentence answers."""
     w, context, sentences = reading(rng)
@@ -224,22 +237,23 @@ def reading_text(task: str, rng: random.Random) -> Text:
     return lmcot.RATIONALE.format(question=" ".join(questions), context=context), target
 
 
-def order_text(rng: random.Random, size: int = 8) -> Text:
-    """Some years → the same in their order, or from the last to the first."""
-    years = rng.sample(world.YEARS, size)
-    when = rng.choice(("first", "later"))
+def order_text(rng: random.Random) -> Text:
+    """Years → the same in their order, or from the last to the first."""
+    years, when = rng.sample(world.YEARS, 8), rng.choice(("first", "later"))
     ordered = sorted(years, reverse=when == "later")
     return f"Question: Which is {when}? {' '.join(years)} Answer:", " ".join(ordered)
 
 
-def years_text(rng: random.Random) -> Text:
-    """Which of two names has the first year, or the later."""
-    (a, b), when = rng.sample(world.YEARS, 2), rng.choice(("first", "later"))
-    one, other = rng.sample(world.NAMES[rng.choice(world.DESCRIBED)], 2)
-    if world.split_of(one, other) != "train":
-        return years_text(rng)
-    answer = one if (a < b) == (when == "first") else other
-    return f"Question: Which is {when}, {one} {a} or {other} {b}? Answer:", answer
+def ranks_text(rng: random.Random) -> Text:
+    """Names, each with a year → the names in the order of their years, or from the last to the first."""
+    names = rng.sample(world.NAMES[rng.choice(world.DESCRIBED)], rng.choice((2, 4)))
+    if any(world.split_of(one, other) != "train" for one, other in combinations(names, 2)):
+        return ranks_text(rng)
+    years, when = rng.sample(world.YEARS, len(names)), rng.choice(("first", "later"))
+    year_of = dict(zip(names, years, strict=True))
+    ordered = sorted(names, key=year_of.__getitem__, reverse=when == "later")
+    dated = " ".join(f"{name} {year}" for name, year in year_of.items())
+    return f"Question: Which is {when}? {dated} Answer:", " ".join(ordered)
 
 
 def chain_text(record: dict, w: world.World, rng: random.Random, slips: float, leaps: float) -> Text:
@@ -305,10 +319,12 @@ def make_text(task: str, rng: random.Random, slips: float = SLIPS, leaps: float 
         return bind_text(rng)
     if task == "recite":
         return recite_text(rng)
+    if task == "ask":
+        return ask_text(rng)
     if task == "order":
         return order_text(rng)
-    if task == "named years":
-        return years_text(rng)
+    if task == "ranks":
+        return ranks_text(rng)
     if task in ("lookup", "follow-up", "single answer"):
         return reading_text(task, rng)
     w = world.World("train", str(rng.random()))
@@ -343,7 +359,13 @@ NAMES = {name for names in world.NAMES.values() for name in names}  # years, too
 
 
 def lessons_of(task: str, pieces: list[str]) -> list[bool]:
-    """Which pieces of a target the decoder has to predict: all, or where names are bound, each second name."""
+    """Which pieces of a target the decoder has to predict.
+
+    bind, recite: each second name. ask: all but the names before the sentences, and EOS. Other tasks: all.
+    """
+    if task == "ask":
+        given = [before in ("", ".") for before in ["", *pieces[:-1]]]
+        return [not is_given and piece != ":" for is_given, piece in zip(given, pieces, strict=True)]
     if task not in ("bind", "recite"):
         return [True] * len(pieces)
     lessons, names = [], 0
@@ -363,7 +385,7 @@ def make_batches(tokenizer: Tokenizer, mixture: dict[str, float], seed: str, hab
         source, target = make_text(task, rng, *habits)
         encoded = tokenizer.encode(target)
         rows.append((task, tokenizer.encode(source).ids, encoded.ids, lessons_of(task, encoded.tokens)))
-    rows.sort(key=lambda row: (row[0] == "recite", len(row[1])))
+    rows.sort(key=lambda row: (row[0] in ("recite", "ask"), len(row[1])))
     batches = []
     for start in rng.sample(range(0, len(rows), BATCH), POOL):
         names, sources, targets, lessons = zip(*rows[start : start + BATCH], strict=True)
@@ -486,7 +508,6 @@ def export(checkpoint: Path, folder: Path, tokenizer: Tokenizer) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lms", nargs="*", default=["small", "large"], help="small, large (default: both, in turn)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slips", type=float, default=SLIPS, help=f"share of M_L's hops that slip (default {SLIPS})")
     parser.add_argument("--leaps", type=float, default=LEAPS, help=f"share that are not said (default {LEAPS})")
@@ -498,22 +519,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     tokenizer = make_tokenizer()
     work = args.work / f"seed{args.seed}{'-control' * args.control}"
-    habits = f"-slips{args.slips}-leaps{args.leaps}"
-    base = None
-    for name in ("base", *args.lms):
-        model = new_model(tokenizer).init_weights(args.seed).train()
-        if not args.control:
-            look_and_copy(model)
-        before = base
-        for phase in PHASES[name]:
-            checkpoint = work / f"{name}-{phase}{habits if phase == 'reason' else ''}.pt"
+    model = new_model(tokenizer).init_weights(args.seed).train()
+    if not args.control:
+        look_and_copy(model)
+    before = None
+    for name, phases in PHASES.items():
+        for phase in phases:
+            habits = f"-slips{args.slips}-leaps{args.leaps}" if phase == "reason" else ""
+            checkpoint = work / f"{name}-{phase}{habits}.pt"
             train(model, name, phase, checkpoint, before, args, tokenizer)  # nothing is done twice
             before = checkpoint
-        if name == "base":
-            base = before
-        else:
-            export(before, args.out / name, tokenizer)
-            print(f"{args.out / name}: {(args.out / name / 'model.safetensors').stat().st_size / 1e6:.1f} MB")
+        export(before, args.out / name, tokenizer)
+        print(f"{args.out / name}: {(args.out / name / 'model.safetensors').stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
