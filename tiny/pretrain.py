@@ -51,14 +51,17 @@ PHASES = {
     "small": {
         "bind": Phase(450, (1.0, 1.0), {"bind": 1.0}),
         "recite": Phase(500, (1.0, 1.0), {"recite": 1.0}),
-        "ask": Phase(900, (1.0, 1.0), {"ask": 0.75, "recite": 0.25}),
-        "read": Phase(2600, (1.0, 0.0), {"ask": 0.3, "lookup": 0.3, "follow-up": 0.25, "single answer": 0.05,
+        "ask": Phase(1000, (1.0, 1.0), {"ask": 0.75, "recite": 0.25}),
+        "read": Phase(3000, (1.0, 0.0), {"ask": 0.3, "lookup": 0.3, "follow-up": 0.25, "single answer": 0.05,
                                          "recite": 0.1}),
     },
     "large": {  # goes on from the finished small LM
-        "order": Phase(1600, (1.0, 1.0), {"order": 0.25, "ranks": 0.6, "recite": 0.15}),
-        "reason": Phase(1200, (1.0, 0.0), {"cot": 0.4, "guided": 0.13, "compare": 0.1, "ranks": 0.1,
-                                           "follow-up": 0.07, "lookup": 0.05, "single answer": 0.05, "recite": 0.1}),
+        "order": Phase(1000, (1.0, 1.0), {"order": 0.65, "ranks": 0.2, "recite": 0.15}),
+        "rank": Phase(600, (1.0, 1.0), {"order": 0.25, "ranks": 0.6, "recite": 0.15}),
+        "compare": Phase(1500, (1.0, 1.0), {"compare": 0.55, "ranks": 0.15, "cot": 0.15, "guided": 0.05,
+                                            "recite": 0.1}),
+        "reason": Phase(3500, (1.0, 0.0), {"cot": 0.36, "guided": 0.14, "compare": 0.18, "ranks": 0.04, "ask": 0.15,
+                                           "follow-up": 0.04, "single answer": 0.05, "recite": 0.04}),
     },
 }  # fmt: skip
 SLIPS, LEAPS = 0.45, 0.7  # shares of the chains that have these habits, where they can
@@ -525,7 +528,7 @@ def main() -> None:
     before = None
     for name, phases in PHASES.items():
         for phase in phases:
-            habits = f"-slips{args.slips}-leaps{args.leaps}" if phase == "reason" else ""
+            habits = f"-slips{args.slips}-leaps{args.leaps}" if phase in ("compare", "reason") else ""
             checkpoint = work / f"{name}-{phase}{habits}.pt"
             train(model, name, phase, checkpoint, before, args, tokenizer)  # nothing is done twice
             before = checkpoint
