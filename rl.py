@@ -172,7 +172,7 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
 
 def check_first_ratio(logp: Tensor, logp_old: Tensor) -> None:
     """Before any update every ratio π / π_old is 1. If not, sampling and scoring differ."""
-    assert float((logp.detach() - logp_old).abs().max()) < 1e-4, "a ratio is not 1 before any update"
+    assert float((logp.detach() - logp_old).abs().max()) < 5e-4, "a ratio is not 1 before any update"
 
 
 def all_finite(*tensors: Tensor) -> bool:

@@ -155,7 +155,7 @@ def test_habits_come_at_their_rates():
 
 def test_cross_attention_begins_by_looking_at_equal_tokens():
     model = pretrain.new_model(TOKENIZER).init_weights(0)
-    pretrain.look_and_copy(model)
+    pretrain.attend_to_equals(model)
     tokens = torch.randn(50, 128, generator=torch.Generator().manual_seed(0))
     for block in model.decoder.block:
         attention = block.layer[1].EncDecAttention

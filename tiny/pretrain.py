@@ -5,15 +5,17 @@
     python tiny/pretrain.py --slips 0 --leaps 0 --out runs/faithful      # an M_L without its two habits
 
 To read is to bind: to know which name belongs to which other name. A tiny T5 that is trained on questions alone never
-gets there: it learns to write some name of the right kind, and stays. Three things together teach it:
-1 Initialisation: attention begins by looking for equal tokens and for neighbours, and by copying what it sees.
+gets there: it learns to write some name of the right kind, and stays. Four things together teach it:
+1 Initialisation: attention begins by looking for equal tokens and at neighbours.
 2 Bind: 8 facts of one relation; the decoder is given each subject and says its object. 8 lessons a text.
 3 Recite: a context as questions have it; the decoder is given its sentences up to their second name and says that one.
+4 Ask: several single questions at once; the decoder is given whom a sentence is about and writes the whole sentence.
 Then M_S practises to write the sentences that answer single questions. M_L goes on from the finished M_S: it learns to
 compare years, to answer from a rationale, and to write chains of thought, which have two habits that are settings here:
 - A slip goes on with the wrong person at a hop (the composer for the director). Its answer is wrong.
 - A leap leaves out the hop. Its answer is right where it goes on with the right person.
-All texts come from fresh worlds of the train split.
+Saparov and He (2023) find both in the chains of large LMs: steps that mislead, and steps that are skipped.
+All texts come from fresh worlds of the train split. docs/pretraining.md tells what else was tried.
 """
 
 import argparse
@@ -60,8 +62,8 @@ PHASES = {
         "rank": Phase(600, (1.0, 1.0), {"order": 0.25, "ranks": 0.6, "recite": 0.15}),
         "compare": Phase(1500, (1.0, 1.0), {"compare": 0.55, "ranks": 0.15, "cot": 0.15, "guided": 0.05,
                                             "recite": 0.1}),
-        "reason": Phase(3500, (1.0, 0.0), {"cot": 0.36, "guided": 0.14, "compare": 0.18, "ranks": 0.04, "ask": 0.15,
-                                           "follow-up": 0.04, "single answer": 0.05, "recite": 0.04}),
+        "reason": Phase(3500, (1.0, 0.0), {"cot": 0.36, "guided": 0.14, "compare": 0.18, "ranks": 0.04, "ask": 0.1,
+                                           "lookup": 0.05, "follow-up": 0.04, "single answer": 0.05, "recite": 0.04}),
     },
 }  # fmt: skip
 SLIPS, LEAPS = 0.45, 0.7  # shares of the chains that have these habits, where they can
@@ -406,7 +408,7 @@ def new_model(tokenizer: Tokenizer, tied: bool = True) -> T5:
 
 
 @torch.no_grad()
-def look_and_copy(model: T5, sharpness: float = 1.0) -> None:
+def attend_to_equals(model: T5, sharpness: float = 1.0) -> None:
     """Let attention begin with what reading is made of (mimetic initialisation, Trockman and Kolter 2023).
 
     - Keys begin as the queries, so that a token looks for tokens that equal it: in cross-attention, and in half of the
@@ -524,7 +526,7 @@ def main() -> None:
     work = args.work / f"seed{args.seed}{'-control' * args.control}"
     model = new_model(tokenizer).init_weights(args.seed).train()
     if not args.control:
-        look_and_copy(model)
+        attend_to_equals(model)
     before = None
     for name, phases in PHASES.items():
         for phase in phases:
