@@ -299,8 +299,8 @@ def test_every_arm_is_trained_with_the_flags_that_its_name_says_from_runs_that_a
         "tuned-large": {"small": "tiny/large", "target": "answer", "epochs": 3},
         "rl-both": {}, "rl-aspect": {"task_weight": 0}, "rl-standardized": {"reward": "standardized"},
         "rl20-all-eight": {}, "rl20-beta-0": {"beta": 0}, "rl20-beta-0.2": {"beta": 0.2},
-        "rl20-lr-0.0001": {"lr": 1e-4}, "rl20-lr-0.0009": {"lr": 9e-4},
-        **{f"rl20-task-weight-{weight}": {"task_weight": weight} for weight in (0, 4, 16)},
+        "rl20-lr-0.00021": {"lr": 2.1e-4}, "rl20-lr-2.33333e-05": {"lr": 2.33333e-5},
+        **{f"rl20-task-weight-{weight}": {"task_weight": weight} for weight in (0, 1, 16)},
     }  # fmt: skip
     arms = {name: re.sub(r"-[01]$", "", name) for name in made}
     assert set(arms.values()) == weighted.keys() | changed.keys()
@@ -485,7 +485,7 @@ def test_a_run_with_other_settings_is_refused_in_one_sentence(ready, monkeypatch
     folder = ready("runs")
     assert run(monkeypatch, "selection", "--kd-flags=--lr 0.5", "--seeds", 2, "--out", folder) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: selection: ") and "lr is 0.001 there and 0.5 here" in error
+    assert error.startswith("error: selection: ") and "lr is 0.0003 there and 0.5 here" in error
     assert f"delete {folder / 'kd-0'}" in error and "--overwrite" not in error  # which is no flag of experiments
     assert not (folder / "results" / "selection.json").exists()
 
