@@ -57,7 +57,7 @@ class Settings(lmcot.Models):
     test_limit: int = 500  # questions of the evaluation at the end
     context: str = "gold"  # gold paragraphs, or all
     max_new_tokens: int = 256  # of a rationale
-    lr: float = 1e-3  # peak, AdamW without decay; 3e-4 for FLAN-T5
+    lr: float = 3e-4  # peak, AdamW without decay
     batch_size: int = 32  # examples per training step, over all processes
     micro_batch: int = 0  # examples that go through M_S at once, gradients add up to the step's (0: all); saves memory
     bf16: bool = False  # M_S learns in bfloat16 autocast, on GPUs that are fast at it; its weights stay float32

@@ -47,13 +47,13 @@ class Settings:
     kd: str = "runs/kd"  # run folder of train_kd.py: its M_S is policy and reference; data and M_L are the same
     out: str = "runs/rl"  # folder of this run
     overwrite: bool = False  # start anew in a folder that holds other settings
-    steps: int = 60  # rollouts
-    questions: int = 64  # B, of a rollout
-    samples_per_question: int = 4  # N, rationales of each
-    minibatch: int = 16  # questions (with their N rationales) of one optimiser step, over all processes
+    steps: int = 90  # rollouts
+    questions: int = 32  # B, of a rollout
+    samples_per_question: int = 8  # N, rationales of each
+    minibatch: int = 32  # questions (with their N rationales) of one optimiser step, over all processes
     micro_batch: int = 0  # questions that go through M_S at once (0: all); gradients add up, it only saves memory
     ppo_epochs: int = 2  # times that a rollout is learned from
-    lr: float = 3e-4  # peak, Adam, falls linearly to 0; 1e-5 for FLAN-T5
+    lr: float = 7e-5  # peak, Adam, falls linearly to 0; 1e-5 for FLAN-T5
     bf16: bool = False  # M_S computes in bfloat16 autocast, on GPUs that are fast at it; its weights stay float32
     beta: float = 0.05  # KL coefficient
     target_kl: float = 0.0  # nats per rationale; above 0, beta adapts to reach it
@@ -64,7 +64,7 @@ class Settings:
     critic_lr: float = 1e-2  # of the critic, a linear layer on the decoder's hidden states that does not change them
     reward: str = "sum"  # how aspects and task are combined: sum, or standardized
     weights: str = "1"  # w of the aspects: one number for all, or a list such as factuality=2,fluency=0 (the rest is 1)
-    task_weight: float = 1.0  # λ
+    task_weight: float = 4.0  # λ; at 1 a right answer drowns among eight aspects
     task_metric: str = "em"  # em, or f1 for a denser reward
     missing_eos_penalty: float = 0.0  # taken from R where a rationale was cut at the length limit
     max_new_tokens: int = 128  # of a rationale

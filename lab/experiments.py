@@ -635,7 +635,7 @@ def sizes(lab: Lab) -> list[dict]:
 def sensitivity(lab: Lab) -> list[dict]:
     """How much do β, λ and the learning rate matter, and how much does each aspect add to the reward's variance?"""
     lr = parse_settings(train_rl.Settings, None, shlex.split(lab.s.rl_flags)).lr
-    sweeps = {"beta": (0, 0.2), "task-weight": (0, 4, 16), "lr": (lr / 3, lr * 3)}
+    sweeps = {"beta": (0, 0.2), "task-weight": (0, 1, 16), "lr": (lr / 3, lr * 3)}
     arms = {"defaults": lab.short_rl("all-eight"), "KD": lab.kd()}
     for flag, values in sweeps.items():
         for value in values:

@@ -421,7 +421,7 @@ def test_a_run_with_other_settings_is_refused_in_one_sentence(ready, monkeypatch
     folder = ready("runs")
     assert run(monkeypatch, "selection", "--kd-flags=--lr 0.5", "--seeds", 2, "--out", folder) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: selection: ") and "lr is 0.001 there and 0.5 here" in error
+    assert error.startswith("error: selection: ") and "lr is 0.0003 there and 0.5 here" in error
     assert f"delete {folder / 'kd-0'}" in error and "--overwrite" not in error  # which is no flag of experiments
     assert not (folder / "results" / "selection.json").exists()
 

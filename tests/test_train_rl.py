@@ -77,7 +77,7 @@ def test_every_step_is_logged_with_its_parts_and_the_first_has_no_kl(whole):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert rows[0]["kl"] == 0 and rows[0]["kl_k3"] == 0 and any(row["kl"] > 1e-4 for row in rows)
     for row in rows:
-        assert row["reward"] == pytest.approx(row["R_aspect"] + row["R_task"], abs=1e-5)
+        assert row["reward"] == pytest.approx(row["R_aspect"] + 4 * row["R_task"], abs=1e-5)
         assert row["R_aspect"] == pytest.approx(sum(row[name] for name in rewards.ASPECTS), abs=1e-5)
         assert 1 <= row["length"] <= 12 and row["beta"] == 0.05 and 0 <= row["clip_fraction"] <= 1
         assert row.keys() >= {"entropy", "ended", "grad_norm", "ratio_max", "explained_variance", "policy_loss"}
@@ -242,10 +242,10 @@ def test_a_run_does_not_go_on_from_another_m_s_than_it_began_with(kd, tmp_path, 
     ("flags", "reward"),
     [
         (["--task-weight", 0], lambda row: row["R_aspect"]),
-        (["--weights", 0], lambda row: row["R_task"]),
+        (["--weights", 0], lambda row: 4 * row["R_task"]),
         (["--weights", "fluency=3,relevance=0"],
-         lambda row: row["R_task"] + sum(row[n] for n in rewards.ASPECTS) + 2 * row["fluency"] - row["relevance"]),
-        (["--missing-eos-penalty", 2], lambda row: row["R_aspect"] + row["R_task"] - 2 * (1 - row["ended"])),
+         lambda row: 4 * row["R_task"] + sum(row[n] for n in rewards.ASPECTS) + 2 * row["fluency"] - row["relevance"]),
+        (["--missing-eos-penalty", 2], lambda row: row["R_aspect"] + 4 * row["R_task"] - 2 * (1 - row["ended"])),
     ],
     ids=["aspects alone", "task alone", "some aspects", "penalty"],
 )  # fmt: skip
