@@ -54,7 +54,7 @@ PHASES = {
         "bind": Phase(450, (1.0, 1.0), {"bind": 1.0}),
         "recite": Phase(500, (1.0, 1.0), {"recite": 1.0}),
         "ask": Phase(1000, (1.0, 1.0), {"ask": 0.75, "recite": 0.25}),
-        "read": Phase(3000, (1.0, 0.0), {"ask": 0.3, "lookup": 0.3, "follow-up": 0.25, "single answer": 0.05,
+        "read": Phase(5000, (1.0, 0.0), {"ask": 0.3, "lookup": 0.3, "follow-up": 0.25, "single answer": 0.05,
                                          "recite": 0.1}),
     },
     "large": {  # goes on from the finished small LM

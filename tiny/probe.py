@@ -52,7 +52,8 @@ def about_rivals(number: int, subject_first: bool, size: int) -> list[Asked]:
         shared = Counter(relation for _, relation in reading.sentences)
         facts = []
         for (subject, relation), sentence in reading.sentences.items():
-            is_first = sentence.index(subject) < sentence.index(w.facts[subject, relation])
+            names = [word.strip(".,") for word in sentence.split()]
+            is_first = names.index(subject) < names.index(w.facts[subject, relation])
             if shared[relation] == number and is_first == subject_first:
                 facts.append((subject, relation))
         if facts:
