@@ -178,9 +178,10 @@ def whiten(x, mask):
 
 
 def check_first_ratio(logp, logp_old) -> None:
-    """Before any update every ratio π / π_old is 1, but for rounding. If not, sampling and scoring differ."""
+    """Before any update every ratio π / π_old is 1, but for rounding (1.4e-4 was seen). If not, sampling and scoring
+    differ."""
     difference = (logp.detach() - logp_old).abs().max()
-    assert difference < 1e-3, f"before any update a ratio differs from 1: its logarithm is {difference:.1e}"
+    assert difference < 5e-4, f"before any update a ratio differs from 1: its logarithm is {difference:.1e}"
 
 
 def all_finite(*tensors) -> bool:

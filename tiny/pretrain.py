@@ -19,6 +19,7 @@ All texts come from fresh worlds of the train split. docs/pretraining.md tells w
 """
 
 import argparse
+import io
 import random
 import sys
 import time
@@ -37,6 +38,8 @@ sys.path.insert(0, str(ROOT.parent))
 
 import lmcot  # noqa: E402
 from model import T5, T5Config, pad_batch  # noqa: E402
+from plumbing.command import run_main  # noqa: E402
+from plumbing.files import atomic_write  # noqa: E402
 from tiny import world  # noqa: E402
 
 SHAPE = {"d_model": 128, "d_kv": 32, "d_ff": 128, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 2}
@@ -333,7 +336,7 @@ def make_text(task: str, rng: random.Random, slips: float = SLIPS, leaps: float 
     if task in ("lookup", "follow-up", "single answer"):
         return reading_text(task, rng)
     w = world.World("train", str(rng.random()))
-    weights = {"cot": world.WEIGHTS, "compare": (0, 65, 35, 0), "guided comparison": (0, 65, 35, 0)}
+    weights = {"cot": world.WEIGHTS, "compare": (0, 65, 35, 0)}
     weights = weights.get(task, (35, 15, 40, 10))
     record = w.record(w.rng.choices(world.TYPES, weights)[0], distractors=rng.choice((0, 0, 0, 0, 1)))
     if task == "cot":
@@ -495,11 +498,12 @@ def train(model: T5, name: str, phase: str, checkpoint: Path, before: Path | Non
             shares = " ".join(f"{task} {share:.3f}" for task, share in right.items())
             print(f"{name} {phase} {step}: {seconds[0]:.0f} s ({seconds[1]:.0f} of CPU), loss {loss.item():.3f}, "
                   f"texts right: {shares}", flush=True)  # fmt: skip
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
             state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step,
                      "seconds": seconds, "right": right}  # fmt: skip
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            content = io.BytesIO()
+            torch.save(state, content)
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(checkpoint, content.getvalue())
 
 
 def export(checkpoint: Path, folder: Path, tokenizer: Tokenizer) -> None:
@@ -539,4 +543,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
