@@ -457,9 +457,9 @@ def main() -> None:
     smalls = {}
     if s.small != "none":
         smalls[s.small] = load_small(s, s.small)
-    for folder in (f"{s.kd}/model", f"{s.rl}/model"):
-        if Path(folder).exists():
-            smalls[folder] = load_small(s, folder)
+        for folder in (f"{s.kd}/model", f"{s.rl}/model"):
+            if Path(folder).exists():
+                smalls[folder] = load_small(s, folder)
     world.refuse_unknown_words("this", examples[0], large, *smalls.values())
 
     for example in examples:

@@ -316,7 +316,7 @@ class ServedLM:
         """Asks what is not known yet. After Ctrl-C or an error no request is begun; what is under way is still kept."""
         todo = deque(key for key in bodies if key not in self.answers)
         total = max(self.expected, len(self.answers) + len(todo))  # of the whole run: the bar shows the time it needs
-        bar = tqdm(total=total, initial=len(self.answers), desc="M_L", unit="text", leave=False, delay=2)
+        bar = tqdm(total=total, initial=len(self.answers), desc="M_L", unit="text", leave=False)
         under_way: dict[Future, str] = {}
         self.stopped.clear()
         with bar, ThreadPoolExecutor(self.batch_size) as pool:

@@ -313,6 +313,8 @@ def test_an_example_is_shown_with_every_methods_answer_and_the_gold(run, model, 
     methods = ["Standard prompting", "Chain of thought", "Guided by s", "Guided by runs/kd/model"]
     assert re.findall(r"(?m)^(Stand.*?|Chain.*?|Guided by \S+)  ", out) == methods
     assert out.count("(wrong)") == 4  # a random model
+    code, out, _ = run("--small", "none")
+    assert code == 0 and "Standard prompting" in out and "Guided by" not in out
 
 
 def test_the_demo_answers_the_first_question_of_each_type(run):
