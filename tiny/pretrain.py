@@ -61,12 +61,12 @@ PHASES = {
                                          "recite": 0.1}),
     },
     "large": {  # goes on from the finished small LM
-        "order": Phase(1000, (1.0, 1.0), {"order": 0.65, "ranks": 0.2, "recite": 0.15}),
-        "rank": Phase(600, (1.0, 1.0), {"order": 0.25, "ranks": 0.6, "recite": 0.15}),
-        "compare": Phase(1500, (1.0, 1.0), {"compare": 0.55, "ranks": 0.15, "cot": 0.15, "guided": 0.05,
-                                            "recite": 0.1}),
-        "reason": Phase(3500, (1.0, 0.0), {"cot": 0.36, "guided": 0.14, "compare": 0.18, "ranks": 0.04, "ask": 0.1,
-                                           "lookup": 0.05, "follow-up": 0.04, "single answer": 0.05, "recite": 0.04}),
+        "order": Phase(1000, (1.0, 1.0), {"order": 0.6, "ranks": 0.2, "recite": 0.1, "ask": 0.1}),
+        "rank": Phase(600, (1.0, 1.0), {"order": 0.2, "ranks": 0.6, "recite": 0.1, "ask": 0.1}),
+        "compare": Phase(1500, (1.0, 1.0), {"compare": 0.5, "ranks": 0.15, "cot": 0.15, "guided": 0.05, "recite": 0.05,
+                                            "ask": 0.1}),
+        "reason": Phase(5000, (1.0, 0.0), {"cot": 0.36, "guided": 0.16, "compare": 0.14, "ranks": 0.03, "ask": 0.1,
+                                           "lookup": 0.08, "follow-up": 0.05, "single answer": 0.05, "recite": 0.03}),
     },
 }  # fmt: skip
 SLIPS, LEAPS = 0.45, 0.7  # shares of the chains that have these habits, where they can
@@ -288,8 +288,8 @@ def chain_text(record: dict, w: world.World, rng: random.Random, slips: float, l
         ends.append(end)
         i += 2
     answer = answer_from(ends, record) if slipped else record["answer"]
-    if not answer:  # two equal years: there is nothing to conclude
-        return chain_text(record, w, rng, slips, leaps)
+    if not answer:  # the slip led to two equal years: there is nothing to conclude, so this chain does not slip
+        return chain_text(record, w, rng, 0.0, leaps)
     target = " ".join([*said, lmcot.CONCLUSION.format(answer=answer)])
     return lmcot.COT.format(question=record["question"], context=" ".join(sentences_of(record))), target
 
@@ -336,7 +336,7 @@ def make_text(task: str, rng: random.Random, slips: float = SLIPS, leaps: float 
     if task in ("lookup", "follow-up", "single answer"):
         return reading_text(task, rng)
     w = world.World("train", str(rng.random()))
-    weights = {"cot": world.WEIGHTS, "compare": (0, 65, 35, 0)}
+    weights = {"cot": world.WEIGHTS, "compare": (0, 50, 50, 0)}
     weights = weights.get(task, (35, 15, 40, 10))
     record = w.record(w.rng.choices(world.TYPES, weights)[0], distractors=rng.choice((0, 0, 0, 0, 1)))
     if task == "cot":
