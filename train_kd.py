@@ -252,6 +252,20 @@ def held_out_loss(model: T5, pairs: list[Pair], s: Settings) -> float:
     return sum(losses) / sum(len(target) for _, target in pairs)
 
 
+TEXTS = 40  # held-out questions whose texts are kept
+
+
+def look(epoch: int, run: Run, small: LocalLM, large: LM, dev: list[Example], pairs: list[Pair], s: Settings) -> float:
+    """The held-out loss after an epoch. To be read, texts.jsonl keeps what M_S writes about some held-out questions
+    then, and what M_L answers from it."""
+    loss = held_out_loss(small.model, pairs, s)
+    if s.target == "rationale":
+        some = dev[:TEXTS]
+        answers = lmcot.answer(large, some, lmcot.write_rationales(small, some, s.max_new_tokens))
+        run.append("texts.jsonl", {"epoch": epoch, "answers": list(map(vars, answers))})
+    return loss
+
+
 def rate(step: int, steps: int) -> float:
     """The learning rate as a share of its peak: it rises for a twentieth of the steps, then falls, both linearly."""
     warmup = max(1, steps // 20)
@@ -274,8 +288,8 @@ def main() -> None:
               f"{len(test)} test questions · folder {s.out}\n")  # fmt: skip
 
         texts = texts_of_large(test, {"untrained": [None], "kd": [None]}, s.samples)
-        if s.target == "rationale" and not teachers:
-            texts += len(train) + len(dev)
+        if s.target == "rationale":
+            texts += (1 + s.epochs) * len(dev[:TEXTS]) + (0 if teachers else len(train) + len(dev))
         lmcot.announce(large, train, texts)
 
         # ---- 1, 2: M_L writes rationales; the filter keeps those that are worth learning
@@ -296,8 +310,9 @@ def main() -> None:
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
         parts = {"model": model, "optimizer": optimizer}
         state = run.load_state(parts, small.device)
+        run.trim("texts.jsonl", "epoch", state.get("epoch", -1))
         if not state:
-            state = {"epoch": 0, "best": held_out_loss(model, pairs_dev, s), "best_epoch": 0}
+            state = {"epoch": 0, "best": look(0, run, small, large, dev, pairs_dev, s), "best_epoch": 0}
             run.rewrite("metrics.jsonl", [{"epoch": 0, "held_out_loss": state["best"]}])
             print(f"held-out loss before training: {state['best']:.3f} nats per token")
         run.trim("metrics.jsonl", "epoch", state["epoch"])
@@ -327,7 +342,7 @@ def main() -> None:
 
             # The M_S with the lowest held-out loss is kept; the state lets the same command go on from here.
             train_loss = sum(losses) / len(losses)
-            held_out = held_out_loss(model, pairs_dev, s)
+            held_out = look(epoch, run, small, large, dev, pairs_dev, s)
             note = ""
             if held_out < state["best"]:
                 note = " (best so far, saved)"
@@ -348,6 +363,7 @@ def main() -> None:
         smalls = {"untrained": [untrained], "kd" if s.target == "rationale" else "direct": [trained]}
         print("\n" + evaluate(run, test, large, smalls, s))
         print(f"The trained M_S is in {run.path('model')}; this table is in {run.path('results.md')}.")
+        print(f"How it learned, as a page: python lab/report.py {s.out}")
 
 
 def side_by_side(examples: list[Example], before: LM, after: LM, max_new_tokens: int) -> str:

@@ -39,7 +39,7 @@ from plumbing import processes
 from plumbing.command import parse_settings, run_main
 from plumbing.errors import UserError
 from plumbing.run import Run
-from train_kd import side_by_side
+from train_kd import TEXTS, side_by_side
 
 
 @dataclass
@@ -199,6 +199,7 @@ def main() -> None:
         vars(combination).update(state.pop("combination", {}))
         log = run.trim("metrics.jsonl", "step", state["step"])
         run.trim("dev.jsonl", "step", state["step"] - 1)  # the look at this step comes again
+        run.trim("texts.jsonl", "step", state["step"] - 1)
 
         bar = tqdm(total=s.steps, initial=state["step"], desc="PPO")
         while True:
@@ -208,6 +209,8 @@ def main() -> None:
                 look = means(judge(dev, answers, s))
                 reward = look["R_aspect"] + s.task_weight * look["R_task"]
                 run.append("dev.jsonl", {"step": step, "reward": reward, **look})
+                shown = list(map(vars, answers[:TEXTS]))
+                run.append("texts.jsonl", {"step": step, "answers": shown})
                 if reward > state["best"]:
                     state |= {"best": reward, "best_step": step}
                     if run.writes:
@@ -281,6 +284,7 @@ def main() -> None:
         print(side_by_side(dev[:3], reference, refined, s.max_new_tokens))
         print("\n" + evaluate(run, test, large, {"kd": [reference], "rl": [refined]}, s))
         print(f"The refined M_S is in {run.path('model')}; this table is in {run.path('results.md')}.")
+        print(f"How it learned, as a page: python lab/report.py {s.kd} {s.out}")
 
 
 def described(step: int, example: Example, answer: Answer, scores: dict[str, float]) -> str:

@@ -1,26 +1,22 @@
-"""Run folders → one page to show: what the methods score, how they learned, what the rationales say.
+"""Run folders → one page: what was trained on what, how it went, what it scores, and what M_S wrote on the way.
 
-    python lab/report.py runs/kd runs/rl runs/eval                        # → runs/report/report.html and its pictures
-    python lab/report.py runs/eval runs/kd* runs/rl* runs/lab/results/*.json --out runs/report-seeds
+    python lab/report.py runs/kd runs/rl runs/eval                              # → runs/report.html
+    python lab/report.py runs/kd* runs/rl* runs/eval --pictures lab/pictures    # its pictures as SVG files, too
 
-Give folders of eval.py, train_kd.py and train_rl.py, whether their runs have ended or not, and results of
-lab/experiments.py. What is not given is left out, with a sentence that says what to run. The first comparison (eval.py;
-without one the table at the end of the last training) is shown in full, of others the results. Runs that differ only in
-their seed are one curve.
-
-The page needs nothing but itself: its pictures are SVG in its text, and its own policy forbids it to load anything.
-Each picture is also written as PNG, for light and for dark ground. Needs: pip install -r requirements-lab.txt
+Give folders of train_kd.py, train_rl.py and eval.py, whether their runs have ended or not. What they lack is left out,
+with a sentence that says why. The page is one file: it loads nothing, runs no script, and needs no other package.
+Texts of data, models and settings enter it through `say`, which makes them text whatever they hold. Its frame is
+lab/report.html, its pictures are drawn by lab/svg.py.
 """
 
 import argparse
-import base64
 import html
-import io
-import json
+import itertools
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,36 +24,22 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import data  # noqa: E402
-import rl  # noqa: E402
-from eval import BASELINES, METRICS, NEED_FACTS, bootstrap, interval, read_run, with_interval  # noqa: E402
-from lab.experiments import cell_text, questions_of, signatures  # noqa: E402
-from plumbing.command import run_main  # noqa: E402
+import eval as evaluation  # noqa: E402
+import rewards  # noqa: E402
+import train_kd  # noqa: E402
+import train_rl  # noqa: E402
+from eval import BASELINES, bootstrap, interval, with_interval  # noqa: E402
+from lab.experiments import questions_of, signatures  # noqa: E402
+from lab.svg import DARK, DASHES, LIGHT, SERIES, WIDTH, Line, Picture, as_file, curves, dots, stroke  # noqa: E402
+from plumbing.command import field_comments, flag, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
-from plumbing.files import atomic_write, read_json, read_jsonl  # noqa: E402
-from rewards import ASPECTS, quality  # noqa: E402
+from plumbing.files import atomic_write, parse_json, read_json, read_jsonl  # noqa: E402
 
-try:
-    import matplotlib
-    from matplotlib.figure import Figure
-    from PIL import Image
-except ImportError:  # main says how to get it
-    matplotlib = None
+FRAME = Path(__file__).resolve().parent / "report.html"
+UNTRAINED, KD, RL = "LM-guided, untrained", "LM-guided, KD", "LM-guided, RL"
 
-UNTRAINED, KD, RL = "LM-guided, untrained", "LM-guided, KD", "LM-guided, RL"  # the last two there: before and after
-PARTS = 5  # of the rationales, by quality
-SHOWN = 2  # samples of each kind
+# ---- 1. Run folders --------------------------------------------------------------------------------------------------
 
-# What the paper claims according to METHOD.md: sentence, method, the one it is compared with, measure.
-CLAIMS = (
-    ("M_S after KD guides M_L better than M_L's own chain of thought", KD, "CoT", "EM"),
-    ("KD with self-consistency is better than standard prompting", f"{KD} + SC", "standard", "EM"),
-    ("KD with self-consistency is better than chain of thought", f"{KD} + SC", "CoT", "EM"),
-    ("RL writes better rationales than KD", RL, KD, "R_aspect"),
-    ("RL leads to more right answers than KD", RL, KD, "EM"),
-    ("The best of N by quality is not reliably better in accuracy", f"{KD}, best of N", KD, "EM"),
-)
-
-# ---- 1. Reading ------------------------------------------------------------------------------------------------------
 
 @dataclass
 class Found:
@@ -66,551 +48,485 @@ class Found:
     place: Path
     kind: str  # as in eval.read_run
     settings: dict
-    results: dict | None
+    results: dict | None  # None: it has not ended
+    filter: list | None
     metrics: list[dict]
     dev: list[dict]
+    texts: list[dict]
 
-    @property
-    def about(self) -> str:
-        """What its table was made from."""
-        s, t = self.settings, self.results
-        facts = [count(t["questions"], "question"), count(t["seeds"], "seed")]
-        facts += [f"{word} {s[name]}" for word, name in (("data", "data"), ("split", "split"), ("N =", "samples"))
-                  if name in s]  # fmt: skip
-        return f"{self.place}: {', '.join(facts)}."
+
+def find(place: Path) -> Found:
+    """Reads a run folder; UserError where there is none."""
+    kind, settings = evaluation.read_run(place)
+    if not kind:
+        raise UserError(f"{place} is no run folder of train_kd.py, train_rl.py or eval.py")
+    results, counts = place / "results.json", place / "filter.json"
+    results = read_json(results) if results.is_file() else None
+    counts = parse_json(counts.read_bytes(), str(counts)) if counts.is_file() else None
+    logs = [read_jsonl(place / f"{name}.jsonl") for name in ("metrics", "dev", "texts")]
+    return Found(place, kind, settings, results, counts, *logs)
+
+
+# ---- 2. HTML ---------------------------------------------------------------------------------------------------------
+
+
+def say(text: object) -> str:
+    """Any text as text: no markup, and what is written from right to left turns nothing around it."""
+    return f"<bdi>{html.escape(str(text))}</bdi>"
 
 
 def count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
-def find(place: Path) -> Found:
-    """Reads a run folder; UserError where there is none."""
-    kind, settings = read_run(place)
-    if not kind:
-        raise UserError(f"{place} is neither a run folder of eval.py, train_kd.py or train_rl.py nor a result of "
-                        "lab/experiments.py")  # fmt: skip
-    results = read_json(place / "results.json") if (place / "results.json").is_file() else None
-    if results is not None and not isinstance(results.get("methods"), dict):
-        raise UserError(f"{place / 'results.json'} holds no table of methods")
-    return Found(place, kind, settings, results, *(read_jsonl(place / f"{x}.jsonl") for x in ("metrics", "dev")))
+def table(rows: Sequence[Sequence[object]], name: str) -> str:
+    """Rows of texts; the first is the head."""
+    lines = []
+    for row in rows:
+        tag = "td" if lines else "th"
+        lines.append("".join(f"<{tag}>{say(cell)}</{tag}>" for cell in row))
+    body = "".join(f"<tr>{line}</tr>" for line in lines[1:])
+    return (f"<div class=wide tabindex=0><table class={name}><thead><tr>{lines[0]}</tr></thead>"
+            f"<tbody>{body}</tbody></table></div>")  # fmt: skip
 
 
-def by_setting(runs: Sequence[Found]) -> dict[str, list[Found]]:
-    """Runs that differ only in their seed, together; named as the first one's folder, without its number."""
-    groups: dict[str, list[Found]] = {}
-    for run in runs:
-        same = {k: v for k, v in run.settings.items() if k not in ("seed", "out", "overwrite", "rationales")}
-        same["kd"] = re.sub(r"\d+$", "", str(same.get("kd")))
-        groups.setdefault(json.dumps(same, sort_keys=True), []).append(run)
-    named: dict[str, list[Found]] = {}
-    for group in groups.values():
-        place = group[0].place
-        names = (re.sub(r"[-_]?\d+$", "", place.name), place.name, str(place))
-        named[next(name for name in names if name and name not in named)] = group
-    return named
-
-
-# ---- 2. Quality and right answers ------------------------------------------------------------------------------------
-
-
-@dataclass
-class Rated:
-    """What one method wrote and answered: lists over seeds of lists over questions."""
-
-    answers: list[list[dict]] = field(default_factory=list)
-    scores: list[list[dict[str, float]]] = field(default_factory=list)  # of rewards.quality
-    right: list[list[bool]] = field(default_factory=list)
-
-
-def rate(run: Found, examples: Sequence[data.Example], methods: Sequence[str]) -> dict[str, Rated]:
-    """The answers of a comparison, scored anew; UserError where they are to other questions."""
-    rated = {name: Rated() for name in methods}
-    for row in read_jsonl(run.place / "answers.jsonl"):
-        if row["method"] in methods:
-            if [answer["id"] for answer in row["answers"]] != [example.id for example in examples]:
-                raise UserError(f"the answers in {run.place} are to other questions than its settings name")
-            pairs, method = list(zip(row["answers"], examples, strict=True)), rated[row["method"]]
-            method.answers.append(row["answers"])
-            method.scores.append([quality(a["rationale"], e, a["prediction"]) for a, e in pairs])
-            method.right.append([data.exact_match(a["prediction"], e.answers) == 1 for a, e in pairs])
-    return {name: method for name, method in rated.items() if method.answers}
-
-
-def by_quality(scores: np.ndarray, right: np.ndarray, parts: int = PARTS) -> list[dict]:
-    """Rationales (seeds, questions) in `parts` of about equal size by score, equal scores together → for each part its
-    mean score, share of right answers, 95 % interval over questions and seeds (the borders stay), and size."""
-    part = np.searchsorted(np.quantile(scores, np.arange(1, parts) / parts), scores)
-    rows = []
-    for inside in (part == i for i in range(parts)):
-        if inside.any():
-            size, hits = bootstrap(np.stack([inside, inside & right]).astype(float))
-            rows.append({"score": float(scores[inside].mean()), "right": float(right[inside].mean()),
-                         "interval": interval(hits[size > 0] / size[size > 0]), "n": int(inside.sum())})  # fmt: skip
-    return rows
-
-
-# ---- 3. Pictures -----------------------------------------------------------------------------------------------------
-
-# Hues of Okabe and Ito, which colour-blind readers tell apart. In the page they are variables of its style sheet, so
-# that one SVG does for both grounds.
-LIGHT = {
-    "ground": "#fffffe", "ink": "#1f2328", "faint": "#59636e", "rule": "#d8dee4", "grey": "#6e7781",
-    "orange": "#c2560a", "blue": "#0969b6", "green": "#00835f", "purple": "#a8498a", "gold": "#9a6b00",
-}  # fmt: skip
-DARK = {
-    "ground": "#0d1117", "ink": "#e6edf3", "faint": "#9198a1", "rule": "#30363d", "grey": "#8b949e",
-    "orange": "#f28c4b", "blue": "#5fb4f0", "green": "#2fc79a", "purple": "#dd86c2", "gold": "#e0b040",
-}  # fmt: skip
-SERIES = ("green", "purple", "gold", "blue", "orange", "grey")
-
-
-def style(c: dict[str, str]) -> dict:
-    """Settings of matplotlib for a ground; no text is mathematics, whatever a folder is called."""
-    settings = {
-        "axes": {"titlesize": 9.5, "titlelocation": "left", "titleweight": "bold", "titlepad": 8, "facecolor": "none",
-                 "edgecolor": c["rule"], "spines.top": False, "spines.right": False, "spines.left": False,
-                 "grid": True, "axisbelow": True},
-        "figure": {"facecolor": c["ground"]}, "font": {"size": 9}, "grid": {"color": c["rule"], "linewidth": 0.6},
-        "legend": {"frameon": False}, "svg": {"fonttype": "none", "hashsalt": "lmcot"},
-        "text": {"color": c["ink"], "parse_math": False}, "xtick": {"color": c["faint"], "major.size": 0},
-        "ytick": {"color": c["faint"], "major.size": 0},
-    }  # fmt: skip
-    return {f"{part}.{name}": value for part, values in settings.items() for name, value in values.items()}
-
-
-Panel = Callable[..., None]  # draws into (axes, colours)
-
-
-@dataclass
-class Picture:
-    """Small panels: in the page as many side by side as there is room for, in the PNG `columns`."""
-
-    name: str  # of the PNG
-    caption: str
-    panels: list[Panel]
-    columns: int
-    size: tuple[float, float]  # inches of a panel
-    key: dict[str, str] = field(default_factory=dict)  # what a colour stands for: label → colour
-
-    def draw(self, panels: Sequence[Panel], columns: int, c: dict[str, str], key: dict[str, str], **form) -> bytes:
-        rows, file = -(-len(panels) // columns), io.BytesIO()
-        with matplotlib.rc_context(style(c)):
-            size = (self.size[0] * columns, self.size[1] * rows + 0.25 * -(-len(key) // (2 * columns)))
-            figure = Figure(size, layout="constrained")
-            for i, panel in enumerate(panels):
-                panel(figure.add_subplot(rows, columns, i + 1), c)
-            if key:
-                lines = [matplotlib.lines.Line2D([], [], color=c[colour], linewidth=2.5) for colour in key.values()]
-                figure.legend(lines, list(key), loc="outside upper left", ncols=2 * columns, fontsize=8)
-            figure.savefig(file, **form)
-        return file.getvalue()
-
-    def svg(self, panel: Panel) -> str:
-        """One panel as an SVG element whose text is text and whose colours are the page's variables."""
-        unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        text = self.draw([panel], 1, LIGHT, {}, format="svg", transparent=True, metadata=unsaid).decode()
-        text = re.sub(r".*?<svg.*?(viewBox=\S+ \S+ \S+ \S+\").*?>", r"<svg \1>", text, count=1, flags=re.DOTALL)
-        for name, colour in LIGHT.items():
-            text = text.replace(colour, f"var(--{name})")
-        return text
-
-    def png(self, c: dict[str, str]) -> bytes:
-        drawn = Image.open(io.BytesIO(self.draw(self.panels, self.columns, c, self.key, format="png", dpi=120)))
-        file = io.BytesIO()  # 64 colours are enough, and a third of the bytes
-        drawn.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(file, "png", optimize=True)
-        return file.getvalue()
-
-
-def colour_of(method: str) -> str:
-    starts = {"standard": "orange", "CoT": "orange", KD: "blue", RL: "green"}
-    return next((colour for start, colour in starts.items() if method.startswith(start)), "grey")
-
-
-def typeset(numbers: str) -> str:
-    """With true minus signs, and an interval that stays in one line."""
-    return numbers.replace("-", "−").replace(", ", ",\N{NO-BREAK SPACE}")
-
-
-def whiskers(title: str, cells: dict[str, dict | None], measure: str, sign: str = "", colour: str = "") -> Panel:
-    """A dot and its interval for each label, and the numbers beside it; with a sign, a line at 0."""
-    scale = 100 if measure in METRICS else 1
-
-    def panel(ax, c):
-        for i, (label, cell) in enumerate(cells.items()):
-            if not cell:
-                continue
-            shade = c[colour or colour_of(label)]
-            ax.plot([scale * bound for bound in cell["interval"]], [i, i], color=shade, linewidth=2)
-            ax.plot(scale * cell["mean"], i, "o", color=shade, markersize=5)
-            numbers = typeset(with_interval(cell, measure, sign))
-            ax.text(1.02, i, numbers, transform=ax.get_yaxis_transform(), va="center", fontsize=8)
-        if sign:
-            ax.axvline(0, color=c["faint"], linewidth=1, zorder=1)
-        rows(ax, c, cells)
-        ax.set_title(title)
-
-    return panel
-
-
-def rows(ax, c, labels) -> None:
-    """Labels down the left side, the first on top."""
-    ax.set_yticks(range(len(labels)), list(labels), color=c["ink"])
-    ax.set_ylim(len(labels) - 0.5, -0.5)
-    ax.grid(False, axis="y")
-    ax.margins(x=0.06)
-
-
-def curves(title: str, groups: Sequence[tuple[str, list[list[tuple[float, float]]]]], kept: str = "") -> Panel:
-    """Groups (colour, runs of (x, y)): each run thin, and their mean as far as all of them go; the lowest point of
-    each run of the colour `kept` is marked."""
-
-    def panel(ax, c):
-        for colour, runs in groups:
-            runs = [run for run in runs if run]
-            for run in runs:
-                ax.plot(*zip(*run, strict=True), color=c[colour], linewidth=0.8, alpha=0.35 if len(runs) > 1 else 1)
-                if colour == kept:
-                    ax.plot(*min(run, key=lambda point: point[1]), "o", color=c[colour], markersize=4)
-            if len(runs) > 1:
-                mean = np.mean([run[: min(map(len, runs))] for run in runs], 0)
-                ax.plot(mean[:, 0], mean[:, 1], color=c[colour], linewidth=2)
-        ax.xaxis.get_major_locator().set_params(integer=True, nbins=7)
-        ax.yaxis.get_major_locator().set_params(nbins=5)
-        ax.set_title(title)
-
-    return panel
-
-
-def results_picture(name: str, run: Found) -> Picture:
-    methods, panels = run.results["methods"], []
-    for measure, title in (("EM", "Right answers (EM), per cent"), ("R_aspect", "Quality (R_aspect), 0 to 8")):
-        cells = {method: row.get(measure) for method, row in methods.items()}
-        panels += [whiskers(title, cells, measure)] * any(map(bool, cells.values()))
-    caption = (f"{run.about} Dots are means, lines 95 % intervals over questions and seeds. Orange: M_L by itself; "
-               "blue: M_S after KD writes the rationale; green: after RL; grey: untrained, controls.")  # fmt: skip
-    return Picture(name, caption, panels, 2, (4.7, 0.75 + 0.22 * len(methods)))
-
-
-def differences_picture(run: Found) -> Picture:
-    methods, panels = run.results["methods"], []
-    for base in BASELINES:
-        cells = {method: row["EM"][f"minus {base}"] for method, row in methods.items()
-                 if f"minus {base}" in row["EM"] and method not in NEED_FACTS}  # fmt: skip
-        panels += [whiskers(f"EM minus that of {base}, points", cells, "EM", "+")] * bool(cells)
-    caption = f"{run.about} Paired differences on the same questions, 95 % intervals: one that holds 0 decides nothing."
-    return Picture("differences", caption, panels, 3, (4.7, 0.75 + 0.22 * len(methods)))
-
-
-def aspects_picture(run: Found, before: str, after: str) -> Picture:
-    methods = run.results["methods"]
-
-    def levels(ax, c):
-        for i, aspect in enumerate(ASPECTS):
-            ax.plot([methods[name][aspect]["mean"] for name in (before, after)], [i, i], color=c["rule"], linewidth=6)
-            for name, y in ((before, i - 0.12), (after, i + 0.12)):
-                ax.plot(methods[name][aspect]["interval"], [y, y], color=c[colour_of(name)], linewidth=2)
-                ax.plot(methods[name][aspect]["mean"], y, "o", color=c[colour_of(name)], markersize=4.5)
-        rows(ax, c, ASPECTS)
-        ax.set_title("Aspects of rationales, 0 to 1 each")
-
-    cells = {aspect: methods[after][aspect].get(f"minus {before}") for aspect in ASPECTS}
-    panels = [levels] + [whiskers("Paired difference", cells, "", "+", colour_of(after))] * all(cells.values())
-    return Picture("aspects", f"{run.about} {before}, and {after}: means and 95 % intervals.", panels, 2, (4.7, 2.5),
-                   {name: colour_of(name) for name in (before, after)})  # fmt: skip
-
-
-def quality_picture(run: Found, rated: dict[str, Rated]) -> Picture:
-    parts = {}
-    for name, r in rated.items():
-        scores = [[score["R_aspect"] for score in of_seed] for of_seed in r.scores]
-        parts[name] = by_quality(np.array(scores), np.array(r.right))
-
-    def panel(ax, c):
-        for name, points in parts.items():
-            x, y = [p["score"] for p in points], [100 * p["right"] for p in points]
-            low, high = np.transpose([[100 * bound for bound in p["interval"]] for p in points])
-            ax.plot(x, y, "o-", color=c[colour_of(name)], linewidth=1.4, markersize=5)
-            ax.vlines(x, low, high, color=c[colour_of(name)], linewidth=1.8)
-        ax.set_ylim(0, 102)
-        ax.set_title("Right answers, per cent, by R_aspect of the rationale")
-
-    ends = "; ".join(f"{name} {100 * points[0]['right']:.0f} and {100 * points[-1]['right']:.0f} %"
-                     for name, points in parts.items())  # fmt: skip
-    caption = (f"{run.about} Each method's rationales (one for a question and seed, greedy) in {PARTS} parts of about "
-               "equal size by R_aspect: the mean quality of a part, and the share of right answers with its 95 % "
-               f"interval. Lowest and highest part: {ends}.")  # fmt: skip
-    return Picture("quality", caption, [panel], 1, (5.0, 2.9), {name: colour_of(name) for name in parts})
-
-
-def runs_of(groups: dict[str, list[Found]]) -> str:
-    return "; ".join(f"{name}: {count(len(group), 'run')}" for name, group in groups.items())
-
-
-def kd_picture(groups: dict[str, list[Found]]) -> Picture:
-    key, panels = {"training": "orange", "held-out": "blue"}, []
-    for name, group in groups.items():
-        losses = [(key[part], [[(row["epoch"], row[loss]) for row in run.metrics if loss in row] for run in group])
-                  for part, loss in (("training", "train_loss"), ("held-out", "held_out_loss"))]  # fmt: skip
-        target = group[0].settings.get("target", "rationale")
-        panels.append(curves(f"{name}: loss on the {target}, nats per token", losses, "blue"))
-    caption = ("By epoch. Thin: a run; thick: the mean of runs that differ only in their seed, as far as all of them "
-               f"go; dot: the epoch that was kept ({runs_of(groups)}).")  # fmt: skip
-    return Picture("kd", caption, panels, 2, (4.7, 2.2), key)
-
-
-PPO = {  # title of a panel → value of a row of metrics.jsonl
-    "Reward R, as the run weighs its parts": lambda row: row["reward"],
-    "Quality: sum of the eight aspects": lambda row: sum(row[aspect] for aspect in ASPECTS),
-    "Share of right answers (R_task)": lambda row: row["R_task"],
-    "KL to the KD model, nats per rationale": lambda row: row["kl"],
-    "Entropy, nats per token": lambda row: row["entropy"],
-    "Length, tokens": lambda row: row["length"],
-    "Share that ends by itself": lambda row: row["ended"],
-    "Highest ratio π / π_old of a token": lambda row: row["ratio_max"],
-    "Clip fraction": lambda row: row["clip_fraction"],
-    "KL of an update, nats per token": lambda row: row["approx_kl"],
-    "Explained variance of the critic": lambda row: row["explained_variance"],
-}
-
-
-def rl_pictures(groups: dict[str, list[Found]]) -> list[Picture]:
-    key = dict(zip(groups, SERIES * len(groups), strict=False))
-
-    def lines(title: str, value: Callable, log: str = "metrics") -> Panel:
-        return curves(title, [(key[name], [[(row["step"], value(row)) for row in getattr(run, log)] for run in group])
-                              for name, group in groups.items()])  # fmt: skip
-
-    panels = [lines(title, value) for title, value in PPO.items()]
-    panels.insert(1, lines("R on held-out questions, greedy", lambda row: row["reward"], "dev"))
-    aspects = [lines(aspect.capitalize(), lambda row, aspect=aspect: row[aspect]) for aspect in ASPECTS]
-    shown = key if len(groups) > 1 else {}
-    about = ("By step of PPO; means over its rationales, sampled at temperature 1. Thin: a run; thick: the mean of "
-             f"runs that differ only in their seed ({runs_of(groups)}).")  # fmt: skip
-    return [Picture("rl", about, panels, 3, (3.7, 1.9), shown),
-            Picture("rl-aspects", about, aspects, 4, (2.9, 1.7), shown)]  # fmt: skip
-
-
-# ---- 4. The page -----------------------------------------------------------------------------------------------------
-
-e = html.escape
+def left_out(why: object) -> str:
+    return f"<p>Left out: {say(why)}.</p>"
 
 
 def show(picture: Picture) -> str:
-    key = "".join(f"<span><i style='color:var(--{colour})'></i>{e(label)}</span>"
-                  for label, colour in picture.key.items())  # fmt: skip
-    panels, width = "".join(map(picture.svg, picture.panels)), 80 * picture.size[0]  # about as large as it was drawn
-    form = f"--width:{width:.0f}px; max-width:{1.4 * width * len(picture.panels):.0f}px"
-    return (f"<figure><div class=key>{key}</div><div class=panels style='{form}'>{panels}</div>"
-            f"<figcaption>{e(picture.caption)}</figcaption></figure>")  # fmt: skip
+    key = ""
+    for line in picture.key:
+        sample = stroke(0, 4, 28, 4, line.colour, 2.5, line.dash)
+        key += f"<span><svg width=28 height=8>{sample}</svg>{say(line.label)}</span>"
+    panels = ""
+    for panel in picture.panels:
+        box = f'viewBox="0 0 {WIDTH} {panel.height}" role=img aria-label="{html.escape(panel.title)}"'
+        panels += f"<figure><svg {box}>{panel.svg}</svg><figcaption>{say(panel.caption)}</figcaption></figure>"
+    return f"<p class=faint>{say(picture.caption)}</p><div class=key>{key}</div><div class=panels>{panels}</div>"
 
 
-def table(rows: Sequence[Sequence[str]], name: str = "") -> str:
-    """Rows of plain texts; the first is the head."""
-    head, *body = ["".join(f"<{tag}>{e(cell)}</{tag}>" for cell in row)
-                   for row, tag in zip(rows, ["th"] + ["td"] * len(rows), strict=False)]  # fmt: skip
-    body = "".join(f"<tr>{row}</tr>" for row in body)
-    return f'<div class=wide><table id="{e(name)}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+# ---- 3. What was trained on what -------------------------------------------------------------------------------------
+
+ABOUT = {
+    "kd": "<b>Distillation.</b> The small model M_S ({small}) learns to write the reasoning of the large model M_L "
+          "({large}), as far as it passes the filter. Data: {data}, at most {train_limit} training questions, read at "
+          "most {epochs} times, {batch_size} at once. Learning rate: up to {lr}.",
+    "direct": "<b>A control.</b> The small model M_S ({small}) learns to answer by itself. Data: {data}, at most "
+              "{train_limit} training questions, read at most {epochs} times. Learning rate: up to {lr}.",
+    "rl": "<b>Refinement by PPO.</b> M_S as {kd} left it goes on. {steps} times it writes {samples_per_question} "
+          "rationales for each of {questions} questions, M_L answers from them, and M_S learns from their rewards. A "
+          "reward is the quality of the rationale (eight aspects, weights {weights}), and {task_weight} more if M_L's "
+          "answer is right. Leaving the distilled model costs {beta} a nat. Learning rate: up to {lr}.",
+    "eval": "<b>A comparison.</b> All methods answer the same questions of {data} ({split}, at most {limit}). "
+            "M_L: {large}. M_S: {kd} and {rl}.",
+}  # fmt: skip
+SETTINGS = {"kd": train_kd.Settings, "direct": train_kd.Settings, "rl": train_rl.Settings, "eval": evaluation.Settings}
 
 
-def claims(run: Found) -> str:
-    found = [["claim", "measured here", "difference [95 %]", "interval"]]
-    for claim, method, base, measure in CLAIMS:
-        cell = run.results["methods"].get(method, {}).get(measure, {}).get(f"minus {base}")
-        if cell:
-            low, high = cell["interval"]
-            where = "above 0" if low > 0 else "below 0" if high < 0 else "holds 0: not decided"
-            numbers = typeset(with_interval(cell, measure, "+"))
-            found.append([claim, f"{measure}: {method} minus {base}", numbers, where])
-    return table(found, "claims") + f"<p class=faint>{e(run.about)} EM in points, R_aspect out of 8.</p>"
+def settings(run: Found) -> str:
+    """What a run does, in a few sentences, and every setting with its meaning."""
+    values = run.settings | {"large": run.settings.get("large_model") or run.settings.get("large")}
+    texts = defaultdict(lambda: "?")  # an older run may lack some
+    for name, value in values.items():
+        texts[name] = say(value)
+    state = "It has ended." if run.results else "It has not ended: the same command goes on."
+    if run.metrics:
+        unit = "step" if run.kind == "rl" else "epoch"
+        state = f"So far: {count(run.metrics[-1][unit], unit)}. {state}"
+    meanings = field_comments(SETTINGS[run.kind])
+    rows = [["setting", "value", "meaning"]]
+    for name, value in run.settings.items():
+        rows.append([flag(name), value, meanings.get(name, "")])
+    return (f"<h3>{say(run.place)}</h3><p>{ABOUT[run.kind].format_map(texts)} {state}</p>"
+            f"<details><summary>All settings</summary>{table(rows, 'settings')}</details>")  # fmt: skip
+
+
+def filter_counts(run: Found) -> str:
+    """What became of M_L's rationales before M_S learned from them."""
+    if run.filter is None:
+        return left_out(f"{run.place} has no filter.json yet; train_kd.py writes it once M_L has been asked")
+    rows = [["rationales of M_L", "for training", "held out"]]
+    for what in sorted(run.filter[0] | run.filter[1]):
+        row = [what]
+        for counts in run.filter:
+            share = counts.get(what, 0) / counts["asked"]
+            row.append(f"{counts.get(what, 0):,} ({100 * share:.0f} %)")
+        rows.append(row)
+    return (f"<h3>{say(run.place)}</h3><p>M_L wrote a rationale for each question, and M_S learns from those that were "
+            "kept. Healthy: more than a fifth are kept, most of the others were dropped for a wrong answer, and few "
+            f"first sentences state the answer.</p>{table(rows, 'numbers')}")  # fmt: skip
+
+
+# ---- 4. Curves -------------------------------------------------------------------------------------------------------
+
+
+def kd_picture(runs: list[Found]) -> Picture:
+    panels = []
+    for run in runs:
+        training = [(row["epoch"], row["train_loss"]) for row in run.metrics if "train_loss" in row]
+        held_out = [(row["epoch"], row["held_out_loss"]) for row in run.metrics]
+        best = min(held_out, key=lambda point: point[1])
+        lines = [Line("training", "orange", training, DASHES[1]), Line("held out", "blue", held_out, ring=best)]
+        panels += curves(f"Loss of {run.place.name}, by epoch", "", lines)
+    caption = ("How badly M_S predicts the next token of a rationale, in nats. The ring marks the epoch that was kept. "
+               "Healthy: both fall, and the held-out loss flattens. It rises from the start: lower --lr. It still "
+               "falls at the end: raise --epochs. Only the training loss falls: M_S learns by heart.")  # fmt: skip
+    return Picture("kd", caption, panels, 2, lines)
+
+
+PPO = (  # file, measure, title, what is healthy
+    ("metrics", "reward", "Reward", "Healthy: rises, then flattens."),
+    ("dev", "reward", "Reward on held-out questions", "Healthy: rises, too. The ring marks the M_S that was kept."),
+    ("dev", "R_task", "Right answers on held-out questions", "Healthy: rises. Only quality rises: reward hacking."),
+    ("dev", "R_aspect", "Quality on held-out questions, 0 to 8", "Healthy: rises together with right answers."),
+    ("metrics", "factuality", "Factuality: does the context say it?",
+     "Healthy: rises or stays. It falls while the reward rises: false sentences pay."),
+    ("metrics", "kl", "KL to the distilled M_S, nats a text", "Healthy: from 0 to a few. Above 50: raise --beta."),
+    ("metrics", "entropy", "Entropy, nats a token",
+     "Healthy: falls slowly. Below a fifth: collapse. Three times as much: gibberish."),
+    ("metrics", "length", "Length, tokens", "Healthy: steady. It falls to a third: short texts pay."),
+    ("metrics", "ended", "Share that ends by itself", "Healthy: near 1. It falls: --missing-eos-penalty 1."),
+    ("metrics", "ratio_max", "Highest ratio π / π_old", "Healthy: below 50, single spikes aside. Else lower --lr."),
+    ("metrics", "clip_fraction", "Share of clipped tokens", "Healthy: 0.01 to 0.2. Above: lower --lr."),
+    ("metrics", "explained_variance", "Explained variance of the critic", "Healthy: 0 or above."),
+)  # fmt: skip
+OTHERS = [("metrics", aspect, aspect.capitalize(), "") for aspect in rewards.ASPECTS if aspect != "factuality"]
+
+
+def ppo_picture(name: str, runs: list[Found], measures: Sequence[tuple]) -> Picture:
+    """A panel for each measure, with a line for each run."""
+    panels, key = [], []
+    for i, run in enumerate(runs):
+        key.append(Line(str(run.place), SERIES[i % len(SERIES)], dash=DASHES[i % len(DASHES)]))
+    for log, measure, title, healthy in measures:
+        lines = []
+        for run, style in zip(runs, key, strict=True):
+            points = [(row["step"], row[measure]) for row in getattr(run, log) if measure in row]
+            lines.append(Line(style.label, style.colour, points, style.dash))
+            if points and (log, measure) == ("dev", "reward"):
+                lines[-1].ring = max(points, key=lambda point: point[1])
+        panels += curves(title, healthy, lines)
+    caption = ("By step of PPO. Held-out questions: greedy rationales. All else: means over the rationales of a step, "
+               "sampled at temperature 1.")  # fmt: skip
+    return Picture(name, caption, panels, 3, key)
+
+
+def signs(runs: list[Found]) -> str:
+    """The known signs of failure that the files show as they end."""
+    found = ""
+    for run in runs:
+        steps = run.metrics if run.kind == "rl" else []
+        for sign in signatures(run.results, steps, run.settings["max_new_tokens"]):
+            found += f"<li>{say(run.place)}: {say(sign)}.</li>"
+    return f"<ul>{found}</ul>" if found else "<p>None of those that are known.</p>"
+
+
+# ---- 5. The methods side by side -------------------------------------------------------------------------------------
+
+
+def colour_of(method: str) -> str:
+    for start, colour in (("standard", "orange"), ("CoT", "orange"), (KD, "blue"), (RL, "green")):
+        if method.startswith(start):
+            return colour
+    return "grey"
+
+
+def results_picture(run: Found, name: str) -> Picture:
+    panels = []
+    for measure, title, unit in (("EM", "Right answers (EM), per cent", 100), ("R_aspect", "Quality, 0 to 8", 1)):
+        cells = {}
+        for method, row in run.results["methods"].items():
+            if measure in row:
+                low, high = row[measure]["interval"]
+                cells[method] = (colour_of(method), unit * row[measure]["mean"], unit * low, unit * high)
+        panels += dots(title, cells)
+    about = f"{count(run.results['questions'], 'question')}, {count(run.results['seeds'], 'seed')}"
+    caption = (f"{run.place}: {about}. Dots are means, lines 95 % intervals over questions and seeds. Orange: M_L by "
+               "itself. Blue: M_S after distillation writes the rationale. Green: after PPO. Grey: untrained, and "
+               "controls.")  # fmt: skip
+    return Picture(name, caption, panels, 2)
 
 
 def numbers(run: Found) -> str:
-    measures = (*METRICS, "R_aspect")
-    found = [["method", *(f"{measure} [95 %]" for measure in measures), "s/question", "tokens/question"]]
-    for name, row in run.results["methods"].items():
-        cells = [typeset(with_interval(row[measure], measure)) if measure in row else "" for measure in measures]
-        found.append([name, *cells, f"{row['seconds per question']:.3f}", f"{row['tokens per question']:.1f}"])
-    return f"<details><summary>All numbers</summary>{table(found, 'numbers')}</details>"
+    """The table of methods; a difference whose interval holds 0 decides nothing."""
+    methods = run.results["methods"]
+    bases = [base for base in BASELINES if base in methods]
+    rows = [["method", "EM [95 %]", "F1", "AI", "quality [95 %]", *(f"EM minus {base}" for base in bases),
+             "seconds per question", "tokens per question"]]  # fmt: skip
+    for name, row in methods.items():
+        cells = [with_interval(row["EM"], "EM"), f"{100 * row['F1']['mean']:.1f}", f"{100 * row['AI']['mean']:.1f}"]
+        cells.append(with_interval(row.get("R_aspect"), "R_aspect"))
+        cells += [with_interval(row["EM"].get(f"minus {base}"), "EM", "+") for base in bases]
+        cells += [f"{row['seconds per question']:.3f}", f"{row['tokens per question']:.1f}"]
+        rows.append([name] + [cell.replace("-", "−") for cell in cells])
+    return table(rows, "numbers")
 
 
-def signs(ppo: Sequence[Found], compared: Sequence[Found]) -> str:
-    """What rl.warnings says at the steps at which train_rl.py asks it, and experiments.signatures at the end."""
-    found, looks = [], 0
-    for run in ppo:
-        every, limit = run.settings["eval_every"], run.settings["max_new_tokens"]
-        for step in range(every, len(run.metrics) + 1, every):
-            looks += 1
-            found += [[str(run.place), str(step), warning] for warning in rl.warnings(run.metrics[:step], limit)]
-    for run in {run.place: run for run in (*ppo, *compared)}.values():
-        said = {sign for place, _, sign in found if place == str(run.place)}
-        of_ppo = run.metrics if run in ppo else []
-        ended = signatures(run.results if run in compared else None, of_ppo, run.settings["max_new_tokens"])
-        found += [[str(run.place), "end", sign] for sign in ended if sign not in said]
-    where = f"{count(len(ppo), 'run')} of PPO, looked at when train_rl.py does, {count(looks, 'time')} in all"
-    where += f", and {count(len(compared), 'comparison')}"
-    seen = table([["run", "step", "sign"], *found], "signs") if found else ""
-    return f"<p>{count(len(found), 'sign')} in {where}.</p>{seen}"
+def by_quality(scores: np.ndarray, right: np.ndarray, parts: int = 5) -> tuple[list, list]:
+    """Rationales (seeds, questions) in `parts` of about equal size by score, equal scores together → the points (mean
+    score, right answers in per cent) and their 95 % intervals over questions and seeds (the borders stay)."""
+    part = np.searchsorted(np.quantile(scores, np.arange(1, parts) / parts), scores)
+    points, intervals = [], []
+    for i in np.unique(part):
+        inside = part == i
+        size, hits = bootstrap(np.stack([inside, inside & right]).astype(float))
+        points.append((float(scores[inside].mean()), 100 * float(right[inside].mean())))
+        intervals.append(tuple(interval(100 * hits[size > 0] / size[size > 0])))
+    return points, intervals
 
 
-CHANGES = {(False, True): "Wrong before, right after", (True, False): "Right before, wrong after",
-           (True, True): "Right before and after", (False, False): "Wrong before and after"}  # fmt: skip
+def quality_picture(run: Found) -> Picture:
+    """Whether better rationales lead to more right answers; UserError where the questions are gone."""
+    examples = questions_of(run.place)
+    scores, right = defaultdict(list), defaultdict(list)
+    for row in read_jsonl(run.place / "answers.jsonl", "method", "answers"):
+        name, answers = row["method"], row["answers"]
+        if [answer["id"] for answer in answers] != [example.id for example in examples]:
+            raise UserError(f"the answers in {run.place} are to other questions than its settings name")
+        if name in ("CoT", UNTRAINED, KD, RL):
+            pairs = list(zip(answers, examples, strict=True))
+            scores[name].append([quality(answer, example)["R_aspect"] for answer, example in pairs])
+            right[name].append([is_right(answer, example) for answer, example in pairs])
+    lines = []
+    for i, name in enumerate(scores):
+        points, intervals = by_quality(np.array(scores[name]), np.array(right[name]))
+        lines.append(Line(name, colour_of(name), points, DASHES[i % len(DASHES)], intervals=intervals))
+    panels = curves("Right answers, per cent, by quality of the rationale", "", lines, 240)
+    caption = (f"Does quality help? The rationales of {run.place} in five parts, from lowest to highest quality, and "
+               "the share of right answers in each, with its 95 % interval. Healthy: it rises.")  # fmt: skip
+    return Picture("quality", caption, panels, 1, lines)
 
 
-def samples(rated: dict[str, Rated], before: str, after: str, examples: Sequence[data.Example]) -> str:
-    """The first questions of each kind of change, first seed, with what each method wrote."""
+# ---- 6. Six questions ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Story:
+    """What was written about the same questions at several times."""
+
+    title: str
+    examples: dict[str, data.Example]  # by id
+    looks: list[tuple[str, dict[str, dict]]]  # when, and the answers then, by id
+
+
+def quality(answer: dict, example: data.Example) -> dict[str, float]:
+    return rewards.quality(answer["rationale"], example, answer["prediction"])
+
+
+def is_right(answer: dict, example: data.Example) -> bool:
+    return data.exact_match(answer["prediction"], example.answers) == 1
+
+
+def by_id(items: list) -> dict:
+    return {item["id"] if isinstance(item, dict) else item.id: item for item in items}
+
+
+def thin(rows: list, most: int) -> list:
+    """At most so many of the rows: the first, the last, and some evenly between."""
+    if len(rows) <= most:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+
+
+def story_of_training(run: Found) -> Story:
+    """What texts.jsonl keeps, for PPO with the distillation before it; UserError if its data or that are gone."""
+    kd = find(Path(run.settings["kd"])) if run.kind == "rl" else run
+    epochs, steps = [], []
+    for row in kd.texts:
+        epochs.append((f"distillation, epoch {row['epoch']}" if row["epoch"] else "before training", row))
+    if run.kind == "rl":
+        best = min(kd.metrics, key=lambda row: row["held_out_loss"])["epoch"] if epochs else 0
+        epochs = epochs[:best]  # with the best one PPO begins
+        for row in run.texts:
+            steps.append((f"PPO, step {row['step']}" if row["step"] else "after distillation", row))
+    looks = [(when, by_id(row["answers"])) for when, row in thin(epochs, 4) + thin(steps, 5)]
+    examples = data.load(kd.settings["data"], "dev", train_kd.TEXTS, kd.settings["context"])
+    return Story(f"{run.place}, held-out questions", by_id(examples), looks)
+
+
+def story_of_methods(run: Found) -> Story:
+    """The answers of a table, from M_S at each stage, first seed; UserError where there are none."""
+    looks = {}
+    for row in read_jsonl(run.place / "answers.jsonl", "method", "seed", "answers"):
+        if row["method"] in (UNTRAINED, KD, RL) and row["seed"] == 0:
+            looks[row["method"]] = by_id(row["answers"])
+    if not looks:
+        raise UserError(f"{run.place} keeps no texts of M_S, or none yet")
+    return Story(f"{run.place}, questions of its table", by_id(questions_of(run.place)), list(looks.items()))
+
+
+FATES = {(False, True): "wrong, then right", (True, False): "right, then wrong",
+         (True, True): "right, and stays so", (False, False): "wrong, and stays so"}  # fmt: skip
+
+
+def fates_of(story: Story) -> dict[str, list[str]]:
+    """What M_L's answers are at the first and the last look → ids of the questions that have all looks."""
+    found = {fate: [] for fate in FATES.values()}
+    (_, first), (_, last) = story.looks[0], story.looks[-1]
+    for name, example in story.examples.items():
+        if all(name in answers for _, answers in story.looks):
+            found[FATES[is_right(first[name], example), is_right(last[name], example)]].append(name)
+    return found
+
+
+def support_of(sentence: str, example: data.Example) -> float | None:
+    """How far the context says what a sentence says, as `rewards.factuality` has it; None if it states nothing."""
+    steps = rewards.read(sentence, example.question, example.context).steps
+    return min((step.support for step in steps), default=None)
+
+
+def marked(rationale: str, example: data.Example) -> str:
+    """A rationale with a sign and a colour for each of its sentences."""
+    said = ""
+    for sentence in rewards.split(rationale):
+        support = support_of(sentence, example)
+        if support is None:
+            kind, sign = "none", "·"
+        elif support >= 0.9:
+            kind, sign = "full", "✓"
+        else:
+            kind, sign = ("part", "≈") if support > 0 else ("no", "✗")
+        said += f'<span class="sentence {kind}"><b>{sign}</b> {say(sentence)}</span> '
+    return said or "<i>(nothing)</i>"
+
+
+def look_of(when: str, answer: dict, example: data.Example) -> str:
+    """A rationale with its signs, M_L's answer from it, and the eight aspects as bars."""
+    scores = quality(answer, example)
+    verdict = "<span class=full><b>✓ right</b></span>"
+    if not is_right(answer, example):
+        verdict = "<span class=no><b>✗ wrong</b></span>"
+    bars = ""
+    for aspect in rewards.ASPECTS:
+        bars += f'<li>{aspect} <i><i style="width: {100 * scores[aspect]:.0f}%"></i></i> {scores[aspect]:.2f}</li>'
+    return (f"<li><b>{say(when)}</b><div><p>{marked(answer['rationale'], example)}</p><p>M_L answers "
+            f"<b>{say(answer['prediction'])}</b> {verdict}</p></div><div>quality {scores['R_aspect']:.2f} of 8"
+            f"<ul class=bars>{bars}</ul></div></li>")  # fmt: skip
+
+
+def question(story: Story, name: str, fate: str) -> str:
+    """One question at all times; times in a row with the same text and answer are one row."""
+    example, rows = story.examples[name], ""
+    told = [(when, answers[name]) for when, answers in story.looks]
+    for _, group in itertools.groupby(told, key=lambda look: (look[1]["rationale"], look[1]["prediction"])):
+        same = list(group)
+        when = " to ".join(dict.fromkeys([same[0][0], same[-1][0]]))
+        rows += look_of(when, same[0][1], example)
+    return (f"<article><p class=faint>M_L's answer: {fate}</p><h4>{say(example.question)}</h4><p>Right answer: "
+            f"<b>{say(example.answer)}</b></p><details><summary>The context</summary><p>{say(example.context)}</p>"
+            f"</details><ol>{rows}</ol></article>")  # fmt: skip
+
+
+def six_questions(story: Story, is_open: bool) -> str:
+    """The first two questions that stay right, that stay wrong, and that change."""
+    fates = fates_of(story)
+    if not any(fates.values()):
+        raise UserError(f"the texts of {story.title} are about other questions than its settings name")
+    fate_of = {name: fate for fate, names in fates.items() for name in names}
+    gained, lost, right, wrong = fates.values()
+    changed = gained[:1] + lost[:1] + gained[1:2] + lost[1:2]
+    articles = ""
+    for name in right[:2] + wrong[:2] + changed[:2]:
+        articles += question(story, name, fate_of[name])
+    counts = ". ".join(f"{fate.capitalize()}: {len(names)}" for fate, names in fates.items())
+    return (f"<details {'open' * is_open}><summary>{say(story.title)}</summary><p class=faint>The first of each kind, "
+            f"by M_L's first and last answer. Of all {len(fate_of)}: {counts}.</p>{articles}</details>")  # fmt: skip
+
+
+def questions(runs: list[Found]) -> str:
+    """Six questions of each training, or if there is none, of each comparison."""
+    trainings = [run for run in runs if run.kind in ("kd", "rl")]
+    began = {Path(run.settings["kd"]).resolve() for run in trainings if run.kind == "rl"}
+    parts = ""
+    for run in trainings or runs:
+        if run.place.resolve() in began:
+            continue  # the story of PPO begins with it
+        try:
+            story = story_of_training(run) if run.texts else story_of_methods(run)
+            parts += six_questions(story, is_open=not parts)
+        except (UserError, OSError) as error:
+            parts += left_out(error)
+    return parts
+
+
+# ---- 7. The page -----------------------------------------------------------------------------------------------------
+
+
+def trainings(runs: list[Found]) -> dict[str, list]:
+    """The page's sections about training: their places in the frame, and their HTML and pictures."""
+    kd = [run for run in runs if run.kind in ("kd", "direct")]
+    ppo = [run for run in runs if run.kind == "rl"]
+    no_kd = [left_out("no folder of train_kd.py was given, such as runs/kd")]
+    no_ppo = [left_out("no folder of train_rl.py was given, such as runs/rl")]
+    parts = {"FILTER": no_kd, "KD": no_kd, "PPO": no_ppo}
+    if kd:
+        parts["FILTER"] = [filter_counts(run) for run in kd if run.kind == "kd"]
+        begun = [run for run in kd if run.metrics]
+        parts["KD"] = [kd_picture(begun)] if begun else [left_out("no epoch has ended yet")]
+    if ppo:
+        begun = [run for run in ppo if run.metrics or run.dev]
+        parts["PPO"] = [ppo_picture("rl", begun, PPO), ppo_picture("rl-aspects", begun, OTHERS)]
+        if not begun:
+            parts["PPO"] = [left_out("no step has ended yet")]
+    return parts
+
+
+def methods(runs: list[Found]) -> list:
+    """The tables of the comparisons; without one, that of the last training that has ended."""
+    ended = [run for run in runs if run.results]
+    compared = [run for run in ended if run.kind == "eval"] or ended[-1:]
+    if not compared:
+        return [left_out("no run has a table of methods yet; python eval.py makes one")]
     parts = []
-    pairs = list(zip(rated[before].right[0], rated[after].right[0], strict=True))
-    for change, title in CHANGES.items():
-        places = [i for i, pair in enumerate(pairs) if pair == change]
-        parts.append(f"<h3>{title}: {len(places):,} of {len(pairs):,}</h3><div class=cards>")
-        for i in places[:SHOWN]:
-            x = examples[i]
-            parts.append(f"<article><h4>{e(x.question)}</h4><details><summary>context</summary>{e(x.context)}</details>"
-                         f"<p>gold answer: <b>{e(x.answer)}</b></p>")  # fmt: skip
-            for name, r in rated.items():
-                answer, scores, right = r.answers[0][i], r.scores[0][i], r.right[0][i]
-                aspects = " · ".join(f"{aspect} {scores[aspect]:.2f}" for aspect in ASPECTS)
-                parts.append(f"<div class={colour_of(name)}><h4>{e(name)}</h4><p>{e(answer['rationale'])}</p><p>M_L: "
-                             f"<b>{e(answer['prediction'])}</b>, {'right ✓' if right else 'wrong ✗'} · R_aspect "
-                             f"{scores['R_aspect']:.2f}</p><small>{aspects}</small></div>")  # fmt: skip
-            parts.append("</article>")
-        parts.append("</div>")
-    return "".join(parts)
+    for i, run in enumerate(compared, start=1):
+        parts += [results_picture(run, f"results-{i}" if i > 1 else "results"), numbers(run)]
+    try:
+        parts.append(quality_picture(compared[0]))
+    except (UserError, OSError) as error:
+        parts.append(left_out(error))
+    return parts
 
 
-def experiment(result: dict) -> str:
-    """A result file of lab/experiments.py; what its cells are is said there."""
-
-    def text(cell, column: str) -> str:
-        numbers = cell_text(cell, column)
-        return typeset(numbers) if isinstance(cell, dict | float) else numbers
-
-    parts = []
-    for each in result["tables"]:
-        rows = [[text(*pair) for pair in zip(row, each["columns"], strict=True)] for row in each["rows"]]
-        parts.append(f"<p>{e(each['title'])}</p>{table([each['columns'], *rows])}")
-    cost = f"{count(result['seeds'], 'seed')}, {result['cpu_minutes']:.0f} CPU minutes; intervals: 95 %."
-    return "".join(parts) + f"<p class=faint>{e(result['command'])}: {cost}</p>"
-
-
-CSS = """
-:root { color-scheme: light dark; LIGHT }
-@media (prefers-color-scheme: dark) { :root { DARK } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 2rem 1rem 5rem; max-width: 76rem; background: var(--ground); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 1rem 0 .3rem } h2 { margin: 3.5rem 0 .7rem; font-size: 1.35rem }
-h3 { margin: 2rem 0 .6rem; font-size: 1.05rem } h4 { margin: 0 } p, figcaption { max-width: 50rem; margin: .5rem 0 }
-.faint, figcaption, small, summary, th { color: var(--faint) } .faint, figcaption, details { font-size: .9rem }
-figure { margin: 1rem 0 2rem } .wide { overflow-x: auto } .wide > * { min-width: 42rem; max-width: 66rem }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--width)), 1fr)); gap: 1.2rem }
-svg { display: block; width: 100%; height: auto } svg text { font-family: inherit !important }
-.key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .85rem; margin: .5rem 0 }
-.key i { display: inline-block; width: 1.5em; margin-right: .5em; vertical-align: middle; border-top: 3px solid }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; margin: .6rem 0 }
-th, td { text-align: left; padding: .35rem 1.1rem .35rem 0; border-bottom: 1px solid var(--rule); vertical-align: top }
-th { font-weight: 500 }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
-article { border: 1px solid var(--rule); border-radius: .6rem; padding: 1rem; overflow-wrap: anywhere }
-article p { margin: .1rem 0 } small { font-size: .76rem } article div h4 { font-size: .8rem }
-article div { border-left: 3px solid; padding-left: .7rem; margin-top: .8rem; font-size: .92rem }
-"""
-
-
-def page(sections: Sequence[tuple[str, str]], intro: str) -> str:
-    css = CSS + "".join(f".{name} {{ border-color: var(--{name}) }} .{name} h4 {{ color: var(--{name}) }}\n"
-                        for name in SERIES)  # fmt: skip
-    for word, colours in (("LIGHT", LIGHT), ("DARK", DARK)):
-        css = css.replace(word, "; ".join(f"--{name}: {colour}" for name, colour in colours.items()))
-    method = base64.b64encode((Path(__file__).resolve().parent / "pictures" / "method.svg").read_bytes()).decode()
-    body = "".join(f"<section><h2>{e(title)}</h2>{content}</section>" for title, content in sections)
-    body = body.replace(" %", "\N{NO-BREAK SPACE}%")
-    return f"""<!doctype html>
-<html lang=en><head><meta charset=utf-8><title>LM-guided chain of thought: a report</title>
-<meta name=viewport content="width=device-width, initial-scale=1">
-<meta http-equiv=Content-Security-Policy content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<style>{css}</style></head><body><h1>LM-guided chain of thought: a report</h1><p class=faint>{e(intro)}</p>
-<div class=wide><img alt="M_S writes a rationale, M_L answers from it, and rewards for both train M_S"
-src="data:image/svg+xml;base64,{method}"></div>{body}</body></html>
-"""
+def page(sections: dict[str, list], places: Sequence[Path]) -> str:
+    filled = {"PLACES": say(" ".join(map(str, places)))}
+    for name, colours in (("LIGHT", LIGHT), ("DARK", DARK)):
+        filled[name] = "; ".join(f"--{colour}: {value}" for colour, value in colours.items())
+    for name, parts in sections.items():
+        filled[name] = "".join(show(part) if isinstance(part, Picture) else part for part in parts)
+    return re.sub("@([A-Z]+)@", lambda place: filled[place[1]], FRAME.read_text("utf-8"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("places", nargs="+", type=Path, metavar="FOLDER", help="run folders")
-    parser.add_argument("--out", type=Path, default=Path("runs/report"), help="folder to write (default: runs/report)")
+    parser.add_argument("--out", type=Path, default=Path("runs/report.html"), help="page (default: runs/report.html)")
+    parser.add_argument("--pictures", type=Path, help="folder for its pictures as SVG, on light and on dark ground")
     given = parser.parse_args()
-    if matplotlib is None:
-        raise UserError("the report is drawn by matplotlib: pip install -r requirements-lab.txt")
+    places = list(dict.fromkeys(given.places))
+    runs = list(map(find, places))
     try:
-        write(list(dict.fromkeys(given.places)), given.out)
+        sections = {"SETTINGS": list(map(settings, runs)), "SIGNS": [signs(runs)], **trainings(runs)}
+        sections |= {"METHODS": methods(runs), "QUESTIONS": [questions(runs)]}
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"one of the folders holds what no run of this version writes ({error!r})") from error
 
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(given.out, page(sections, places).encode(errors="replace"))
+    print(f"The page is {given.out}.")
+    if given.pictures:
+        save_pictures([part for parts in sections.values() for part in parts], given.pictures)
 
-def write(places: Sequence[Path], out: Path) -> None:
-    """The page and its pictures."""
-    experiments = {place: read_json(place) for place in places if place.suffix == ".json" and place.is_file()}
-    for place, result in experiments.items():
-        if not {"question", "tables", "command", "seeds", "cpu_minutes"} <= result.keys():
-            raise UserError(f"{place} is no result of lab/experiments.py")
-    runs = [find(place) for place in places if place not in experiments]
-    kd, ppo = ([run for run in runs if run.kind in kinds and run.metrics] for kinds in (("kd", "direct"), ("rl",)))
-    compared = [run for run in runs if run.kind == "eval" and run.results] or [run for run in runs if run.results][-1:]
-    pictures, sections = [], []
 
-    def section(title: str, *parts: "str | Picture") -> None:
-        pictures.extend(part for part in parts if isinstance(part, Picture))
-        sections.append((title, "".join(show(part) if isinstance(part, Picture) else part for part in parts)))
-
-    def left_out(title: str, why: str) -> None:
-        section(title, f"<p>Left out: {e(why)}.</p>")
-
-    rated: dict[str, Rated] = {}
-    if not compared:
-        left_out("Results", "none of the folders has a table of methods; python eval.py makes one")
-    else:
-        first, methods = compared[0], compared[0].results["methods"]
-        known = [name for name in (UNTRAINED, KD, RL) if name in methods]
-        section("What the paper claims, and what was measured", claims(first))
-        section("Results", results_picture("results", first), numbers(first), differences_picture(first))
-        if len(known) > 1:
-            section("Eight aspects of quality", aspects_picture(first, *known[-2:]))
-        try:
-            examples = questions_of(first.place)
-            rated = rate(first, examples, [name for name in ("CoT", *known) if name in methods])
-            if not rated:
-                raise UserError(f"{first.place} has no rationales of M_S or M_L")
-            section("Quality and right answers", quality_picture(first, rated))
-        except (UserError, OSError) as error:
-            left_out("Quality and right answers, samples", str(error))
-    if kd:
-        section("Distillation: how M_S learned to write", kd_picture(by_setting(kd)))
-    else:
-        left_out("Distillation", "give the folder of a run of train_kd.py, such as runs/kd")
-    if ppo:
-        section("Refinement: what PPO did", *rl_pictures(by_setting(ppo)))
-    else:
-        left_out("Refinement", "give the folder of a run of train_rl.py, such as runs/rl")
-    section("Signs of failure", signs(ppo, compared))
-    for result in experiments.values():
-        section(result["question"], experiment(result))
-    if rated and len(known) > 1:
-        section(f"Samples before ({known[-2]}) and after ({known[-1]})", f"<p class=faint>{e(first.about)} The first "
-                "questions of each kind, first seed.</p>", samples(rated, *known[-2:], examples))  # fmt: skip
-    for i, run in enumerate(compared[1:], start=2):
-        section(f"Results of {run.place}", results_picture(f"results-{i}", run), numbers(run))
-
-    out.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        for ending, colours in (("", LIGHT), ("-dark", DARK)):
-            atomic_write(out / f"{picture.name}{ending}.png", picture.png(colours))
-    names = ", ".join(map(str, places))
-    atomic_write(out / "report.html", page(sections, f"lab/report.py made it from {names}."))
-    print(f"{out / 'report.html'}, and {2 * len(pictures)} pictures beside it")
+def save_pictures(parts: list, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        if isinstance(part, Picture) and part.panels:
+            for ending, colours in (("", LIGHT), ("-dark", DARK)):
+                svg = as_file(part, colours)
+                atomic_write(folder / f"{part.name}{ending}.svg", svg.encode(errors="replace"))
 
 
 if __name__ == "__main__":

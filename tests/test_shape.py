@@ -25,11 +25,11 @@ LINES = {
     "rewards.py": 492,
     "rl.py": 275,
     "eval.py": 420,
-    "train_kd.py": 366,
-    "train_rl.py": 295,
+    "train_kd.py": 381,
+    "train_rl.py": 298,
 }
 # plumbing/ was to have 850 lines; the client of real servers alone has half of them.
-ALL_LINES, PLUMBING_LINES, README_LINES, FUNCTION_LINES = 3090, 1300, 140, 50
+ALL_LINES, PLUMBING_LINES, README_LINES, FUNCTION_LINES = 3107, 1300, 140, 50
 TOKENS, COMPREHENSIONS = 11.6, 6  # per code line; per 100 code lines
 DEPTH = dict.fromkeys(LINES, 5) | {"train_kd.py": 6, "train_rl.py": 6}
 
@@ -203,7 +203,6 @@ def test_a_package_that_plumbing_uses_comes_with_one_of_the_five(package, with_i
 def test_no_other_package_is_imported(folder):
     allowed = PACKAGES | {
         "plumbing": {"filelock", "huggingface_hub"},
-        "lab": {"matplotlib", "PIL"},  # of requirements-lab.txt
     }.get(folder, set())
     for path in (ROOT / folder).glob("*.py"):
         assert not foreign_packages(path.read_text("utf-8"), allowed), path

@@ -230,6 +230,18 @@ def test_training_lowers_the_held_out_loss_and_saves_the_best_epoch(whole, stude
     assert all(not torch.equal(before[name], p) for name, p in lm.model.state_dict().items() if p.ndim == 2)
 
 
+def test_texts_of_held_out_questions_are_kept_before_training_and_after_each_epoch(whole, student):
+    rows = lines(whole[0] / "texts.jsonl")
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    losses = [row["held_out_loss"] for row in lines(whole[0] / "metrics.jsonl")]
+    for row, folder in ((rows[0], student), (rows[losses.index(min(losses))], whole[0] / "model")):
+        lm = LocalLM.load(folder, max_input_tokens=1024)
+        answers = {answer["id"]: answer for answer in row["answers"]}
+        assert list(answers) == [example.id for example in EXAMPLES["dev"]]
+        for example, rationale in zip(EXAMPLES["dev"], lmcot.write_rationales(lm, EXAMPLES["dev"], LIMIT), strict=True):
+            assert answers[example.id]["rationale"] == rationale and answers[example.id]["prediction"] == "nonsense"
+
+
 def test_the_table_at_the_end_has_every_method_that_needs_no_other_student(whole):
     table = json.loads((whole[0] / "results.json").read_text())
     assert set(table["methods"]) == {"standard", "CoT", "CoT + SC", "LM-guided, untrained", "LM-guided, KD",
@@ -253,7 +265,7 @@ def test_the_same_command_again_prints_the_table_and_asks_and_trains_nothing(who
 
 
 def assert_same_run(a, b):
-    for name in ("model/model.safetensors", "rationales.jsonl", "filter.json", "metrics.jsonl"):
+    for name in ("model/model.safetensors", "rationales.jsonl", "filter.json", "metrics.jsonl", "texts.jsonl"):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
     states = [torch.load(folder / "state.pt", weights_only=True)["model"] for folder in (a, b)]
     assert all(torch.equal(states[0][name], p) for name, p in states[1].items())
@@ -384,7 +396,7 @@ def test_the_control_learns_answers_and_asks_the_teacher_no_rationales(tokenizer
     pairs, original = [], train_kd.make_batches
     monkeypatch.setattr(train_kd, "make_batches", lambda p, *rest: pairs.append(p) or original(p, *rest))
     assert train(tmp_path / "d", "--target", "answer", "--epochs", 1)[0] == 0
-    assert not (tmp_path / "d" / "rationales.jsonl").exists()
+    assert not (tmp_path / "d" / "rationales.jsonl").exists() and not lines(tmp_path / "d" / "texts.jsonl")
     learned = max(pairs, key=len)
     assert [tokenizer.decode(target) for _, target in learned] == [example.answer for example in EXAMPLES["train"]]
     sources = [tokenizer.decode(source) for source, _ in learned]

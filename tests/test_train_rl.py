@@ -110,6 +110,18 @@ def test_the_m_s_of_the_best_look_at_dev_is_kept_and_evaluated(whole, kd):
     assert set(table["methods"]["LM-guided, RL"]) >= {"R_aspect", *rewards.ASPECTS}
 
 
+def test_the_texts_that_are_kept_of_each_look_are_those_that_it_measured(whole):
+    looks, texts = lines(whole[0] / "dev.jsonl"), lines(whole[0] / "texts.jsonl")
+    dev = data.load("tiny", "dev", SIZES["dev"])
+    assert [row["step"] for row in texts] == [0, 2, 4, 5]
+    for look, row in zip(looks, texts, strict=True):
+        assert [answer["id"] for answer in row["answers"]] == [example.id for example in dev]
+        right = [answer["prediction"] == example.answer for answer, example in zip(row["answers"], dev, strict=True)]
+        scores = [rewards.quality(a["rationale"], e, a["prediction"]) for a, e in zip(row["answers"], dev, strict=True)]
+        assert look["R_task"] == pytest.approx(sum(right) / 6)
+        assert look["R_aspect"] == pytest.approx(sum(each["R_aspect"] for each in scores) / 6)
+
+
 def test_m_l_is_asked_once_for_each_rationale_of_a_step_and_of_a_look_at_dev(whole):
     asked = [re.search(r"Question: (.*)\n", prompt)[1] for prompt in whole[1].asked[:30]]
     dev = [example.question for example in data.load("tiny", "dev", SIZES["dev"])]
@@ -131,7 +143,7 @@ def test_the_same_command_again_prints_the_table_and_asks_nothing(whole, capsys,
 
 
 def assert_same_run(a, b):
-    for file in ("metrics.jsonl", "dev.jsonl", "model/model.safetensors"):
+    for file in ("metrics.jsonl", "dev.jsonl", "texts.jsonl", "model/model.safetensors"):
         assert (a / file).read_bytes() == (b / file).read_bytes(), file
     a, b = (torch.load(folder / "state.pt", weights_only=True) for folder in (a, b))
     assert all(torch.equal(a["policy"][name], p) for name, p in b["policy"].items())
