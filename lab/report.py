@@ -377,9 +377,10 @@ def support_of(sentence: str, example: data.Example) -> float | None:
 
 
 def marked(rationale: str, example: data.Example) -> str:
-    """A rationale with a sign and a colour for each of its sentences."""
+    """A rationale with a sign and a colour for each of its sentences; one that is said again and again is one."""
     said = ""
-    for sentence in rewards.split(rationale):
+    for sentence, again in itertools.groupby(rewards.split(rationale)):
+        times = len(list(again))
         support = support_of(sentence, example)
         if support is None:
             kind, sign = "none", "·"
@@ -387,7 +388,7 @@ def marked(rationale: str, example: data.Example) -> str:
             kind, sign = "full", "✓"
         else:
             kind, sign = ("part", "≈") if support > 0 else ("no", "✗")
-        said += f'<span class="sentence {kind}"><b>{sign}</b> {say(sentence)}</span> '
+        said += f'<span class="sentence {kind}"><b>{sign}</b> {say(sentence)}{f" × {times}" * (times > 1)}</span> '
     return said or "<i>(nothing)</i>"
 
 

@@ -96,10 +96,12 @@ def page_of(tmp_path, monkeypatch):
 # ---- Run folders -----------------------------------------------------------------------------------------------------
 
 
+KNOWN = {e.question: e for split, n in SIZES.items() for e in data.load("tiny", split, n)}
+
+
 def large_says(prompt, _=0):
     """M_L as a script: its chains of thought are good, its answers from rationales of an even number of words, too."""
-    question = re.search(r"Question: (.*)\n", prompt)[1]
-    (example,) = [e for split, n in SIZES.items() for e in data.load("tiny", split, n) if e.question == question]
+    example = KNOWN[re.search(r"Question: (.*)\n", prompt)[1]]
     if prompt.endswith("step by step."):
         return f"{' '.join(example.supporting_sentences)} So the answer is {example.answer}."
     rationale = prompt.rpartition("Reasoning: ")[2].removesuffix("\nAnswer:")
@@ -225,6 +227,7 @@ def test_each_look_shows_the_text_and_the_answer_that_the_run_kept_then(whole, f
         for look, (when, rationale, prediction) in zip(looks, expected, strict=True):
             told, _, rest = look.removeprefix(when).partition("M_L answers ")
             assert look.startswith(when) and rest.startswith(prediction)
+            told = re.sub("[✓≈✗·] (.*?) × (\\d+) ", lambda said: f"{said[1]} " * int(said[2]), told)
             assert re.sub("[✓≈✗·] ", "", told).split() == (rationale or "(nothing)").split()
 
 
@@ -277,6 +280,8 @@ def test_the_sign_of_a_sentence_by_hand(sentence, kind, sign):
     example = data.Example("i", "Where was Ann Lie born?", (PARAGRAPH,), "Rome")
     expected = f'<span class="sentence {kind}"><b>{sign}</b> <bdi>{sentence}</bdi></span> '
     assert report.marked(sentence, example) == expected
+    looping = expected.replace("</bdi>", "</bdi> × 3")
+    assert report.marked(f"{sentence} " * 3 + "Oslo. " + sentence, example).count(looping) == 1
 
 
 def test_the_signs_are_those_that_factuality_is_made_of():
