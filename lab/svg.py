@@ -54,6 +54,7 @@ class Picture:
 
 
 def words(x: float, y: float, text: str, anchor: str = "start", colour: str = "ink", more: str = "") -> str:
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)  # XML lacks control characters
     return (f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="var(--{colour})" font-size="12" {more}>'
             f"{html.escape(text)}</text>")  # fmt: skip
 

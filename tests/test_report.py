@@ -332,6 +332,11 @@ def test_nothing_of_data_models_or_names_becomes_markup_or_turns_the_text_around
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
 
 
+def test_any_text_in_a_picture_is_xml_and_text():
+    (text,) = drawn(svg.Panel("", "", 9, svg.words(0, 0, HOSTILE)), "text", lambda element: element.text)
+    assert text == "".join("?" if letter in "\u202e\ud800\x00" else letter for letter in HOSTILE)
+
+
 def test_the_page_loads_nothing(whole):
     page, _ = whole
     policy = [attributes["content"] for tag, attributes in page.tags if "http-equiv" in attributes]
@@ -449,9 +454,9 @@ def test_a_training_on_hotpotqa_is_shown_with_its_held_out_questions(folders, tm
 # ---- Pictures --------------------------------------------------------------------------------------------------------
 
 
-def drawn(panel, tag):
-    """The elements of a panel with this tag, each as a dict of its attributes."""
-    return [element.attrib for element in ElementTree.fromstring(f"<svg>{panel.svg}</svg>").iter(tag)]
+def drawn(panel, tag, what=lambda element: element.attrib):
+    """Of the elements of a panel with this tag: their attributes."""
+    return list(map(what, ElementTree.fromstring(f"<svg>{panel.svg}</svg>").iter(tag)))
 
 
 def test_a_curve_goes_through_its_points_and_leaves_out_what_is_no_number():
