@@ -36,7 +36,8 @@ from tiny import world
 
 METRICS = {"EM": data.exact_match, "F1": data.token_f1, "AI": data.answer_inclusion}
 QUALITY = ("R_aspect", *rewards.ASPECTS)  # of rationales, R_aspect with all weights 1
-BASELINES = ("standard", "CoT", "LM-guided, KD")  # the methods that differences are taken to
+BASELINES = ("standard", "CoT", "LM-guided, untrained", "LM-guided, KD")  # the methods that differences are taken to
+TRAININGS = {"Distillation": ("LM-guided, untrained", "LM-guided, KD"), "PPO": ("LM-guided, KD", "LM-guided, RL")}
 BOOTSTRAPS = 2000
 
 METHODS = {  # name → the M_S that it needs
@@ -241,7 +242,21 @@ def as_markdown(table: dict) -> str:
     # A table needs a row and a second column; differences need a second method.
     tables = [main, differences if len(methods) > 1 else [], aspects, gains, by_type]
     parts = [align(rows) for rows in tables if len(rows) > 1 and len(rows[0]) > 1]
-    return "\n\n".join(parts) + "\n\n- " + "\n- ".join(notes + table.get("notes", [])) + "\n"
+    parts.append("- " + "\n- ".join(notes + table.get("notes", [])))
+    for training, (before, after) in TRAININGS.items():
+        if before in methods and after in methods:
+            parts.append(f"{training}: {what_changed(table, before, after)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def what_changed(table: dict, before: str, after: str) -> str:
+    """One sentence on what M_L answers right after a training of M_S and before it."""
+    old, new = table["methods"][before]["EM"], table["methods"][after]["EM"]
+    gain = new[f"minus {before}"]
+    low, high = gain["interval"]
+    sure = "" if low > 0 or high < 0 else ", which may be chance"
+    return (f"M_L answers {number(new['mean'], 'EM')} % of these {table['questions']} questions right instead of "
+            f"{number(old['mean'], 'EM')} %: {with_interval(gain, 'EM', '+')} points{sure}.")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ the comparison

@@ -2,7 +2,7 @@
 
     python lmcot.py                                          # one TinyWiki question: M_L alone, and guided by each M_S
     python lmcot.py --example tiny-test-4-7                  # another one, by its id
-    python lmcot.py --demo                                   # the first of each type
+    python lmcot.py --demo                                   # how often guidance helps, and one question of each case
     python lmcot.py --question "…" --context "…"             # your own
     python lmcot.py --small none --large http://localhost:8000/v1 --large-model NAME --question "…" --context "…"
 
@@ -29,9 +29,9 @@ import data
 from data import Example
 from model import T5, load_tokenizer, pad_batch
 from plumbing import processes
-from plumbing.command import parse_settings, run_main
+from plumbing.answers import parse_answer, parse_cot
+from plumbing.command import align, parse_settings, run_main
 from plumbing.errors import UserError
-from plumbing.markup import clean
 from plumbing.server import Completion, ServedLM, extra_fields
 from tiny import world
 
@@ -265,87 +265,6 @@ class LocalLM:
         return everyones
 
 
-# ------------------------------------------------------------------------------------------------ parsing
-
-# What states an answer: a label where a line or sentence begins, "### Final Answer: Paris"; or a phrase anywhere, 'the
-# answer to the question "Who is it?" is Ann'. But "the answer is based on the text" states none.
-_ANSWER = r"(?:(?:final|correct|right|short) ){0,2}ans(?:wer)?"
-_ASKED = r"""(?: to (?:the|this|your)(?: \w+)? question(?: ["“][^\n]{1,300}?["”])?| (?:to|for|you) [^.\n]{1,200})?"""
-_LABEL = rf"(?:^|(?<=[.!?]))[\W\d]{{0,9}}{_ANSWER}{_ASKED}(?:]|\s*[:=—]|[ \t]*\n| -| is\b)"
-_NOTHING = r"(?!\s?(?-i:not|clear|based|found|given|stated|in the (?:context|text))\b)"
-_PHRASE = rf"\b(?:the|my) {_ANSWER}{_ASKED}(?:,? (?:is|would be|must be)\b|\s?:){_NOTHING}"
-_SO = r"\b(?:so|thus|hence|therefore|finally|in conclusion|(?:based on|according to) [^.,\n]{1,80})\b,?\s*"
-_CONCLUSION = re.compile(rf"(?im)[,;:]?\s{{0,3}}(?:{_SO}){{0,2}}(?:(?:{_LABEL}|{_PHRASE})[\s:,]*(?-i:that )?)+(?=\S)")
-_AFTERWARDS = re.compile(  # what follows an answer: another turn, "Question 2: …", or a remark, "(Note that …"
-    r"(?im)\n\W{0,9}(?:question|q|user|human|context|passage|explanation)[ \d]{0,4}(?:[:.)]|$)"
-    r"|[.!?(\n]\s{0,9}(?:please )?(?:note\b|let me know|(?:i )?hope)|\s(?-i:Question|Context|Q): "
-)
-_REASON = re.compile(r",? because\b|, (?:since|as|which|whose|who|where)\b")  # "Paris, which is in France"
-_STOP = re.compile(r"""[.!?]+["”)]*(?:\s+|$)""")  # "Paris. It", 'Paris." It'
-_NO_NAME = r"(?:Th[aei]\w*|It|He|She|We|I|An?|In|On|At|As|So|Both|His|Her|However|Not),?\s"  # how no name goes on
-_END = re.compile(rf"""(?<=[^\W\d]{{5}})\.["”)]*\s+|\.["”)]*\s+(?={_NO_NAME})""")  # "Paris. Ann left", "X. He left"
-_INITIAL = re.compile(r"(?<![\w.])(?:[A-Z]|(?![AEIOUY]|Jr|Sr|Ltd)[A-Z][b-df-hj-np-tv-xz]{1,3}|vs?)$")  # "X", "St", "v"
-_CLAUSE = re.compile(r"(?![a-z\d])(?:(?!(?<!\b[A-Z])[.!?]\s).)*?\s(?!(?:of|and|the)\b)[a-z]")  # "It is", not "A of B"
-
-
-def bare(prediction: str) -> str:
-    """A prediction without bullet and quotation marks, and without what explains a yes or no: "Yes, they are" is a yes
-    (the official F1 knows the bare word only), but "No. 10" and "Yes, Prime Minister" are names."""
-    prediction = re.sub(r"^[-•]\s+", "", prediction.strip().rstrip(",;"))
-    prediction = re.sub(r"""^["“]([^"“”]+)["”]?$""", r"\1", prediction)
-    then = r"(?:[,;:!]\s*|\.\s+|\s*[–—(]|\s+-+\s+|\s+(?=(?:they|both|it|he|she|because)\b))(?!\d)"
-    return re.sub(rf"^((?i:yes|no)){then}(?=.*(?<![\w'])[a-z]).*", r"\1", prediction)
-
-
-def find_answer(text: str) -> str:
-    """The answer that a text begins with: its first line, up to a reason (", because …") or to a full stop. A stop that
-    may belong to a name is no end: "Lt. Gen. James Hill" stays whole, and of "Malcolm X. He left" the name is left."""
-    text = text[:999].partition("\n")[0]
-    reason = _REASON.search(text)
-    end = reason.start() if reason else len(text)
-    for stop in _STOP.finditer(text, 0, end):
-        before, mark, after = text[: stop.start()], text[stop.start()], text[stop.end() :]
-        new_clause = _CLAUSE.match(after) and not _INITIAL.search(before)
-        if not after or new_clause or _END.match(text, stop.start()):
-            belongs = mark != "." or re.search(r"(?:\.[A-Za-z]+|[JS]r)$", before)  # "Go!", "the U.S."
-            return bare(before + mark if belongs else before)
-    return bare(text[:end])
-
-
-def parse_cot(text: str) -> tuple[str, str]:
-    """Chain of thought → (reasoning, prediction); the prediction is "" where no "the answer is …" is found."""
-    return split_conclusion(clean(text))
-
-
-def split_conclusion(text: str) -> tuple[str, str]:
-    """As `parse_cot`, for a text that is clean. The last "the answer is …" counts, of those before another question or
-    a remark. The reasoning ends where that prediction is first stated: an answer said twice does not stay in it."""
-    first = _CONCLUSION.search(text)
-    if not first:
-        return text, ""
-    start = first.end() + 1  # inside the first answer
-    text = text[:start] + _AFTERWARDS.split(text[start:], maxsplit=1)[0]
-    marks = list(_CONCLUSION.finditer(text))
-    predictions = [find_answer(text[mark.end() :]) for mark in marks]
-    first = marks[predictions.index(predictions[-1])]
-    return text[: first.start()].strip(), predictions[-1]
-
-
-def parse_answer(text: str) -> str:
-    """What a model says when asked for an answer → the prediction: what "the answer is …" states, in the first sentence
-    or after other lines; else the first line that is no introduction ("Here it is:"), without a sentence that follows.
-    Reasoning in one line is left as it is, for F1 and AI to judge."""
-    text = re.sub(r"\A(?:[^\n]*:\s*\n)+", "", clean(text)).strip()
-    text = text[:1] + _AFTERWARDS.split(text[1:], maxsplit=1)[0]
-    before, prediction = split_conclusion(text)
-    if prediction and ("\n" in text or not _STOP.search(before)):
-        return prediction
-    line = text.partition("\n")[0]
-    first = _END.split(_REASON.split(line, maxsplit=1)[0], maxsplit=1)[0]
-    is_reasoning = re.search(r"\b(?:is|are|was|were|has|had|[a-z]+ed)\b", first)
-    return bare(line if is_reasoning else first)
-
-
 # ------------------------------------------------------------------------------------------------ settings
 
 
@@ -414,10 +333,18 @@ def announce(large: LM, examples: Sequence[Example], requests: int) -> None:
 
 # -------------------------------------------------------------------------------------------- a script on one question
 
+DEMO_QUESTIONS = 100
+CASES = {  # (right at once, right when guided) → its name
+    (False, True): "only when guided",
+    (True, False): "only at once",
+    (True, True): "both times",
+    (False, False): "never",
+}
+
 
 @dataclass
 class Settings(Models):
-    demo: bool = False  # the first question of each type
+    demo: bool = False  # held-out questions: how often guidance helps or harms, and one of each case
     question: str = ""  # your own question; needs --context
     context: str = ""  # the text in which the answer stands
     example: str = ""  # id of an example of --data
@@ -431,23 +358,43 @@ class Settings(Models):
             raise ValueError("--question and --context go together")
         if re.search("[\ud800-\udfff]", self.question + self.context):  # how Python keeps bytes that are no text
             raise ValueError("--question and --context must be UTF-8 text")
+        if self.demo and (self.small == "none" or self.question or self.example):
+            raise ValueError("--demo chooses its questions and needs an M_S: no --question, no --example")
 
 
 def chosen_examples(s: Settings) -> list[Example]:
     if s.question:
         paragraph = data.Paragraph("", data.split_sentences(s.context))
         return [Example("yours", s.question, (paragraph,), answer="")]
-    examples = data.load(s.data)
     if s.demo:
-        first_of_type: dict[str, Example] = {}
-        for example in examples:
-            first_of_type.setdefault(example.type, example)
-        return list(first_of_type.values())
+        return data.load(s.data, "dev", DEMO_QUESTIONS)
+    examples = data.load(s.data)
     if s.example:
         examples = [example for example in examples if example.id == s.example]
     if not examples:
         raise UserError(f"{s.data} has no example with the id {s.example!r}")
-    return examples[:1]
+    return examples
+
+
+def is_right(answer: Answer, example: Example) -> bool:
+    return data.exact_match(answer.prediction, example.answers) == 1
+
+
+def one_of_each_case(examples: Sequence[Example], large: LM, small: LM) -> dict[str, Example]:
+    """Prints by question type how often M_L is right at once and guided by `small` → case → its first example."""
+    at_once = standard(large, examples)
+    guided = answer(large, examples, write_rationales(small, examples))
+    counts: Counter[tuple[str, str]] = Counter()
+    first: dict[str, Example] = {}
+    for example, one, other in zip(examples, at_once, guided, strict=True):
+        case = CASES[is_right(one, example), is_right(other, example)]
+        counts[example.type, case] += 1
+        first.setdefault(case, example)
+    table = [["M_L is right", *CASES.values()]]
+    for kind in dict.fromkeys(example.type for example in examples):
+        table.append([kind or "all", *(str(counts[kind, case]) for case in CASES.values())])
+    print(f"{align(table)}\n\nOne question of each case, chosen to show it: the first of these {len(examples)}.\n")
+    return {case: first[case] for case in CASES.values() if case in first}
 
 
 def main() -> None:
@@ -461,8 +408,14 @@ def main() -> None:
             if Path(folder).exists():
                 smalls[folder] = load_small(s, folder)
     world.refuse_unknown_words("this", examples[0], large, *smalls.values())
+    cases = {"": examples[0]}
+    if s.demo:
+        place, small = list(smalls.items())[-1]
+        print(f"{len(examples)} held-out questions, answered at once and guided by {place}:\n")
+        cases = one_of_each_case(examples, large, small)
 
-    for example in examples:
+    for case, example in cases.items():
+        show("M_L is right", case)
         show("Question", example.question)
         show("Context", example.context)
         show("Gold answer", example.answer)
@@ -473,7 +426,7 @@ def main() -> None:
         for method, found in answers.items():
             verdict = ""
             if example.answer:  # a question of your own has none
-                verdict = " (right)" if data.exact_match(found.prediction, example.answers) else " (wrong)"
+                verdict = " (right)" if is_right(found, example) else " (wrong)"
             print()
             show(method, found.prediction + verdict)
             show("", found.rationale)

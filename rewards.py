@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import data
-from lmcot import split_conclusion
+from plumbing.answers import split_conclusion
 from plumbing.errors import UserError
 from plumbing.markup import clean, fold
 

@@ -155,12 +155,22 @@ def writable(text: str, tokenizer: Tokenizer) -> str:
     return " ".join(filter(None, words))
 
 
-def states_answer_first(rationale: str, example: Example) -> bool:
-    """Whether the first sentence has the answer and is none of the context. A teacher that leaps to its answer teaches
-    M_S to do so. Such rationales are counted and stay: the rule cannot tell a leap from a step in other words about
-    the right one of two things that are compared."""
-    first = data.split_sentences(rationale)[0]
-    return first not in example.sentences and data.answer_inclusion(first, example.answers) == 1
+def remarks(rationale: str, example: Example) -> list[str]:
+    """What filter.json counts of a rationale that is kept.
+
+    A teacher whose first sentence leaps to the answer teaches M_S to do so. Such rationales are counted and stay: the
+    rule cannot tell a leap from a step in other words about the right one of two things that are compared.
+    """
+    sentences = list(data.split_sentences(rationale))
+    first, context = sentences[0], example.sentences
+    found = []
+    if set(sentences) <= set(context):
+        found.append("every sentence is one of the context")
+    if sentences == example.supporting_sentences:
+        found.append("the supporting sentences, in order")
+    if first not in context and data.answer_inclusion(first, example.answers) == 1:
+        found.append("the first sentence states the answer")
+    return found
 
 
 def teach(run: Run, large: LM, small: LocalLM, train: list[Example], dev: list[Example], s: Settings) -> dict[str, str]:
@@ -179,7 +189,8 @@ def teach(run: Run, large: LM, small: LocalLM, train: list[Example], dev: list[E
             target = writable(row["rationale"], small.tokenizer)
             kept[row["id"]] = target
             count["kept"] += 1
-            count["kept: the first sentence states the answer"] += states_answer_first(row["rationale"], example)
+            for remark in remarks(row["rationale"], example):
+                count[f"kept: {remark}"] += 1
             count["kept: with letters that M_S lacks"] += target != row["rationale"]
         counts.append(count)
     run.write("filter.json", counts)

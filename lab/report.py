@@ -154,8 +154,9 @@ def filter_counts(run: Found) -> str:
             row.append(f"{counts.get(what, 0):,} ({100 * share:.0f} %)")
         rows.append(row)
     return (f"<h3>{say(run.place)}</h3><p>M_L wrote a rationale for each question, and M_S learns from those that were "
-            "kept. Healthy: more than a fifth are kept, most of the others were dropped for a wrong answer, and few "
-            f"first sentences state the answer.</p>{table(rows, 'numbers')}")  # fmt: skip
+            "kept. Healthy: more than a fifth are kept, most others had a wrong answer, most of the kept stand in the "
+            "context sentence by sentence, and few first sentences state the answer.</p>"
+            f"{table(rows, 'numbers')}")  # fmt: skip
 
 
 # ---- 4. Curves -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import rewards
 import train_kd
 import train_rl
 from data import Example, Paragraph
-from eval import METHODS, Settings, as_markdown, bootstrap, evaluate, interval, main, summarise
+from eval import METHODS, Settings, as_markdown, bootstrap, evaluate, interval, main, summarise, what_changed
 from model import T5
 from plumbing.command import align
 from plumbing.run import Run
@@ -229,7 +229,7 @@ def test_means_and_differences_are_worked_by_hand_and_lie_in_their_intervals(com
 
 
 def test_markdown_tables_are_rectangles_with_the_figures_in_per_cent(compared):
-    folder, _, text, _ = compared
+    folder, _, text, table_of = compared
     assert text == (folder / "results.md").read_text()
     tables = {}
     for block in text.split("\n\n"):
@@ -244,15 +244,29 @@ def test_markdown_tables_are_rectangles_with_the_figures_in_per_cent(compared):
     assert re.fullmatch(r"75\.0 \[\d+\.\d, \d+\.\d\]", kd[0])
     assert kd[1:4] == ["75.0", "75.0", "3.00"] and kd[5] == "4"
     bases, differences = tables["EM"]
-    assert bases == ["minus standard", "minus CoT", "minus LM-guided, KD"]
+    assert bases == ["minus standard", "minus CoT", "minus LM-guided, untrained", "minus LM-guided, KD"]
     assert re.fullmatch(r"\+25\.0 \[[+-]\d+\.\d, [+-]\d+\.\d\]", differences["LM-guided, KD"][1])
-    assert differences["CoT"][1] == "" and differences["CoT"][2].startswith("-25.0 [")
+    assert differences["CoT"][1] == "" and differences["CoT"][3].startswith("-25.0 [")
     aspects = tables["aspect of rationales"][1]
     assert aspects["CoT"] == ["0.00"] * 8 and aspects["LM-guided, KD"] == ["0.38"] * 8 and "standard" not in aspects
     gains = tables[""][1]
     assert gains["EM"][0].startswith("-25.0 [") and gains["R_aspect"][0].startswith("-1.00 [")
     assert tables["EM by question type"][1]["LM-guided, KD + SC"] == ["75.0", "50.0"]
+    gain = table_of["methods"]["LM-guided, RL"]["EM"]["minus LM-guided, KD"]
+    low, high = (f"{100 * bound:+.1f}" for bound in gain["interval"])
+    assert text.endswith("\n\nPPO: M_L answers 50.0 % of these 4 questions right instead of 75.0 %: "
+                         f"-25.0 [{low}, {high}] points, which may be chance.\n")  # fmt: skip
     assert "questions: 4, seeds: 2" in text and "CoT: in 25.0 % of its chains M_L named no answer" in text
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"), [((0.01, 0.2), "points."), ((0, 0.2), "chance."), ((-0.2, -0.01), "points.")]
+)
+def test_a_change_is_called_chance_where_its_interval_holds_0(interval, said):
+    before, after = {"EM": {"mean": 0.5}}, {"EM": {"mean": 0.6, "minus a": {"mean": 0.1, "interval": interval}}}
+    sentence = what_changed({"questions": 10, "methods": {"a": before, "b": after}}, "a", "b")
+    assert sentence.startswith("M_L answers 60.0 % of these 10 questions right instead of 50.0 %: +10.0 [")
+    assert sentence.endswith(said)
 
 
 def test_align_pads_cells_and_missing_cells():
@@ -284,7 +298,8 @@ def test_methods_without_their_lm_or_without_supporting_facts_are_left_out(tmp_p
     large, smalls = make_lms()
     _, table = compare(tmp_path / "r", large, {"untrained": smalls["untrained"]}, bare)
     assert set(table["methods"]) == {"standard", "CoT", "CoT + SC", "LM-guided, untrained"} and table["seeds"] == 1
-    assert table["methods"]["CoT"]["EM"].keys() == {"mean", "interval", "minus standard"}  # not to what was not run
+    assert table["methods"]["CoT"]["EM"].keys() == {  # not to what was not run
+        "mean", "interval", "minus standard", "minus LM-guided, untrained"}  # fmt: skip
 
 
 def test_self_consistency_shows_a_rationale_that_led_to_the_winning_answer(compared):

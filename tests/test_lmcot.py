@@ -1,5 +1,6 @@
 """Proofs for lmcot.py: prompts word for word, decoding against the forward pass and brute force."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import call
+from harness import ScriptedLM, call
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -317,13 +318,30 @@ def test_an_example_is_shown_with_every_methods_answer_and_the_gold(run, model, 
     assert code == 0 and "Standard prompting" in out and "Guided by" not in out
 
 
-def test_the_demo_answers_the_first_question_of_each_type(run):
-    first = {}
-    for record in world.records("test", world.SEED, 12):
-        first.setdefault(record["type"], record["question"])
+def test_the_demo_counts_each_case_by_type_and_finds_its_first_question(capsys):
+    # Of each question, whether M_L is right at once, and whether it is guided: one letter each.
+    plan = ["rr", "ww", "rr", "wr", "wr", "wr"]
+    examples = [example(f"{i}?", answer="Ann") for i in range(6)]
+    examples = [dataclasses.replace(e, type="even" if i % 2 == 0 else "odd") for i, e in enumerate(examples)]
+
+    def say(prompt, n):
+        number = int(re.search(r"Question: (\d)", prompt)[1])
+        return "Ann" if plan[number]["Reasoning:" in prompt] == "r" else "Bob"
+
+    cases = lmcot.one_of_each_case(examples, ScriptedLM(say), ScriptedLM(lambda prompt, n: "It is so."))
+    assert cases == {"only when guided": examples[3], "both times": examples[0], "never": examples[1]}
+    out = capsys.readouterr().out
+    rows = [re.findall(r"\w[\w ]*\w|\d", line) for line in out.splitlines() if line.startswith("|")]
+    assert rows[0] == ["M_L is right", "only when guided", "only at once", "both times", "never"]
+    assert rows[-2:] == [["even", "1", "0", "2", "0"], ["odd", "2", "0", "0", "1"]]
+
+
+def test_the_demo_is_about_held_out_questions(run):
     code, out, _ = run("--demo")
-    questions = re.findall(r"(?m)^Question +((?s:.*?))\nContext", out)
-    assert code == 0 and [" ".join(q.split()) for q in questions] == list(first.values()) and len(first) > 1
+    assert code == 0 and "100 held-out questions, answered at once and guided by s" in out
+    question = re.search(r"(?m)^Question +((?s:.*?))\nContext", out)[1]
+    records = world.records("dev", world.SEED, 100)
+    assert " ".join(question.split()) in [record["question"] for record in records]
 
 
 def test_an_own_question_about_the_world_is_answered_and_not_judged(run):

@@ -1,4 +1,4 @@
-"""Proofs for the parsing in lmcot.py: each row is what some kind of model writes, and the answer that a reader sees."""
+"""Proofs for plumbing/answers.py: each row is what some kind of model writes, and the answer that a reader sees."""
 
 import json
 import random
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import data
 import lmcot
+from plumbing import markup
 
 # ---- Where an answer was asked for: text, prediction -----------------------------------------------------------------
 
@@ -411,7 +412,7 @@ PIECES = [
 @given(st.lists(st.sampled_from(PIECES), max_size=12), st.sampled_from(["", " "]))
 def test_whatever_is_written_reasoning_is_a_part_of_it_and_an_answer_is_one_line_of_it(pieces, between):
     text = between.join(pieces)
-    cleaned = lmcot.clean(text)
+    cleaned = markup.clean(text)
     reasoning, prediction = lmcot.parse_cot(text)
     assert cleaned.startswith(reasoning) and reasoning == reasoning.strip()
     for answer in (prediction, lmcot.parse_answer(text)):

@@ -16,20 +16,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # In reading order, with the most lines that each may have. The design's sizes plus a tenth are 440, 308, 352, 440, 275,
-# 330, 264, 264, and 2,600 together. lmcot.py and rewards.py have grown by what real models write, eval.py and
-# train_kd.py by what a run says of it; a file that shrinks lowers its limit here.
+# 330, 264, 264, and 2,600 together. lmcot.py has grown by prompts for instruct models and a demonstration, rewards.py
+# by what real models write, eval.py and train_kd.py by what a run says of it. A file that shrinks lowers its limit.
 LINES = {
     "model.py": 444,
     "data.py": 308,
-    "lmcot.py": 495,
+    "lmcot.py": 445,
     "rewards.py": 492,
     "rl.py": 275,
-    "eval.py": 420,
-    "train_kd.py": 381,
+    "eval.py": 433,
+    "train_kd.py": 392,
     "train_rl.py": 298,
 }
-# plumbing/ was to have 850 lines; the client of real servers alone has half of them.
-ALL_LINES, PLUMBING_LINES, README_LINES, FUNCTION_LINES = 3107, 1300, 140, 50
+# plumbing/ was to have 850 lines; the client of real servers and what their models write take 570.
+ALL_LINES, PLUMBING_LINES, README_LINES, FUNCTION_LINES = 3100, 1380, 140, 50
 TOKENS, COMPREHENSIONS = 11.6, 6  # per code line; per 100 code lines
 DEPTH = dict.fromkeys(LINES, 5) | {"train_kd.py": 6, "train_rl.py": 6}
 

@@ -46,18 +46,21 @@ def test_faults_by_hand(changes, reason):
 
 
 @pytest.mark.parametrize(
-    ("rationale", "leaps"),
+    ("rationale", "counted"),
     [
-        ("Based on the context, Ann Lie is the answer. Ann Lie made Vega.", True),
-        ("Ann Lie made Vega. So it is her.", False),  # a sentence of the context
-        ("Vega is a film. Ann Lie made it.", False),  # the second sentence
-        ("Anna Lie made it.", False),  # another name
+        ("Based on the context, Ann Lie is the answer. Ann Lie made Vega.", "the first sentence states the answer"),
+        ("Ann Lie made Vega. So it is her.", ""),  # the first is a sentence of the context
+        ("Vega is a film. Ann Lie made it.", ""),  # the second sentence
+        ("Anna Lie made it.", ""),  # another name
+        ("Vega is new.", "every sentence is one of the context"),
+        ("Ann Lie made Vega. Vega is new.", "every sentence is one of the context"),  # in another order
+        ("Vega is new. Ann Lie made Vega.", "every sentence is one of the context, the supporting sentences, in order"),
     ],
 )
-def test_a_first_sentence_that_states_the_answer_is_seen(rationale, leaps):
+def test_what_is_counted_of_a_kept_rationale(rationale, counted):
     paragraph = data.Paragraph("Vega", ("Vega is new.", "Ann Lie made Vega."))
-    example = data.Example("i", "Who made Vega?", (paragraph,), "Ann Lie")
-    assert train_kd.states_answer_first(rationale, example) == leaps
+    example = data.Example("i", "Who made Vega?", (paragraph,), "Ann Lie", supporting_facts=((0, 0), (0, 1)))
+    assert ", ".join(train_kd.remarks(rationale, example)) == counted
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="needs FLAN-T5's tokenizer")
@@ -198,6 +201,7 @@ def test_the_filter_counts_what_the_teacher_did(whole):
         assert dropped == {"wrong": 2 * eighth, "empty": eighth, "looping": eighth, "cut": eighth}
         assert (count["asked"], count["kept"]) == (8 * eighth, 3 * eighth)
         assert count["no answer in the first pass"] == 2 * eighth
+        assert count["kept: every sentence is one of the context"] == count["kept"]  # as scripted
 
 
 def test_the_student_learns_exactly_the_good_rationales_without_the_answer_sentence(whole, tokenizer):
