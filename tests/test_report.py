@@ -194,7 +194,7 @@ def test_the_numbers_of_the_page_are_those_of_the_table(whole, folders):
     head, *rows = whole[0].table("method")
     methods = json.loads((folders[2] / "results.json").read_text())["methods"]
     assert [row[0] for row in rows] == list(methods) and len(rows) > 9
-    assert any(row["EM"]["mean"] < row["F1"]["mean"] < row["AI"]["mean"] for row in methods.values())  # can be told apart
+    assert any(row["EM"]["mean"] < row["F1"]["mean"] < row["AI"]["mean"] for row in methods.values())  # they differ
     for name, *cells in rows:
         row = methods[name]
         cell = dict(zip(head[1:], ([float(x) for x in re.findall(r"[-+]?[\d.]+", c.replace("−", "-"))] for c in cells),
