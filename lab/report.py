@@ -195,7 +195,7 @@ PPO = (  # file, measure, title, what is healthy
 OTHERS = [("metrics", aspect, aspect.capitalize(), "") for aspect in rewards.ASPECTS if aspect != "factuality"]
 
 
-def ppo_picture(name: str, runs: list[Found], measures: Sequence[tuple]) -> Picture:
+def ppo_picture(name: str, caption: str, runs: list[Found], measures: Sequence[tuple]) -> Picture:
     """A panel for each measure, with a line for each run."""
     panels, key = [], []
     for i, run in enumerate(runs):
@@ -208,8 +208,6 @@ def ppo_picture(name: str, runs: list[Found], measures: Sequence[tuple]) -> Pict
             if points and (log, measure) == ("dev", "reward"):
                 lines[-1].ring = max(points, key=lambda point: point[1])
         panels += curves(title, healthy, lines)
-    caption = ("By step of PPO. Held-out questions: greedy rationales. All else: means over the rationales of a step, "
-               "sampled at temperature 1.")  # fmt: skip
     return Picture(name, caption, panels, 3, key)
 
 
@@ -468,7 +466,9 @@ def trainings(runs: list[Found]) -> dict[str, list]:
         parts["KD"] = [kd_picture(begun)] if begun else [left_out("no epoch has ended yet")]
     if ppo:
         begun = [run for run in ppo if run.metrics or run.dev]
-        parts["PPO"] = [ppo_picture("rl", begun, PPO), ppo_picture("rl-aspects", begun, OTHERS)]
+        caption = "Held-out questions: greedy rationales. All else: means over a step's rationales, at temperature 1."
+        others = "The other aspects. One that falls while the reward rises is what the others were bought with."
+        parts["PPO"] = [ppo_picture("rl", caption, begun, PPO), ppo_picture("rl-aspects", others, begun, OTHERS)]
         if not begun:
             parts["PPO"] = [left_out("no step has ended yet")]
     return parts
