@@ -203,6 +203,7 @@ def test_a_package_that_plumbing_uses_comes_with_one_of_the_five(package, with_i
 def test_no_other_package_is_imported(folder):
     allowed = PACKAGES | {
         "plumbing": {"filelock", "huggingface_hub"},
+        "lab": {"nbclient", "nbformat"},  # of requirements-lab.txt
     }.get(folder, set())
     for path in (ROOT / folder).glob("*.py"):
         assert not foreign_packages(path.read_text("utf-8"), allowed), path

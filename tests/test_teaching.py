@@ -1,4 +1,5 @@
-"""Proofs for what is taught: the tour prints what it shows, the exercises' lines are in the code, the demo is true."""
+"""Proofs for what is taught: the tour prints what it shows, as page and as notebook, the exercises' lines are in the
+code, the demo is true."""
 
 import code
 import contextlib
@@ -6,8 +7,10 @@ import io
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from harness import call
@@ -17,13 +20,14 @@ import eval as evaluation
 import lmcot
 import train_kd
 import train_rl
+from lab import make_tour
 from plumbing.command import parse_settings
 
 ROOT = Path(__file__).parents[1]
 NUMBER = re.compile(r"-?\d+\.\d*")
 
 
-FORMER_PAIR = pytest.mark.xfail(reason="tour and exercises show the former pair, and are made anew with the next one")
+FORMER_PAIR = pytest.mark.xfail(reason="the exercises show the former pair, and are made anew with the next one")
 
 
 def exercises() -> list[str]:
@@ -59,19 +63,73 @@ def differs(printed: str, shown: str, words_only: bool = False) -> bool:
     return any(abs(float(a) - float(b)) > 0.021 for a, b in pairs)
 
 
-@FORMER_PAIR
+# ------------------------------------------------------------------------------------------------ the tour
+
+
 def test_the_tour_prints_what_it_shows_when_pasted_into_one_prompt(monkeypatch):
+    """All blocks but those that need the long trainings."""
     monkeypatch.chdir(ROOT)
-    page = (ROOT / "lab/TOUR.md").read_text()
-    steps = re.findall(r"^```python\n(.*?)^```$(?:\n```text\n(.*?)^```$)?", page, re.M | re.S)
-    assert sum(bool(shown) for _, shown in steps) == page.count("```text") >= 12
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    page = make_tour.PAGE.read_text()
+    steps = [block.groups() for block in make_tour.BLOCK.finditer(page)]
+    assert len(steps) == page.count("```python") >= 15
+    assert sum(bool(shown) for _, _, shown in steps) == page.count("```text") >= 12
     terminal, options = Terminal(), torch._tensor_str.PRINT_OPTS
     try:
-        for block, shown in steps:
+        for needs_training, block, shown in steps:
+            if needs_training:
+                continue
             printed = terminal.paste(block)
-            assert not differs(printed, shown), f"{block}\nprints\n{printed}\nand the tour shows\n{shown}"
+            assert not differs(printed, shown or ""), f"{block}\nprints\n{printed}\nand the tour shows\n{shown}"
     finally:
         torch._tensor_str.PRINT_OPTS = options
+
+
+def test_the_notebook_has_the_text_the_blocks_and_the_outputs_of_the_page():
+    page = make_tour.PAGE.read_text()
+    notebook = nbformat.read(make_tour.NOTEBOOK, 4)
+    nbformat.validate(notebook)
+    made = make_tour.cells(page)
+    for cell, expected in zip(notebook.cells, made, strict=True):
+        for part in ("id", "cell_type", "source", "metadata"):
+            assert cell[part] == expected[part], "run lab/make_tour.py"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert make_tour.with_outputs(page, list(map(make_tour.printed, code[1:]))) == page, "run lab/make_tour.py"
+    # Nothing of the page is lost: without fences and outputs it is the cells, but for the first, which is SETUP.
+    rest = re.sub(r"^```text\n.*?^```$|^```.*?$", "", page, flags=re.M | re.S)
+    assert " ".join(cell.source for cell in made if cell.source != make_tour.SETUP).split() == rest.split()
+
+
+@pytest.mark.xfail(reason="what the long trainings draw comes with the next pair")
+def test_the_notebook_shows_the_pictures_and_tells_nothing_of_the_machine():
+    notebook = nbformat.read(make_tour.NOTEBOOK, 4)
+    draws = [cell for cell in notebook.cells if cell.cell_type == "code" and "plt.show()" in cell.source]
+    pictures = [output for cell in draws for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == len(draws) > 0
+    assert notebook.metadata == make_tour.METADATA
+    for output in pictures:
+        del output["data"]["image/png"]
+    for trace in (str(ROOT), str(Path.home()), "iopub", "/usr/", "0x"):
+        assert trace not in nbformat.writes(notebook)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_a_fresh_copy_makes_the_same_tour_trainings_included(tmp_path):
+    """About ten minutes. Trained values differ from machine to machine: there only the words are compared."""
+    for name in subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    subprocess.run([sys.executable, "lab/make_tour.py"], cwd=tmp_path, check=True)
+    old, new = make_tour.PAGE.read_text(), (tmp_path / "lab/TOUR.md").read_text()
+    for shown, printed in zip(make_tour.BLOCK.finditer(old), make_tour.BLOCK.finditer(new), strict=True):
+        assert printed[2] == shown[2]
+        if "runs/" not in printed[2]:
+            assert not differs(printed[3] or "", shown[3] or ""), f"{printed[3]}\nand the tour shows\n{shown[3]}"
+        elif "write_rationales" not in printed[2]:
+            assert not differs(printed[3], shown[3], words_only=True)
+    assert len(list(tmp_path.glob("runs/*/*.pt"))) == 4 and (tmp_path / "lab/tour.ipynb").stat().st_size > 50_000
 
 
 @pytest.mark.parametrize("page", ["TOUR.md", "EXERCISES.md"])
