@@ -39,7 +39,7 @@ from plumbing import processes
 from plumbing.command import parse_settings, run_main
 from plumbing.errors import UserError
 from plumbing.run import Run
-from train_kd import TEXTS, side_by_side
+from train_kd import side_by_side
 
 
 @dataclass
@@ -209,8 +209,7 @@ def main() -> None:
                 look = means(judge(dev, answers, s))
                 reward = look["R_aspect"] + s.task_weight * look["R_task"]
                 run.append("dev.jsonl", {"step": step, "reward": reward, **look})
-                shown = list(map(vars, answers[:TEXTS]))
-                run.append("texts.jsonl", {"step": step, "answers": shown})
+                run.append("texts.jsonl", {"step": step, "answers": list(map(vars, answers))})
                 if reward > state["best"]:
                     state |= {"best": reward, "best_step": step}
                     if run.writes:

@@ -24,7 +24,7 @@ LINES = {
     "lmcot.py": 445,
     "rewards.py": 492,
     "rl.py": 275,
-    "eval.py": 433,
+    "eval.py": 435,
     "train_kd.py": 392,
     "train_rl.py": 298,
 }
