@@ -490,6 +490,8 @@ def steps(lab: Lab) -> list[dict]:
     """Which rationales does RL make more frequent, which fewer, and when?"""
     # A run keeps one M_S, the best, and its learning rate falls to 0 over --steps, so that a shorter run is not the
     # beginning of a longer one: each number of steps is a run of its own.
+    if lab.s.data != "tiny":
+        raise UserError("only TinyWiki's sentences have classes")
     full = settings_of("train_rl.py", lab.rl_flags).steps
     arms = {"KD": lab.kd(), "untrained": lab.untrained()}
     for number in (lab.s.sweep_steps, full // 2):
