@@ -307,18 +307,9 @@ def ratio(x: np.ndarray, y: np.ndarray) -> float:
     return x.sum() / y.sum() if y.sum() else np.nan
 
 
-def auroc(scores: np.ndarray, right: np.ndarray) -> float:
-    """The probability that a right answer scores higher than a wrong one, ties half; NaN if one kind is missing."""
-    wins, losses = scores[right > 0], np.sort(scores[right == 0])
-    if not len(wins) or not len(losses):
-        return np.nan
-    below, not_above = (np.searchsorted(losses, wins, side).mean() for side in ("left", "right"))
-    return float(below + not_above) / 2 / len(losses)
-
-
 def pairs_within(scores: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(…, N) → for each question, how many pairs of a right and a wrong answer the scores rank rightly (ties half), and
-    how many pairs there are: their ratio is the AUROC within questions."""
+    how many pairs there are: their ratio is the AUROC within questions, to which it is all one how hard these are."""
     pairs = (right[..., :, None] > 0) & (right[..., None, :] == 0)
     gaps = scores[..., :, None] - scores[..., None, :]
     won = pairs * ((gaps > 0) + 0.5 * (gaps == 0))
@@ -596,10 +587,9 @@ def threshold(lab: Lab) -> list[dict]:
     sampled["agreement of M_L's answers"] = agreement(sampled["prediction"])
     rows = []
     for name in ("R_aspect before the answer", "R_aspect", *rewards.ASPECTS, "agreement of M_L's answers"):
-        within = estimate(ratio, *pairs_within(sampled[name], right))
-        rows.append([name, estimate(auroc, sampled[name], right), within])
-    columns = ["predictor", "AUROC", "AUROC within a question"]
-    return [by_threshold, table(f"As a predictor of right answers. {where}", columns, rows)]
+        rows.append([name, estimate(ratio, *pairs_within(sampled[name], right))])
+    predictors = table(f"As a predictor of right answers. {where}", ["predictor", "AUROC within a question"], rows)
+    return [by_threshold, predictors]
 
 
 def selection(lab: Lab) -> list[dict]:

@@ -29,14 +29,6 @@ ROOT = Path(__file__).parents[1]
 samples = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=12)
 
 
-@given(samples)
-def test_auroc_is_the_share_of_pairs_that_are_ranked_rightly(rows):
-    scores, right = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
-    pairs = [(a, b) for a, r in rows if r for b, w in rows if not w]
-    wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]
-    assert lab.auroc(scores, right) == pytest.approx(sum(wins) / len(wins) if wins else np.nan, nan_ok=True)
-
-
 @given(st.lists(samples, min_size=1, max_size=5))
 def test_auroc_within_questions_counts_only_pairs_of_the_same_question(questions):
     n = min(map(len, questions))
@@ -58,7 +50,6 @@ def test_draws_without_a_case_are_left_out_and_what_has_no_case_is_blank():
     right[0, :2] = 1  # all that are kept are right; some draws keep none
     assert lab.estimate(lab.ratio, right, right) == {"mean": 1.0, "interval": [1.0, 1.0]}
     assert lab.estimate(lab.ratio, right, 0 * right) is None
-    assert lab.estimate(lab.auroc, right + np.arange(50) / 100, right)["interval"] == [1.0, 1.0]
 
 
 def test_intervals_are_those_of_the_normal_approximation_and_pairs_stay_paired():
