@@ -81,7 +81,7 @@ class Settings(lmcot.Models):
     limit: int = 500  # questions of an evaluation
     samples: int = 16  # rationales sampled for each question (threshold, selection)
     sweep_steps: int = 20  # of PPO in sweeps (aspects, sweep), and the first of steps
-    control_epochs: int = 8  # of KD that goes on (control): should take as many CPU minutes as PPO
+    control_epochs: int = 14  # of longer KD (control): should take as many CPU minutes as KD and PPO together
     kd_flags: str = ""  # more flags of train_kd.py, as one text
     rl_flags: str = ""  # more flags of train_rl.py
     out: str = "runs/lab"  # folder of runs and results; other models or data want another one
@@ -428,14 +428,15 @@ def method_tables(title: str, folders: dict[str, Path], by_type: bool = False) -
         seconds = [methods[name]["seconds per question"] for name in ("CoT", KD)]
         gain_of_kd = percent(em[UNTRAINED][f"minus {KD}"], -1)
         gains.append([label, gain_of_kd, percent(em[KD]["minus CoT"]), percent(em[RL][f"minus {KD}"]), *seconds])
-    heads = ["", "KD minus untrained, EM %", "KD minus CoT, EM %", "RL minus KD, EM %", "CoT, seconds", "KD, seconds"]
+    heads = ["comparison", "EM, KD minus untrained, %", "EM, KD minus CoT, %", "EM, RL minus KD, %", "CoT, seconds",
+             "KD, seconds"]  # fmt: skip
     return [table(f"{title} N = {COMPARED}.", columns, rows), table("Differences.", heads, gains)]
 
 
 def percent(cell: dict, sign: int = 1) -> dict:
     """A cell of eval.py's results.json in per cent; sign -1 turns a difference around."""
-    bounds = [100 * sign * bound for bound in cell["interval"]]
-    return {"mean": 100 * sign * cell["mean"], "interval": sorted(bounds)}
+    mean, low, high = [100 * sign * value + 0.0 for value in (cell["mean"], *cell["interval"])]  # + 0.0: no "-0.0"
+    return {"mean": mean, "interval": sorted([low, high])}
 
 
 # ------------------------------------------------------------------------------------------------ the experiments
@@ -519,20 +520,20 @@ def class_cells(examples: list[data.Example], found: Answers) -> dict[str, tuple
 
 
 def control(lab: Lab) -> list[dict]:
-    """Does RL add more than KD that goes on for as long?"""
-    # KD goes on from its own best M_S, with M_L's rationales for RL's questions, of which it has seen the first, at a
-    # third of its rate. Its minutes should be those of RL; for the first seed, M_L's new rationales are among them.
-    rate = settings_of("train_kd.py", lab.kd_flags).lr / 3
+    """Does RL add more than KD for as long, on the same questions?"""
+    # KD that goes on from its own best M_S may not lower its held-out loss any more, and then it leaves none. So KD
+    # starts anew, with RL's questions (most of which KD had) and as many epochs as take the minutes of KD and RL.
     questions = settings_of("train_rl.py", lab.rl_flags).train_limit
     epochs = lab.s.control_epochs
-    flags = [*lab.kd_flags, "--lr", rate, "--epochs", epochs, "--patience", epochs, "--train-limit", questions]
-    more = []
-    for seed, folder in enumerate(lab.kd()):
-        taken = lab.out / ("more-0" if seed else "kd-0")
-        start = [f"--small={folder / 'model'}", "--seed", seed, f"--rationales={taken}"]
-        more.append(lab.run("train_kd.py", f"more-{seed}", *flags, *start))
-    arms = {"KD, then KD": more, "KD": lab.kd(), "KD, then RL": lab.rl()}
-    return [arm_table(lab, f"KD goes on for {epochs} epochs on {questions} questions.", arms, "test")]
+    flags = [*lab.kd_flags, "--train-limit", questions, "--epochs", epochs, "--patience", epochs]
+    longer = []
+    for seed, _ in enumerate(lab.kd()):
+        taken = lab.out / ("longer-0" if seed else "kd-0")  # M_L is asked for the other rationales once
+        start = ["--seed", seed, f"--rationales={taken}"]
+        longer.append(lab.run("train_kd.py", f"longer-{seed}", *flags, *start))
+    arms = {"longer KD": longer, "KD": lab.kd(), "RL after KD": lab.rl()}
+    title = f"Longer KD: {epochs} epochs on {questions} questions; its minutes should be those of KD and RL together."
+    return [arm_table(lab, title, arms, "test")]
 
 
 def aspects(lab: Lab) -> list[dict]:
@@ -693,7 +694,7 @@ EXPERIMENTS = {
     "methods": (methods, 5),
     "reward": (reward, 30),
     "steps": (steps, 12),
-    "control": (control, 15),
+    "control": (control, 20),
     "threshold": (threshold, 6),
     "selection": (selection, 1),
     "filter": (filter_, 10),
