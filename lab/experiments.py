@@ -1,29 +1,38 @@
-"""The experiments that the paper asks for or leaves open, twelve of them, each one command.
+"""The experiments that the paper asks for or leaves open, each one command.
 
     python lab/experiments.py                      # what there is, and what it costs
     python lab/experiments.py selection            # one of them → runs/lab/results/selection.md and .json
+    python lab/experiments.py reward --seeds 5     # with more seeds; those that are there are not trained again
     python lab/experiments.py all                  # all of them; interrupt it when you like, the same command goes on
+    python lab/experiments.py tables > FILE.md     # the results so far as one document
     python lab/experiments.py ood --small google/flan-t5-small --large google/flan-t5-xxl --large-dtype bfloat16 \\
         --data 2wiki --ood musique.jsonl,strategyqa.json --kd-flags "--lr 3e-4 --bf16 --train-limit 90000" \\
         --rl-flags "--lr 1e-5 --bf16 --train-limit 90000" --out runs/lab-flan
 
-Trainings and comparisons are run folders of train_kd.py, train_rl.py and eval.py, made by these scripts, continued
-where they were cut off and shared by all experiments. An experiment is a list of such runs and a table over them, or an
-analysis of answers that a run has. What is a choice (a weight, β, N, a threshold) is looked at on dev questions, what
-was fixed before is reported on test questions, and each table says which. Intervals are 95 % percentile bootstrap over
-seeds and questions together; costs, and what is read off PPO's own curves, are plain means. Sweeps train with PPO for
---steps steps only, and say so.
+`habits` needs M_L with other habits. Only their last two phases are made, where --work has the others (25 CPU minutes):
 
-A result file: {name, question, command, seeds, cpu_minutes, tables: [{title, columns, rows}]}. A row's first cell is
-its label; a cell is null, text, a number, or {"mean", "interval"}; columns with % are in per cent.
+    python tiny/pretrain.py --slips 0 --out runs/pair-noslips
+    python tiny/pretrain.py --leaps 0 --out runs/pair-noleaps
+    python tiny/pretrain.py --slips 0 --leaps 0 --out runs/pair-faithful
+    python lab/experiments.py habits --habits runs/pair-noslips/large,runs/pair-noleaps/large,runs/pair-faithful/large
+
+Trainings and comparisons are run folders of train_kd.py, train_rl.py and eval.py, continued where they were cut off and
+shared by all experiments. An experiment is a list of such runs and a table over them, or an analysis of answers. What
+is a choice (a weight, β, N, a threshold) is looked at on dev questions, what was fixed before is reported on test
+questions. Intervals are 95 % percentile bootstrap over seeds and questions; costs and PPO's own curves are plain means.
+
+A result file: {name, question, command, machine, seeds, cpu_minutes, tables: [{title, columns, rows}]}. A row's first
+cell is its label; a cell is null, text, a number, or {"mean", "interval"}; columns with % are in per cent.
+There is no experiment with a larger M_S: both LMs of the tiny pair have one size.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import os
+import platform
 import re
 import shlex
 import subprocess
@@ -42,15 +51,15 @@ sys.path.insert(0, str(ROOT))
 import data  # noqa: E402
 import lmcot  # noqa: E402
 import rewards  # noqa: E402
-import rl  # noqa: E402
 import train_kd  # noqa: E402
 import train_rl  # noqa: E402
-from eval import BASELINES, interval, read_run, trained_weights  # noqa: E402
+from eval import METHODS, interval, trained_weights  # noqa: E402
 from eval import Settings as EvalSettings  # noqa: E402
-from model import log_softmax, pad_batch  # noqa: E402
+from lab import classes  # noqa: E402
+from lab.runs import questions_of, signatures  # noqa: E402, F401, for those who import them from here
 from plumbing.command import align, parse_settings, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
-from plumbing.files import as_json, atomic_write, read_json, read_jsonl  # noqa: E402
+from plumbing.files import as_json, atomic_write, read_json, read_jsonl, sha256  # noqa: E402
 from plumbing.run import Run  # noqa: E402
 
 SCRIPTS = {"train_kd.py": train_kd.Settings, "train_rl.py": train_rl.Settings, "eval.py": EvalSettings}
@@ -58,6 +67,7 @@ QUICK = ("--test-limit", 20, "--samples", 2)  # of the table at the end of a tra
 COMPARED = 5  # N of self-consistency and best of N in the comparisons of eval.py
 MAX_NEW_TOKENS, TEMPERATURE = EvalSettings.max_new_tokens, EvalSettings.temperature
 BOOTSTRAPS = 1000
+UNTRAINED, KD, RL = "LM-guided, untrained", "LM-guided, KD", "LM-guided, RL"  # methods of eval.py
 
 
 @dataclass
@@ -65,12 +75,13 @@ class Settings(lmcot.Models):
     data: str = "tiny"  # as in train_kd.py
     test_data: str = ""  # as in train_kd.py
     ood: str = ""  # files of other data sets, with commas between them (ood)
-    other_small: str = "tiny/large"  # another M_S (sizes)
+    habits: str = ""  # folders of M_L with other habits, with commas between them (habits)
     other_large: str = ""  # flags for another M_L (reader), as one text: "--large http://… --large-model NAME"
     seeds: int = 3  # of KD, and of PPO after it
     limit: int = 500  # questions of an evaluation
-    samples: int = 16  # rationales sampled for each question (reliability, selection, samples, sensitivity)
-    steps: int = 20  # of PPO in sweeps
+    samples: int = 16  # rationales sampled for each question (threshold, selection)
+    sweep_steps: int = 20  # of PPO in sweeps (aspects, sweep), and the first of steps
+    control_epochs: int = 14  # of longer KD (control): should take as many CPU minutes as KD and PPO together
     kd_flags: str = ""  # more flags of train_kd.py, as one text
     rl_flags: str = ""  # more flags of train_rl.py
     out: str = "runs/lab"  # folder of runs and results; other models or data want another one
@@ -89,188 +100,182 @@ class Settings(lmcot.Models):
 
 # ------------------------------------------------------------------------------------------------ runs and answers
 
+Answers = dict[str, np.ndarray]  # what is known of answers → (seeds, questions, 1 + samples), the greedy one first
+
 
 class Lab:
-    """What the experiments share: run folders, answers, and the CPU minutes that each of them took."""
+    """What the experiments share: run folders and answers."""
 
     def __init__(self, s: Settings):
-        self.s, self.out, self.used = s, Path(s.out), set()
+        self.s = s
+        self.out = Path(s.out)
+        self.used: set[Path] = set()  # runs and answers that the tables are made from
         self.models = [f"--{name.replace('_', '-')}={getattr(s, name)}" for name in vars(lmcot.Models())]
+        self.kd_flags = [*self.models, f"--data={s.data}", f"--test-data={s.test_data}", *QUICK]
+        self.kd_flags += shlex.split(s.kd_flags)
+        self.rl_flags = [*QUICK, *shlex.split(s.rl_flags)]
 
     @functools.cached_property
     def large(self) -> lmcot.LM:
         return lmcot.load_large(self.s, self.s.out)
 
-    @contextlib.contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        begun = sum(os.times()[:4])  # CPU seconds of this process and its children
-        try:
-            yield
-        finally:
-            with open(self.out / "minutes.jsonl", "a") as file:
-                file.write(json.dumps({"name": name, "cpu_minutes": (sum(os.times()[:4]) - begun) / 60}) + "\n")
+    def with_large(self, place: str) -> "Lab":
+        """The same with another M_L, in a folder of its own."""
+        if place == self.s.large:
+            return self
+        name = re.sub(r"\W+", "-", place).strip("-")
+        other = Lab(dataclasses.replace(self.s, large=place, out=str(self.out / name)))
+        other.used = self.used
+        return other
 
     def run(self, script: str, name: str, *flags: Any) -> Path:
         """The folder of a run that has ended; if it has not, its own command makes it or goes on. UserError where the
-        folder's settings are others, or where the command fails."""
+        folder's settings or LMs are others, or where the command fails."""
         folder = self.out / name
+        self.used.add(folder)
         arguments = [*map(str, flags), f"--out={folder}"]
-        self.used.add(name)
-        if (folder / "results.md").exists():
-            try:
-                settings = parse_settings(SCRIPTS[script], None, arguments)
-                with Run(folder, settings) as run:
-                    run.uses(trained(settings))
-                    return folder
-            except UserError as error:
-                advice = r"(use|start again with) --overwrite"  # which is no flag of this script
-                raise UserError(re.sub(advice, f"delete {folder}", str(error))) from None
-        print(f"\n---- python {script} {shlex.join(arguments)}", flush=True)
-        with self.timed(name):
-            if subprocess.run([sys.executable, str(ROOT / script), *arguments]).returncode:
+        if not (folder / "results.md").exists():
+            print(f"\n---- python {script} {shlex.join(arguments)}", flush=True)
+            with timed(folder):
+                ended = subprocess.run([sys.executable, str(ROOT / script), *arguments])
+            if ended.returncode:
                 raise UserError(f"{script} stopped, see above; with that mended, the same command goes on")
+        try:
+            settings = settings_of(script, arguments)
+            with Run(folder, settings) as run:
+                run.uses(made_from(settings))
+        except UserError as error:
+            advice = r"(use|start again with) --overwrite"  # which is no flag of this script
+            raise UserError(re.sub(advice, f"delete {folder}", str(error))) from None
         return folder
 
     def kd(self, name: str = "kd", *flags: Any) -> list[Path]:
         """A folder of train_kd.py for each seed. M_L writes its rationales once, for the first of all."""
-        common = [*self.models, f"--data={self.s.data}", f"--test-data={self.s.test_data}", *QUICK]
-        common += [*shlex.split(self.s.kd_flags), *flags]
         if name != "kd":
             self.kd()  # whose rationales are taken over
         folders = []
         for seed in range(self.s.seeds):
-            taken = [f"--rationales={self.out / 'kd-0'}"] if (name, seed) != ("kd", 0) else []
-            folders.append(self.run("train_kd.py", f"{name}-{seed}", *common, "--seed", seed, *taken))
+            more = ["--seed", seed]
+            if (name, seed) != ("kd", 0):
+                more.append(f"--rationales={self.out / 'kd-0'}")
+            folders.append(self.run("train_kd.py", f"{name}-{seed}", *self.kd_flags, *flags, *more))
         return folders
 
-    def rl(self, name: str, *flags: Any) -> list[Path]:
+    def rl(self, name: str = "rl", *flags: Any) -> list[Path]:
         """A folder of train_rl.py for each seed, from KD of the same seed on."""
-        common = [*QUICK, *shlex.split(self.s.rl_flags), *flags]
-        return [self.run("train_rl.py", f"{name}-{seed}", "--kd", kd, "--seed", seed, *common)
-                for seed, kd in enumerate(self.kd())]  # fmt: skip
+        folders = []
+        for seed, kd in enumerate(self.kd()):
+            start = ["--kd", kd, "--seed", seed]
+            folders.append(self.run("train_rl.py", f"{name}-{seed}", *start, *self.rl_flags, *flags))
+        return folders
 
-    def short_rl(self, name: str, *flags: Any) -> list[Path]:
-        return self.rl(f"rl{self.s.steps}-{name}", "--steps", self.s.steps, *flags)
+    def rl_of_steps(self, steps: int, name: str = "default", *flags: Any) -> list[Path]:
+        return self.rl(f"rl{steps}-{name}", "--steps", steps, *flags)
 
-    def compare(
-        self, name: str, place: str = "", split: str = "test", context: str = "gold", models: Sequence[str] = (),
-        with_rl: bool = False,
-    ) -> tuple[dict[str, np.ndarray], dict, list[data.Example]]:  # fmt: skip
-        """A comparison of eval.py → EM in per cent of each method (seeds, questions), its results, its questions."""
-        place = place or self.s.test_data or self.s.data
-        folders = {"kd": self.kd(), "rl": self.rl("rl-both") if with_rl else []}
-        patterns = [f"--{role}={str(each[0])[:-1]}[0-{len(each) - 1}]" if each else f"--{role}=none"
-                    for role, each in folders.items()]  # fmt: skip
-        folder = self.run("eval.py", f"eval-{name}", *self.models, *models, *patterns, "--direct=none",
-                          f"--data={place}", f"--split={split}", f"--context={context}", "--limit", self.s.limit,
-                          "--samples", COMPARED)  # fmt: skip
-        examples = data.load(place, split, self.s.limit, context)
-        runs: dict[str, list] = {}
-        for row in read_jsonl(folder / "answers.jsonl"):
-            assert [answer["id"] for answer in row["answers"]] == [example.id for example in examples]
-            pairs = zip(row["answers"], examples, strict=True)
-            runs.setdefault(row["method"], []).append([data.exact_match(a["prediction"], e.answers) for a, e in pairs])
-        em = {method: 100 * np.broadcast_to(rows, (self.s.seeds, len(examples))) for method, rows in runs.items()}
-        return em, read_json(folder / "results.json")["methods"], examples
+    def untrained(self) -> list[str]:
+        return [self.s.small] * self.s.seeds
 
-    def answers(self, folders: Sequence[str | Path], split: str, samples: int = 0) -> list[list[list[dict]]]:
-        """M_L's answers from the rationales of an M_S, one folder for each seed → (seeds, questions, 1 + samples)
-        dicts: the greedy rationale first, then the sampled ones."""
+    def compare(self, name: str, *flags: Any) -> Path:
+        """The folder of a comparison by eval.py, on test questions with gold paragraphs unless flags say otherwise."""
+        models = [*self.models, f"--kd={pattern_of(self.kd())}", f"--rl={pattern_of(self.rl())}", "--direct=none"]
+        questions = [f"--data={self.s.test_data or self.s.data}", "--limit", self.s.limit, "--samples", COMPARED]
+        return self.run("eval.py", f"eval-{name}", *models, *questions, *flags)
+
+    def questions(self, split: str) -> list[data.Example]:
         place = self.s.test_data if split == "test" and self.s.test_data else self.s.data
-        examples = data.load(place, split, self.s.limit)
+        return data.load(place, split, self.s.limit)
+
+    def answers(self, folders: Sequence[str | Path], split: str, samples: int = 0) -> Answers:
+        """M_L's answers from the rationales of an M_S, one folder for each seed."""
+        examples = self.questions(split)
         runs = []
         for seed, folder in enumerate(folders):
-            model = Path(folder) / "model" if (Path(folder) / "model").is_dir() else folder
-            weights = Path(model) / "model.safetensors"
-            of = [weights.read_bytes() if weights.is_file() else str(model).encode()]  # a name of the hub
-            of += [repr((self.s.large, self.s.large_model, self.s.large_dtype, place)).encode()]
-            key = hashlib.sha256(b"".join(of)).hexdigest()[:10]
-            name = f"answers/{Path(folder).name}-{split}-{len(examples)}-{samples}-{key}.json"
-            self.used.add(name)
-            if not (self.out / name).exists():
-                print(f"---- {name}", flush=True)
-                with self.timed(name):
+            model = Path(folder) / "model"
+            if not model.is_dir():
+                model = Path(folder)  # or a name of the hub
+            asked = (identity(model), identity(self.s.large), self.s.large_model, self.s.large_dtype, examples)
+            key = hashlib.sha256(repr(asked).encode()).hexdigest()[:10]
+            file = self.out / "answers" / f"{Path(folder).name}-{split}-{len(examples)}-{samples}-{key}.json"
+            self.used.add(file)
+            if not file.exists():
+                print(f"---- {file}", flush=True)
+                with timed(file):
                     small = lmcot.load_small(self.s, model)
                     small.restart(seed)
-                    (self.out / name).parent.mkdir(exist_ok=True)
-                    atomic_write(self.out / name, json.dumps(ask(small, self.large, examples, samples)))
-            runs.append(json.loads((self.out / name).read_text("utf-8")))
-        return runs
+                    atomic_write(file, json.dumps(ask(small, self.large, examples, samples)))
+            runs.append(read_json(file))
+        found = {}
+        for name in runs[0]:
+            flat = np.array([run[name] for run in runs])
+            found[name] = flat.reshape(len(runs), len(examples), 1 + samples)
+        return found
 
 
-def trained(settings: Any) -> dict[str, Path]:
-    """The trained M_S from which a run with these settings starts: its files, by the names that the scripts give to
-    `Run.uses`."""
+@contextlib.contextmanager
+def timed(place: Path) -> Iterator[None]:
+    """Writes the CPU minutes of this process and its children into a file beside `place`."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    begun = sum(os.times()[:4])
+    try:
+        yield
+    finally:
+        seconds = sum(os.times()[:4]) - begun
+        row = {"name": place.name, "cpu_minutes": seconds / 60}
+        with open(place.parent / "minutes.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def minutes_of(place: Path) -> float:
+    """CPU minutes of a run or of answers, all stretches together; those that a SIGKILL ended are not known."""
+    rows = read_jsonl(place.parent / "minutes.jsonl")
+    return sum(row["cpu_minutes"] for row in rows if row["name"] == place.name)
+
+
+def pattern_of(folders: list[Path]) -> str:
+    """The folders of all seeds as eval.py is given them: runs/lab/kd-[0-2]."""
+    return f"{str(folders[0])[:-1]}[0-{len(folders) - 1}]"
+
+
+def settings_of(script: str, flags: Sequence) -> Any:
+    return parse_settings(SCRIPTS[script], None, list(map(str, flags)))
+
+
+def made_from(settings: Any) -> dict[str, Path]:
+    """The LMs from which a run with these settings is made, by the names that the scripts give to `Run.uses`."""
     if isinstance(settings, train_rl.Settings):
         return {"M_S": Path(settings.kd) / "model" / "model.safetensors"}
-    return trained_weights(settings) if isinstance(settings, EvalSettings) else {}
+    found = {"M_L": Path(settings.large) / "model.safetensors"}
+    found["M_S before training"] = Path(settings.small) / "model.safetensors"
+    if isinstance(settings, EvalSettings):
+        found |= trained_weights(settings)
+    return found
 
 
-def questions_of(folder: str | Path) -> list[data.Example]:
-    """The questions that the table of a run folder is about; UserError where it is none, or its KD run is gone."""
-    kind, s = read_run(folder)
-    if kind == "eval":
-        return data.load(s["data"], s["split"], s["limit"], s["context"])
-    limit = s.get("test_limit")
-    if kind == "rl":  # the data are those of its KD run
-        folder = s["kd"]
-        kind, s = read_run(folder)
-    if kind not in ("kd", "direct"):
-        raise UserError(f"{folder} is no run of train_kd.py, which had the questions")
-    return data.load(s["test_data"] or s["data"], "test", limit, s["context"])
+def identity(place: str | Path) -> str:
+    """The hash of an LM's weights, or its name on the hub or on a server."""
+    weights = Path(place) / "model.safetensors"
+    return sha256(weights) if weights.is_file() else str(place)
 
 
-def ask(small: lmcot.LM, large: lmcot.LM, examples: list[data.Example], samples: int) -> list[list[dict]]:
-    """(questions, 1 + samples) of rationale, M_L's prediction and its confidence, and what both are worth."""
-    each = 1 + samples  # rationales of a question
+def ask(small: lmcot.LM, large: lmcot.LM, examples: list[data.Example], samples: int) -> dict[str, list]:
+    """Rationales, M_L's answers from them and what both are worth, 1 + samples in a row for each question."""
     greedy = lmcot.write_rationales(small, examples, MAX_NEW_TOKENS)
     sampled = lmcot.write_rationales(small, examples, MAX_NEW_TOKENS, samples, TEMPERATURE) if samples else []
     rationales: list[str] = []
     for i, first in enumerate(greedy):
         rationales += [first, *sampled[i * samples : (i + 1) * samples]]
 
-    rows = []
+    found: dict[str, list] = {}
     for i, answer in enumerate(lmcot.answer(large, examples, rationales)):
-        example, text, prediction = examples[i // each], answer.rationale, answer.prediction
-        rows.append({
-            "rationale": text,
-            "prediction": prediction,
-            "right": data.exact_match(prediction, example.answers),
-            "tokens": small.count_tokens(text),
-            "answer tokens": large.count_tokens(prediction),
-            "R_aspect before the answer": rewards.quality(text, example)["R_aspect"],
-            **rewards.quality(text, example, prediction),
-        })  # fmt: skip
-    if isinstance(large, lmcot.LocalLM):  # a server does not say how sure it is
-        asked = [example for example in examples for _ in range(each)]
-        prompts = lmcot.fill(lmcot.GUIDED, large, asked, rationales)
-        confidences = score(large, prompts, [row["prediction"] for row in rows])
-        for row, confidence in zip(rows, confidences, strict=True):
-            row["confidence"] = confidence
-    return [rows[i : i + each] for i in range(0, len(rows), each)]
-
-
-@torch.no_grad()
-def score(lm: lmcot.LocalLM, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """log P(answer | prompt) of each pair, in nats, summed over the answer's tokens and EOS."""
-    pairs = list(zip(prompts, answers, strict=True))
-    different = list(dict.fromkeys(pairs))  # what was sampled twice is computed once
-    scores: dict[tuple[str, str], float] = {}
-    for start in range(0, len(different), lm.batch_size):
-        batch = different[start : start + lm.batch_size]
-        sources = lm.tokenizer.encode_batch([prompt for prompt, _ in batch])
-        targets = lm.tokenizer.encode_batch([answer for _, answer in batch])
-        ids, mask = pad_batch([source.ids for source in sources], device=lm.device)
-        labels, label_mask = pad_batch([target.ids for target in targets], device=lm.device)
-        logp = log_softmax(lm.model(ids, mask, lm.model.shift_right(labels)), lm.forbid)  # (B, T, V)
-        logp = logp.gather(2, labels[..., None])[..., 0].masked_fill(label_mask == 0, 0.0)  # (B, T)
-        scores |= zip(batch, logp.sum(1).tolist(), strict=True)
-    return [scores[pair] for pair in pairs]
-
-
-def grid(runs: list, key: str) -> np.ndarray:
-    """One figure of `Lab.answers` as an array (seeds, questions, 1 + samples)."""
-    return np.array([[[row[key] for row in rows] for rows in run] for run in runs], dtype=float)
+        example, text = examples[i // (1 + samples)], answer.rationale
+        row = {"rationale": text, "tokens": small.count_tokens(text)}
+        row["prediction"] = data.normalize_answer(answer.prediction)
+        row["right"] = 100 * data.exact_match(answer.prediction, example.answers)
+        row["R_aspect before the answer"] = rewards.quality(text, example)["R_aspect"]
+        row |= rewards.quality(text, example, answer.prediction)
+        for name, value in row.items():
+            found.setdefault(name, []).append(value)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ statistics
@@ -284,10 +289,14 @@ def estimate(statistic: Callable[..., float], *arrays: np.ndarray) -> dict | Non
     seeds, questions = arrays[0].shape[:2]
     values = []
     for _ in range(BOOTSTRAPS):
-        drawn = np.ix_(rng.integers(seeds, size=seeds), rng.integers(questions, size=questions))
-        values.append(statistic(*(a[drawn] for a in arrays)))
-    mean, values = float(statistic(*arrays)), np.array(values)
-    return None if np.isnan(mean) else {"mean": mean, "interval": interval(values[~np.isnan(values)])}
+        some_seeds, some_questions = rng.integers(seeds, size=seeds), rng.integers(questions, size=questions)
+        drawn = np.ix_(some_seeds, some_questions)
+        values.append(statistic(*[array[drawn] for array in arrays]))
+    mean = float(statistic(*arrays))
+    if np.isnan(mean):
+        return None
+    defined = np.array(values)[~np.isnan(values)]
+    return {"mean": mean, "interval": interval(defined)}
 
 
 def difference(x: np.ndarray, y: np.ndarray) -> float:
@@ -298,25 +307,14 @@ def ratio(x: np.ndarray, y: np.ndarray) -> float:
     return x.sum() / y.sum() if y.sum() else np.nan
 
 
-def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's; NaN where one of them does not vary."""
-    return float(np.corrcoef(x.ravel(), y.ravel())[0, 1]) if x.std() > 1e-9 and y.std() > 1e-9 else np.nan
-
-
-def auroc(scores: np.ndarray, right: np.ndarray) -> float:
-    """The probability that a right answer scores higher than a wrong one, ties half; NaN if one kind is missing."""
-    wins, losses = scores[right > 0], np.sort(scores[right == 0])
-    if not len(wins) or not len(losses):
-        return np.nan
-    return float(np.mean([np.searchsorted(losses, wins, side) for side in ("left", "right")]) / len(losses))
-
-
 def pairs_within(scores: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(…, N) → for each question, how many pairs of a right and a wrong answer the scores rank rightly (ties half), and
-    how many pairs there are: their ratio is the AUROC within questions."""
+    how many pairs there are: their ratio is the AUROC within questions, to which it is all one how hard these are."""
     pairs = (right[..., :, None] > 0) & (right[..., None, :] == 0)
     gaps = scores[..., :, None] - scores[..., None, :]
-    return (pairs * ((gaps > 0) + 0.5 * (gaps == 0))).sum((-1, -2)), pairs.sum((-1, -2)).astype(float)
+    won = pairs * ((gaps > 0) + 0.5 * (gaps == 0))
+    both = (-1, -2)
+    return won.sum(both), pairs.sum(both).astype(float)
 
 
 def chosen(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -324,48 +322,14 @@ def chosen(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.take_along_axis(values, scores.argmax(-1)[..., None], -1)[..., 0]
 
 
-def voted(runs: list, n: int) -> np.ndarray:
-    """Whether the majority of the first n sampled answers is right (seeds, questions)."""
-    def vote(rows: list[dict]) -> float:
-        return rows[lmcot.majority([row["prediction"] for row in rows])]["right"]
-
-    return np.array([[vote(rows[1 : n + 1]) for rows in run] for run in runs])
+def agreement(predictions: np.ndarray) -> np.ndarray:
+    """(…, N) normalised answers → how many of the N are the same; 0 where there is none. The highest is the vote's."""
+    same = predictions[..., :, None] == predictions[..., None, :]
+    return same.sum(-1) * (predictions != "")
 
 
-def unsteadiness(metrics: list[dict]) -> float:
-    """Standard deviation of the reward from step to step of PPO around its trend, over the second half of a run."""
-    reward = np.array([row["reward"] for row in metrics[len(metrics) // 2 :]])
-    return float(np.diff(reward).std() / np.sqrt(2)) if len(reward) > 2 else 0.0
-
-
-# ------------------------------------------------------------------------------------------------ what can go wrong
-
-
-def signatures(results: dict | None, metrics: list[dict], max_new_tokens: int = 128) -> list[str]:
-    """The failures to look for, in a table of eval.py (results.json) and in a run of train_rl.py (metrics.jsonl); those
-    that `rl.warnings` names while PPO runs are among them."""
-    methods, found = (results or {}).get("methods", {}), []
-    kd, cot = "LM-guided, KD", "CoT"
-    for name, row in methods.items():
-        better, answers = (row.get(measure, {}).get(f"minus {kd}") for measure in ("R_aspect", "EM"))
-        if name.startswith("LM-guided") and better and better["interval"][0] > 0 and answers["mean"] < 0.01:
-            found.append(f"low accuracy despite high rationale scores: against KD, {name} has R_aspect "
-                         f"{better['mean']:+.2f} and EM {100 * answers['mean']:+.1f}")  # fmt: skip
-        against = row["EM"].get(f"minus {cot}")
-        if name.startswith("LM-guided") and against and against["interval"][1] < 0:
-            found.append(f"LM-guided worse than CoT: {name} by {-100 * against['mean']:.1f} EM; M_L may write better "
-                         "than M_S reads: look at the gold rationale's row, and at what the filter kept")  # fmt: skip
-        slower = row["seconds per question"] / max(methods.get(cot, row)["seconds per question"], 1e-9)
-        if name in (kd, "LM-guided, RL") and slower > 2:
-            found.append(f"long inference times: {name} takes {slower:.1f} times as long as CoT")
-    reward = [row["reward"] for row in metrics]
-    if len(metrics) >= 10:
-        tenth = max(3, len(metrics) // 10)
-        gain = np.mean(reward[-tenth:]) - np.mean(reward[:tenth])
-        if unsteadiness(metrics) > max(gain, 0.02):
-            found.append(f"high variance of rewards: ± {unsteadiness(metrics):.2f} from step to step, and {gain:+.2f} "
-                         "in the whole run: more --questions or --samples-per-question, or a lower --lr")  # fmt: skip
-    return found + rl.warnings(metrics, max_new_tokens)
+def standardized(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean()) / max(x.std(), 1e-9)
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -375,10 +339,19 @@ def table(title: str, columns: Sequence[str], rows: list[list]) -> dict:
     return {"title": title, "columns": list(columns), "rows": rows}
 
 
+DIGITS = {  # of numbers in a column with this word; 2 in others
+    "%": 1,
+    "seconds": 3,
+    "step kept": 0,
+    "tokens": 1,
+    "minutes": 1,
+}
+
+
 def cell_text(cell: Any, column: str) -> str:
     """A cell of a result file as text; the column's name says with how many digits and whether with a sign."""
-    digits = next((n for word, n in (("%", 1), ("seconds", 3), ("step kept", 0), ("tokens", 1)) if word in column), 2)
-    sign = "+" if "minus" in column else ""
+    digits = next((number for word, number in DIGITS.items() if word in column), 2)
+    sign = "+" if " minus " in f" {column} " else ""
     match cell:
         case None:
             return ""
@@ -390,108 +363,177 @@ def cell_text(cell: Any, column: str) -> str:
 
 
 def as_markdown(result: dict) -> str:
-    parts = [f"# {result['question']}"]
-    for t in result["tables"]:
-        rows = [[str(row[0]), *map(cell_text, row[1:], t["columns"][1:])] for row in t["rows"]]
-        parts += [t["title"], align([t["columns"], *rows])]
+    parts = [f"## {result['question']}"]
+    for each in result["tables"]:
+        rows = [each["columns"]]
+        for label, *cells in each["rows"]:
+            rows.append([str(label), *map(cell_text, cells, each["columns"][1:])])
+        parts += [each["title"], align(rows)]
     parts.append(f"`{result['command']}`; seeds: {result['seeds']}; {result['cpu_minutes']:.0f} CPU minutes, those of "
-                 "shared runs included; intervals: 95 %.")  # fmt: skip
+                 f"shared runs included, on {result['machine']}; intervals: 95 %.")  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
-def method_table(title: str, em: dict[str, np.ndarray], results: dict) -> dict:
-    """The table of eval.py; the intervals of EM are this file's."""
-    bases = [base for base in BASELINES if base in em]
-    rows = []
-    for name, right in em.items():
-        row = results[name]
-        rows.append([name, estimate(np.mean, right),
-                     *(None if base == name else estimate(difference, right, em[base]) for base in bases),
-                     {key: row["R_aspect"][key] for key in ("mean", "interval")} if "R_aspect" in row else None,
-                     row["tokens per question"], row["seconds per question"]])  # fmt: skip
-    columns = ["method", "EM %", *(f"minus {base}, %" for base in bases), "R_aspect", "tokens", "seconds"]
-    return table(title, columns, rows)
-
-
-def arm_table(lab: Lab, title: str, arms: dict[str, list], split: str, samples: int = 0) -> dict:
-    """Ways of training M_S, each a folder per seed, against the first of them. Rationales are greedy; with samples,
-    there is the best of N by R_aspect, before M_L answers, too. PPO keeps the M_S of the step with the highest reward
-    on its held-out questions, which are the first of the dev split: where training did harm, that is an early step."""
-    runs = {label: lab.answers(folders, split, samples) for label, folders in arms.items()}
-
-    def greedy(label: str, key: str) -> np.ndarray:
-        return grid(runs[label], key)[..., 0]
-
+def arm_table(lab: Lab, title: str, arms: dict[str, list], split: str) -> dict:
+    """Ways of training M_S, each a folder per seed, against the first of them; greedy rationales. PPO keeps the M_S of
+    the step with the highest reward on held-out questions, which are the first of the dev split: where training did
+    harm, that is an early step."""
     first, *_ = arms
-    best = ["best of N, EM %"] * bool(samples)
-    columns = ["M_S", "EM %", f"minus {first}, EM %", "between seeds, EM %", "R_aspect", f"minus {first}, R_aspect",
-               "factuality", *best, "step kept", "KL at the last step", "reward, step to step"]  # fmt: skip
+    base = lab.answers(arms[first], split)
+    columns = ["M_S", "EM %", f"EM minus {first}, %", "R_aspect", f"R_aspect minus {first}", "factuality",
+               "CPU minutes of a seed", "step kept", "KL at the last step"]  # fmt: skip
     rows = []
     for label, folders in arms.items():
-        em, good = 100 * greedy(label, "right"), greedy(label, "R_aspect")
-        gains = [(em, 100 * greedy(first, "right")), (good, greedy(first, "R_aspect"))]
-        em_gain, good_gain = (None if label == first else estimate(difference, *pair) for pair in gains)
-        between = float(em.mean(1).std(ddof=1)) if len(em) > 1 else None
-        row = [label, estimate(np.mean, em), em_gain, between, estimate(np.mean, good), good_gain,
-               estimate(np.mean, greedy(label, "factuality"))]  # fmt: skip
-        if samples:
-            before, right = (grid(runs[label], key)[..., 1:] for key in ("R_aspect before the answer", "right"))
-            row.append(estimate(np.mean, 100 * chosen(before, right)))
-        metrics = [read_jsonl(Path(folder) / "metrics.jsonl") for folder in folders]
-        if all(each and "kl" in each[-1] for each in metrics):  # PPO
-            looks = [read_jsonl(Path(folder) / "dev.jsonl") for folder in folders]
-            row += [float(np.mean(each)) for each in (
-                [max(look, key=lambda at: at["reward"])["step"] for look in looks],
-                [each[-1]["kl"] for each in metrics], [unsteadiness(each) for each in metrics])]  # fmt: skip
-        rows.append(row + [None] * (len(columns) - len(row)))
-    told = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]  # PPO's only where there is any
-    columns, rows = [columns[i] for i in told], [[row[i] for i in told] for row in rows]
-    return table(f"{title} {len(runs[first][0])} {split} questions.", columns, rows)
+        found = lab.answers(folders, split)
+        row = [label]
+        for key in ("right", "R_aspect"):
+            row.append(estimate(np.mean, found[key]))
+            row.append(None if label == first else estimate(difference, found[key], base[key]))
+        row.append(estimate(np.mean, found["factuality"]))
+        minutes = np.mean([minutes_of(Path(folder)) for folder in folders])
+        rows.append([*row, float(minutes) or None, *ppo_cells(folders)])
+    return table(f"{title} {len(lab.questions(split))} {split} questions.", columns, rows)
+
+
+def ppo_cells(folders: Sequence[str | Path]) -> list[float | None]:
+    """The step that train_rl.py kept, and the KL at its last step, means over seeds; None for other runs."""
+    kept, kl = [], []
+    for folder in folders:
+        looks = read_jsonl(Path(folder) / "dev.jsonl")
+        if looks:
+            kept.append(max(looks, key=lambda look: look["reward"])["step"])
+            kl.append(read_jsonl(Path(folder) / "metrics.jsonl")[-1]["kl"])
+    if not kept:
+        return [None, None]
+    return [float(np.mean(kept)), float(np.mean(kl))]
+
+
+def method_tables(title: str, folders: dict[str, Path], by_type: bool = False) -> list[dict]:
+    """Comparisons of eval.py beside one another: every method's EM, what training adds, and what guiding costs."""
+    results = {label: read_json(folder / "results.json")["methods"] for label, folder in folders.items()}
+    known = set().union(*results.values())
+    columns, rows = ["method"], [[name] for name in METHODS if name in known]
+    for label, methods in results.items():
+        kinds = list(methods[KD]["EM by type"]) if by_type else []
+        columns += [f"{label}, EM %", *[f"{label}: {kind}, EM %" for kind in kinds]]
+        for row in rows:
+            cells = [None] * (1 + len(kinds))  # a data set without supporting facts has no gold rationale
+            if row[0] in methods:
+                method = methods[row[0]]
+                cells = [percent(method["EM"]), *[100 * method["EM by type"][kind] for kind in kinds]]
+            row += cells
+    gains = []
+    for label, methods in results.items():
+        em = {name: row["EM"] for name, row in methods.items()}
+        seconds = [methods[name]["seconds per question"] for name in ("CoT", KD)]
+        gain_of_kd = percent(em[UNTRAINED][f"minus {KD}"], -1)
+        gains.append([label, gain_of_kd, percent(em[KD]["minus CoT"]), percent(em[RL][f"minus {KD}"]), *seconds])
+    heads = ["comparison", "EM, KD minus untrained, %", "EM, KD minus CoT, %", "EM, RL minus KD, %", "CoT, seconds",
+             "KD, seconds"]  # fmt: skip
+    return [table(f"{title} N = {COMPARED}.", columns, rows), table("Differences.", heads, gains)]
+
+
+def percent(cell: dict, sign: int = 1) -> dict:
+    """A cell of eval.py's results.json in per cent; sign -1 turns a difference around."""
+    mean, low, high = [100 * sign * value + 0.0 for value in (cell["mean"], *cell["interval"])]  # + 0.0: no "-0.0"
+    return {"mean": mean, "interval": sorted([low, high])}
 
 
 # ------------------------------------------------------------------------------------------------ the experiments
 
 
 def methods(lab: Lab) -> list[dict]:
-    """Does M_S after KD guide M_L better than M_L guides itself?"""
-    em, results, examples = lab.compare("test")
-    return [method_table(f"{len(examples)} test questions, N = {COMPARED}.", em, results)]
+    """Does M_S guide M_L better than M_L guides itself, after KD and after RL?"""
+    return method_tables(f"{lab.s.limit} test questions.", {"test": lab.compare("test")}, by_type=True)
 
 
 def reward(lab: Lab) -> list[dict]:
-    """What does PPO add, and what should it be rewarded for?"""
+    """What does RL add, and which part of its reward adds it?"""
     arms = {
         "KD": lab.kd(),
-        "RL, both, sum": lab.rl("rl-both"),
-        "RL, both, standardized": lab.rl("rl-standardized", "--reward", "standardized"),
-        "RL, right answers only": lab.rl("rl-task", "--weights", 0),
-        "RL, quality only": lab.rl("rl-aspect", "--task-weight", 0),
+        "RL, both": lab.rl(),
+        "RL, quality alone": lab.rl("rl-quality", "--task-weight", 0),
+        "RL, right answers alone": lab.rl("rl-answers", "--weights", 0),
     }
-    title = f"Greedy rationales, and the best of {COMPARED}."
-    return [arm_table(lab, title, arms, split, COMPARED) for split in ("dev", "test")]
+    compared = [arm_table(lab, "Greedy rationales.", arms, split) for split in ("dev", "test")]
+    del arms["KD"]
+    return [*compared, curves(arms)]
 
 
-def reliability(lab: Lab) -> list[dict]:
-    """Does the quality of a rationale tell whether the answer from it is right?"""
-    runs = lab.answers(lab.kd(), "dev", lab.s.samples)
-    right, before = (grid(runs, key)[..., 1:] for key in ("right", "R_aspect before the answer"))
-    rows = []
-    for threshold in (0, 4, 5, 5.5, 6, 6.5, 7, 7.25, 7.5):
-        kept = (before >= threshold).astype(float)
-        if kept.sum():
-            rows.append([threshold, estimate(np.mean, 100 * kept), estimate(ratio, 100 * right * kept, kept),
-                         estimate(ratio, 100 * right * (1 - kept), 1 - kept) if kept.min() == 0 else None])  # fmt: skip
-    where = f"{right.shape[2]} sampled rationales for each of {right.shape[1]} dev questions."
-    curve = table(f"By threshold of R_aspect, before M_L answers. {where}",
-                  ["R_aspect at least", "kept %", "EM % of these", "EM % of the others"], rows)  # fmt: skip
-    rows = []
-    for key in ("R_aspect before the answer", "R_aspect", *rewards.ASPECTS, "confidence"):
-        if key in runs[0][0][0]:
-            scores = grid(runs, key)[..., 1:]
-            rows.append([key, estimate(correlation, scores, right), estimate(auroc, scores, right),
-                         estimate(ratio, *pairs_within(scores, right))])  # fmt: skip
-    columns = ["predictor", "correlation", "AUROC", "AUROC within a question"]
-    return [curve, table(f"As a predictor of right answers. {where}", columns, rows)]
+def curves(arms: dict[str, list[Path]]) -> dict:
+    """What train_rl.py saw on its held-out questions while it trained; means over seeds. R_aspect has all weights 1."""
+    columns, rows = ["step"], {}
+    for label, folders in arms.items():
+        columns += [f"{label}: EM %", f"{label}: R_aspect"]
+        looks = [read_jsonl(folder / "dev.jsonl") for folder in folders]
+        for same_step in zip(*looks, strict=True):
+            step = same_step[0]["step"]
+            em = 100 * mean_of(same_step, "R_task")
+            quality = sum(mean_of(same_step, aspect) for aspect in rewards.ASPECTS)
+            rows.setdefault(step, [step]).extend([em, quality])
+    return table("By step, greedy rationales for the held-out questions of train_rl.py.", columns, list(rows.values()))
+
+
+def mean_of(rows: Sequence[dict], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
+
+
+def steps(lab: Lab) -> list[dict]:
+    """Which rationales does RL make more frequent, which fewer, and when?"""
+    # A run keeps one M_S, the best, and its learning rate falls to 0 over --steps, so that a shorter run is not the
+    # beginning of a longer one: each number of steps is a run of its own.
+    if lab.s.data != "tiny":
+        raise UserError("only TinyWiki's sentences have classes")
+    full = settings_of("train_rl.py", lab.rl_flags).steps
+    arms = {"KD": lab.kd(), "untrained": lab.untrained()}
+    for number in (lab.s.sweep_steps, full // 2):
+        arms[f"RL, {number} steps"] = lab.rl_of_steps(number)
+    arms[f"RL, {full} steps"] = lab.rl()
+    examples = lab.questions("dev")
+    cells = {label: class_cells(examples, lab.answers(folders, "dev")) for label, folders in arms.items()}
+    tables = [arm_table(lab, "Each number of steps is a run of its own.", arms, "dev")]
+    for number, what in enumerate(("share of the rationales", "how many of them are answered right")):
+        rows = []
+        for name in cells["KD"]:
+            rows.append([name, *[cells[label][name][number] for label in arms]])
+        columns = ["questions: class of the rationale", *[f"{label}, %" for label in arms]]
+        tables.append(table(f"Classes of lab/classes.py: {what}. {len(examples)} dev questions.", columns, rows))
+    return tables
+
+
+def class_cells(examples: list[data.Example], found: Answers) -> dict[str, tuple]:
+    """Class → its share of the greedy rationales of its group of questions, and its share of right answers, in %."""
+    right = found["right"][..., 0]
+    groups = np.array([classes.group_of(example) for example in examples])
+    of = np.empty(right.shape, dtype=object)
+    for seed, question in np.ndindex(right.shape):
+        rationale = found["rationale"][seed, question, 0]
+        of[seed, question] = classes.classify(examples[question], str(rationale))
+    cells = {}
+    for group, names in classes.CLASSES.items():
+        in_group = np.broadcast_to(groups == group, right.shape)
+        for name in names:
+            has = (in_group & (of == name)).astype(float)
+            share = estimate(ratio, 100 * has, in_group)
+            cells[f"{group}: {name}"] = share, estimate(ratio, right * has, has)
+    return cells
+
+
+def control(lab: Lab) -> list[dict]:
+    """Does RL add more than KD for as long, on the same questions?"""
+    # KD that goes on from its own best M_S may not lower its held-out loss any more, and then it leaves none. So KD
+    # starts anew, with RL's questions (most of which KD had) and as many epochs as take the minutes of KD and RL.
+    questions = settings_of("train_rl.py", lab.rl_flags).train_limit
+    epochs = lab.s.control_epochs
+    flags = [*lab.kd_flags, "--train-limit", questions, "--epochs", epochs, "--patience", epochs]
+    longer = []
+    for seed, _ in enumerate(lab.kd()):
+        taken = lab.out / ("longer-0" if seed else "kd-0")  # M_L is asked for the other rationales once
+        start = ["--seed", seed, f"--rationales={taken}"]
+        longer.append(lab.run("train_kd.py", f"longer-{seed}", *flags, *start))
+    arms = {"longer KD": longer, "KD": lab.kd(), "RL after KD": lab.rl()}
+    title = f"Longer KD: {epochs} epochs on {questions} questions; its minutes should be those of KD and RL together."
+    return [arm_table(lab, title, arms, "test")]
 
 
 def aspects(lab: Lab) -> list[dict]:
@@ -499,259 +541,225 @@ def aspects(lab: Lab) -> list[dict]:
     content = ("factuality", "relevance", "logicality", "coherence")
     form = [name for name in rewards.ASPECTS if name not in content]
     weights = {f"without {name}": f"{name}=0" for name in rewards.ASPECTS}
-    weights |= {
-        "factuality only": "0,factuality=1",
-        "content only": ",".join(f"{name}=0" for name in form),
-        "form only": ",".join(f"{name}=0" for name in content),
-        "factuality × 4": "factuality=4",
-    }
-    arms = {"all eight": lab.short_rl("all-eight"), "KD": lab.kd()}
+    weights["factuality only"] = "0,factuality=1"
+    weights["content only"] = ",".join(f"{name}=0" for name in form)
+    weights["form only"] = ",".join(f"{name}=0" for name in content)
+    weights["factuality times 4"] = "factuality=4"
+    arms = {"all eight": lab.rl_of_steps(lab.s.sweep_steps), "KD": lab.kd()}
     for label, text in weights.items():
-        arms[label] = lab.short_rl(label.replace(" ", "-").replace("×", "x"), "--weights", text)
+        arms[label] = lab.rl_of_steps(lab.s.sweep_steps, label.replace(" ", "-"), "--weights", text)
     names = f"Content: {', '.join(content)}; form: {', '.join(form)}."
-    return [arm_table(lab, f"PPO shortened to {lab.s.steps} steps; R_aspect with all weights 1. {names}", arms, "dev")]
+    return [arm_table(lab, f"PPO of {lab.s.sweep_steps} steps; R_aspect has all weights 1. {names}", arms, "dev")]
 
 
-def ood(lab: Lab) -> list[dict]:
-    """What is left on other questions and in longer contexts?"""
-    names = ("standard", "CoT", "LM-guided, untrained", "LM-guided, KD", "LM-guided, RL", "gold rationale")
-    kd, refined, cot = names[3], names[4], names[1]
-    columns = ["questions", "number", *(f"{name}, EM %" for name in names), "KD minus CoT, %", "RL minus KD, %"]
+def sweep(lab: Lab) -> list[dict]:
+    """How much do β, λ, the learning rate and the way of adding rewards matter?"""
+    lr = settings_of("train_rl.py", lab.rl_flags).lr
+    sweeps = {
+        "beta": (0, 0.2),
+        "task-weight": (1, 16),
+        "lr": (lr / 3, lr * 3),
+    }
+    arms = {"defaults": lab.rl_of_steps(lab.s.sweep_steps), "KD": lab.kd()}
+    for flag, values in sweeps.items():
+        for value in values:
+            flags = f"--{flag}={value:.2g}"
+            arms[flags] = lab.rl_of_steps(lab.s.sweep_steps, f"{flag}-{value:.2g}", flags)
+    flags = "--reward=standardized"
+    arms[flags] = lab.rl_of_steps(lab.s.sweep_steps, "standardized", flags)
+    return [arm_table(lab, f"PPO of {lab.s.sweep_steps} steps.", arms, "dev")]
+
+
+def threshold(lab: Lab) -> list[dict]:
+    """Does the quality of a rationale tell whether the answer from it is right?"""
+    found = lab.answers(lab.kd(), "dev", lab.s.samples)
+    sampled = {name: values[..., 1:] for name, values in found.items()}
+    right, before = sampled["right"], sampled["R_aspect before the answer"]
     rows = []
-
-    def add(label: str, em: dict[str, np.ndarray]) -> None:
-        rows.append([label, em[kd].shape[1], *(estimate(np.mean, em[m]) if m in em else None for m in names),
-                     estimate(difference, em[kd], em[cot]), estimate(difference, em[refined], em[kd])])  # fmt: skip
-
-    add("test, gold paragraphs", lab.compare("test-rl", with_rl=True)[0])
-    add("test, all paragraphs", lab.compare("test-all", context="all", with_rl=True)[0])
-    others = {name: (name, "test") for name in filter(None, lab.s.ood.split(","))}
-    for name, (place, split) in ({"ood": ("tiny", "ood")} if lab.s.data == "tiny" else others).items():
-        em, _, examples = lab.compare(f"ood-{Path(name).stem}", place, split, with_rl=True)
-        add(f"{name}, all questions", em)
-        types = np.array([example.type for example in examples])
-        for kind in sorted(set(types) - {""}):
-            add(f"{name}, {kind}", {method: right[:, types == kind] for method, right in em.items()})
-    title = "Trained on the train split of the first row's data, with gold paragraphs."
-    if lab.s.data != "tiny":
-        title += " FLAN-T5 has probably seen HotpotQA and StrategyQA: only MuSiQue is out of its distribution."
-    return [table(title, columns, rows)]
+    for least in (0, 4, 5, 5.5, 6, 6.5, 7, 7.25, 7.5):
+        kept = (before >= least).astype(float)
+        row = [least, estimate(np.mean, 100 * kept)]
+        for part in (kept, 1 - kept):
+            row.append(estimate(ratio, right * part, part))
+        rows.append(row)
+    where = f"{right.shape[2]} sampled rationales for each of {right.shape[1]} dev questions, M_S after KD."
+    columns = ["R_aspect at least", "kept %", "EM % of these", "EM % of the others"]
+    by_threshold = table(f"By threshold of R_aspect, before M_L answers. {where}", columns, rows)
+    sampled["agreement of M_L's answers"] = agreement(sampled["prediction"])
+    rows = []
+    for name in ("R_aspect before the answer", "R_aspect", *rewards.ASPECTS, "agreement of M_L's answers"):
+        rows.append([name, estimate(ratio, *pairs_within(sampled[name], right))])
+    predictors = table(f"As a predictor of right answers. {where}", ["predictor", "AUROC within a question"], rows)
+    return [by_threshold, predictors]
 
 
 def selection(lab: Lab) -> list[dict]:
-    """Of N rationales, which one should M_L answer from?"""
-    runs = lab.answers(lab.kd(), "dev", lab.s.samples)
-    right, before = 100 * grid(runs, "right"), grid(runs, "R_aspect before the answer")[..., 1:]
-    greedy, right = right[..., 0], right[..., 1:]
-    ways = {  # the first five choose before M_L answers
+    """Of N rationales, which one should M_L answer from, and how many are worth their cost?"""
+    found = lab.answers(lab.kd(), "dev", lab.s.samples)
+    sampled = {name: values[..., 1:] for name, values in found.items()}
+    right, quality = sampled["right"], sampled["R_aspect before the answer"]
+    greedy = found["right"][..., 0]
+    once = {  # they choose before M_L answers
         "greedy, no choice": greedy,
         "first sampled": right[..., 0],
-        "by R_aspect": chosen(before, right),
-        "by factuality alone": chosen(grid(runs, "factuality")[..., 1:], right),
-        "the worst by R_aspect": chosen(-before, right),
-        "majority of answers": 100 * voted(runs, lab.s.samples),
+        "by factuality alone": chosen(sampled["factuality"], right),
+        "the worst by R_aspect": chosen(-quality, right),
+        "by R_aspect": chosen(quality, right),
     }
-    asked = dict.fromkeys(list(ways)[:5], 1)
-    if "confidence" in runs[0][0][0]:
-        sure = grid(runs, "confidence")[..., 1:]
-        quality_z, sure_z = ((x - x.mean()) / max(x.std(), 1e-9) for x in (before, sure))
-        for share in (0.25, 0.5, 0.75):
-            mixed = share * quality_z + (1 - share) * sure_z
-            ways[f"by {share:.0%} R_aspect, {1 - share:.0%} confidence"] = chosen(mixed, right)
-        ways["by M_L's confidence"] = chosen(sure, right)
+    ways = dict(once)
+    votes = agreement(sampled["prediction"])  # what is known of the task where the gold answer is not
+    for share in (0.75, 0.5, 0.25):
+        mixed = share * standardized(quality) + (1 - share) * standardized(votes)
+        ways[f"by {share:.0%} R_aspect, {1 - share:.0%} votes of the {lab.s.samples} answers"] = chosen(mixed, right)
+    ways["by votes (self-consistency)"] = chosen(votes, right)
     ways["oracle: right if any is"] = right.max(-1)
-    rows = [[way, estimate(np.mean, em), None if em is greedy else estimate(difference, em, greedy),
-             asked.get(way, lab.s.samples)] for way, em in ways.items()]  # fmt: skip
+    rows = []
+    for way, em in ways.items():
+        gain = None if em is greedy else estimate(difference, em, greedy)
+        rows.append([way, estimate(np.mean, em), gain, 1 if way in once else lab.s.samples])
     where = f"{lab.s.samples} rationales sampled for each of {right.shape[1]} dev questions, M_S after KD."
-    first = table(where, ["way of choosing", "EM %", "minus greedy, %", "answers asked of M_L"], rows)
-    order = np.argsort(-before, -1, kind="stable")
-    right, before = (np.take_along_axis(x, order, -1) for x in (right, before))
-    rows = [[r + 1, estimate(np.mean, before[..., r]), estimate(np.mean, right[..., r])] for r in range(right.shape[2])]
-    curve = table(f"Quality against accuracy: rank by R_aspect within the question. {where}",
-                  ["rank", "R_aspect", "EM %"], rows)  # fmt: skip
-    return [first, curve]
+    columns = ["way of choosing", "EM %", "minus greedy, %", "answers asked of M_L"]
+    return [table(where, columns, rows), table(f"By N. {where}", *by_number(sampled))]
+
+
+def by_number(sampled: Answers) -> tuple[list[str], list[list]]:
+    """Columns and rows: self-consistency asks M_L for N answers, the best of N by quality for one."""
+    rows, n = [], 1
+    while n <= sampled["right"].shape[2]:
+        first = {name: values[..., :n] for name, values in sampled.items()}
+        vote = chosen(agreement(first["prediction"]), first["right"])
+        best = chosen(first["R_aspect before the answer"], first["right"])
+        cells = [estimate(np.mean, em) for em in (vote, best, first["right"].max(-1))]
+        rows.append([n, *cells, float(first["tokens"].sum(-1).mean())])
+        n *= 2
+    return ["N", "votes of N answers, EM %", "best of N by R_aspect, EM %", "oracle, EM %", "tokens of M_S"], rows
+
+
+def filter_(lab: Lab) -> list[dict]:
+    """What is the filter of M_L's rationales worth?"""
+    arms = {"KD": lab.kd(), "KD, wrong answers too": lab.kd("kd-unfiltered", "--no-filter")}
+    kept = [f"{label}: {kept_of(folders[0])} rationales kept." for label, folders in arms.items()]
+    return [arm_table(lab, " ".join(kept), arms | {"untrained": lab.untrained()}, "test")]
+
+
+def kept_of(kd: Path) -> str:
+    train, _ = json.loads((kd / "filter.json").read_text("utf-8"))
+    return f"{train['kept']} of {train['asked']}"
+
+
+def ood(lab: Lab) -> list[dict]:
+    """What is left on other questions and in longer contexts, and what do these cost?"""
+    folders = {"gold paragraphs": lab.compare("test"), "all paragraphs": lab.compare("test-all", "--context=all")}
+    title = f"{lab.s.limit} questions; trained on gold paragraphs of the train split."
+    if lab.s.data == "tiny":
+        folders["ood"] = lab.compare("ood", "--split=ood")
+        return method_tables(title, folders, by_type=True)
+    for place in filter(None, lab.s.ood.split(",")):
+        folders[place] = lab.compare(f"ood-{Path(place).stem}", f"--data={place}")
+    seen = "FLAN-T5 has probably seen HotpotQA and StrategyQA: only MuSiQue is out of its distribution."
+    return method_tables(f"{title} {seen}", folders)
 
 
 def reader(lab: Lab) -> list[dict]:
     """Does the same M_S guide another M_L?"""
     large, small = lab.s.large, lab.s.small
-    ways = {f"{large}, which taught M_S": ("test", [])}
+    folders = {f"{large}, which taught M_S": lab.compare("test")}
     if lab.s.other_large:
-        ways[lab.s.other_large] = ("reader-other", shlex.split(lab.s.other_large))
+        folders[lab.s.other_large] = lab.compare("reader-other", *shlex.split(lab.s.other_large))
     elif lab.s.large_model:
         raise UserError("a server's M_L is not fine-tuned here: name another with --other-large")
     else:
-        tuned = lab.run("train_kd.py", "tuned-large", *lab.models, f"--small={large}", f"--data={lab.s.data}",
-                        f"--test-data={lab.s.test_data}", *QUICK, "--epochs", 3, *shlex.split(lab.s.kd_flags),
-                        "--target=answer")  # fmt: skip
-        ways[f"{large}, fine-tuned to answer directly"] = ("reader-tuned", [f"--large={tuned / 'model'}"])
-        ways[f"{small}, which only ever wrote"] = ("reader-small", [f"--large={small}"])
-    tables = []
-    for who, (name, flags) in ways.items():
-        em, results, examples = lab.compare(name, models=flags)
-        tables.append(method_table(f"M_L: {who}. {len(examples)} test questions, N = {COMPARED}.", em, results))
-    return tables
+        flags = [*lab.kd_flags, f"--small={large}", "--target=answer", "--epochs", 3]
+        tuned = lab.run("train_kd.py", "tuned-large", *flags)
+        folders[f"{large}, fine-tuned to answer directly"] = lab.compare("reader-tuned", f"--large={tuned / 'model'}")
+        folders[f"{small}, which only ever wrote"] = lab.compare("reader-small", f"--large={small}")
+    return method_tables(f"M_S learned from {large}. {lab.s.limit} test questions.", folders)
 
 
-def samples(lab: Lab) -> list[dict]:
-    """How many rationales are worth their cost?"""
-    runs = lab.answers(lab.kd(), "dev", lab.s.samples)
-    right, before, tokens, told = (grid(runs, key)[..., 1:] for key in
-                                   ("right", "R_aspect before the answer", "tokens", "answer tokens"))  # fmt: skip
-    rows = []
-    for n in [2**i for i in range(10) if 2**i <= lab.s.samples]:
-        written, best = float(tokens[..., :n].sum(-1).mean()), before[..., :n]
-        rows.append([n, estimate(np.mean, 100 * voted(runs, n)), n, written + float(told[..., :n].sum(-1).mean()),
-                     estimate(np.mean, 100 * chosen(best, right[..., :n])), 1,
-                     written + float(chosen(best, told[..., :n]).mean()),
-                     estimate(np.mean, 100 * right[..., :n].max(-1))])  # fmt: skip
-    columns = ["N", "SC, EM %", "SC: M_L asked", "SC: tokens", "best of N by R_aspect, EM %", "best: M_L asked",
-               "best: tokens", "oracle, EM %"]  # fmt: skip
-    title = f"M_S after KD, {right.shape[1]} dev questions; tokens are those that both LMs write for a question."
-    return [table(title, columns, rows)]
+def habits(lab: Lab) -> list[dict]:
+    """How much do KD and RL add because M_L slips and leaps?"""
+    if not lab.s.habits:
+        raise UserError("name M_L with other habits by --habits; --help says how they are made")
+    folders, kept = {}, []
+    for place in [lab.s.large, *lab.s.habits.split(",")]:
+        there = lab.with_large(place)
+        folders[place] = there.compare("test")
+        kept.append(f"{place}: {kept_of(there.kd()[0])} rationales kept.")
+    return method_tables(f"M_L. {' '.join(kept)} {lab.s.limit} test questions.", folders)
 
 
-def filter_(lab: Lab) -> list[dict]:
-    """What is the filter of M_L's rationales worth?"""
-    arms = {"KD": lab.kd(), "KD, wrong answers too": lab.kd("kd-unfiltered", "--no-filter"),
-            "untrained": [lab.s.small] * lab.s.seeds}  # fmt: skip
-    kept = {label: json.loads((Path(arms[label][0]) / "filter.json").read_text("utf-8"))[0] for label in list(arms)[:2]}
-    title = " ".join(f"{label}: {count['kept']} of {count['asked']} rationales kept." for label, count in kept.items())
-    return [arm_table(lab, title, arms, "test")]
-
-
-def sizes(lab: Lab) -> list[dict]:
-    """Is a larger M_S a better guide?"""
-    arms = []
-    other = lab.kd("kd-other", f"--small={lab.s.other_small}")
-    for place, folders in ((lab.s.small, lab.kd()), (lab.s.other_small, other)):
-        parameters = sum(p.numel() for p in lmcot.load_small(lab.s, place).model.parameters())
-        who = f"{place} ({parameters / 1e6:.1f} M)"
-        arms += [(f"{who}, untrained", [place] * lab.s.seeds), (f"{who}, KD", folders)]
-    title = f"M_L: {lab.s.large}, which taught both."
-    return [arm_table(lab, title, dict(each), "test") for each in (arms, arms[2:])]
-
-
-def sensitivity(lab: Lab) -> list[dict]:
-    """How much do β, λ and the learning rate matter, and how much does each aspect add to the reward's variance?"""
-    lr = parse_settings(train_rl.Settings, None, shlex.split(lab.s.rl_flags)).lr
-    sweeps = {"beta": (0, 0.2), "task-weight": (0, 1, 16), "lr": (lr / 3, lr * 3)}
-    arms = {"defaults": lab.short_rl("all-eight"), "KD": lab.kd()}
-    for flag, values in sweeps.items():
-        for value in values:
-            arms[f"--{flag} {value:g}"] = lab.short_rl(f"{flag}-{value:g}", f"--{flag}", f"{value:g}")
-    sweep = arm_table(lab, f"PPO shortened to {lab.s.steps} steps.", arms, "dev")
-
-    runs = lab.answers(lab.kd(), "dev", lab.s.samples)
-    parts = np.stack([grid(runs, key)[..., 1:] for key in (*rewards.ASPECTS, "right")], -1)  # (…, N, 9)
-    parts = parts - parts.mean(2, keepdims=True)  # as PPO's baseline does: only differences within a question teach
-    covariances = np.einsum("sqni,sqnj->sqij", parts, parts) / parts.shape[2]
-    rows = []
-    for k in range(len(rewards.ASPECTS) + 1):
-        subsets = itertools.combinations(range(8), k)
-        masks = np.array([[i == 8 or i in subset for i in range(9)] for subset in subsets], dtype=float)
-        rows.append([k, *(estimate(lambda c, m=masks, i=i: of_sum(m, c)[i], covariances) for i in (0, 1))])
-    title = (f"R with k aspects and the right answer, the mean over all choices of k: how it varies among "
-             f"{lab.s.samples} rationales for one question. {len(runs[0])} dev questions, M_S after KD.")  # fmt: skip
-    columns = ["aspects in R", "standard deviation within a question", "its share that the right answer explains"]
-    return [sweep, table(title, columns, rows)]
-
-
-def of_sum(masks: np.ndarray, covariances: np.ndarray) -> tuple[float, float]:
-    """Standard deviation of a sum of parts, and its squared correlation with the last of them; the means over masks
-    (subsets, parts) of which parts are in the sum."""
-    c = covariances.mean((0, 1))
-    variances = np.einsum("ki,ij,kj->k", masks, c, masks)
-    shares = (masks @ c[:, -1]) ** 2 / np.maximum(variances * c[-1, -1], 1e-12)
-    return float(np.sqrt(variances).mean()), float(shares.mean())
-
-
-def context(lab: Lab) -> list[dict]:
-    """What do paragraphs that nobody needs cost?"""
-    place = lab.s.test_data or lab.s.data
-    gold, full = (data.load(place, "test", lab.s.limit, which) for which in ("gold", "all"))
-    most = max(len(f.paragraphs) - len(g.paragraphs) for f, g in zip(full, gold, strict=True))
-    (lab.out / "data").mkdir(parents=True, exist_ok=True)
-    names = ("standard", "CoT", "LM-guided, KD", "LM-guided, KD + SC", "gold rationale")
-    rows = []
-    for k in [k for k in (0, 1, 2, 4, 8) if k <= most]:
-        path = lab.out / "data" / f"test-{lab.s.limit}-distractors-{k}.json"
-        atomic_write(path, json.dumps([with_distractors(*pair, k) for pair in zip(gold, full, strict=True)]))
-        em, results, examples = lab.compare(f"distractors-{k}", str(path), context="all")
-        read = np.mean([lab.large.count_tokens(prompt) for prompt in lmcot.fill(lmcot.STANDARD, lab.large, examples)])
-        rows.append([k, float(read), *(estimate(np.mean, em[m]) if m in em else None for m in names),
-                     estimate(difference, em[names[2]], em[names[1]]),
-                     *(results[m]["seconds per question"] for m in names[:4])])  # fmt: skip
-    columns = ["distractors", "tokens of a prompt", *(f"{m}, EM %" for m in names), "KD minus CoT, %",
-               *(f"{m}, seconds" for m in names[:4])]  # fmt: skip
-    title = f"The gold paragraphs and up to so many others, {lab.s.limit} test questions, N = {COMPARED}."
-    return [table(title, columns, rows)]
-
-
-def with_distractors(gold: data.Example, full: data.Example, k: int) -> dict:
-    """A record of HotpotQA's form with the gold paragraphs and the first k others, in their order. Titles, which no
-    model sees, are numbers, so that each is unique."""
-    others = [p for p, paragraph in enumerate(full.paragraphs) if paragraph not in gold.paragraphs]
-    return {
-        "_id": full.id,
-        "question": full.question,
-        "answer": full.answer,
-        "aliases": list(full.aliases),
-        "type": full.type,
-        "supporting_facts": [[str(p), s] for p, s in full.supporting_facts],
-        "context": [[str(p), list(x.sentences)] for p, x in enumerate(full.paragraphs) if p not in others[k:]],
-    }
-
-
-# name → (what makes its tables, CPU minutes on the embedded default beyond the shared runs, which take 15 for KD of
-# three seeds and 26 for PPO with the default reward); in the order in which `all` runs them
+# name → (what makes its tables, CPU minutes on the embedded default beyond the shared runs, which are KD and PPO with
+# the default reward for three seeds: 25); in the order in which `all` runs them. Guessed from the cost of single runs.
 EXPERIMENTS = {
-    "methods": (methods, 3),
-    "reward": (reward, 80),
-    "reliability": (reliability, 5),
+    "methods": (methods, 5),
+    "reward": (reward, 30),
+    "steps": (steps, 12),
+    "control": (control, 20),
+    "threshold": (threshold, 6),
     "selection": (selection, 1),
-    "samples": (samples, 1),
-    "filter": (filter_, 25),
-    "aspects": (aspects, 97),
-    "ood": (ood, 20),
-    "context": (context, 17),
+    "filter": (filter_, 10),
+    "aspects": (aspects, 45),
+    "sweep": (sweep, 25),
+    "ood": (ood, 12),
     "reader": (reader, 12),
-    "sizes": (sizes, 27),
-    "sensitivity": (sensitivity, 60),
+    "habits": (habits, 75),
 }
+
+
+def conduct(name: str, s: Settings) -> str:
+    """Runs an experiment, writes its result and returns it as Markdown."""
+    lab = Lab(s)
+    make, _ = EXPERIMENTS[name]
+    tables = make(lab)
+    result = {
+        "name": name,
+        "question": make.__doc__,
+        "command": shlex.join(["python", "lab/experiments.py", name, *sys.argv[2:]]),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads a process",
+        "seeds": s.seeds,
+        "cpu_minutes": sum(map(minutes_of, lab.used)),
+        "tables": tables,
+    }
+    (lab.out / "results").mkdir(parents=True, exist_ok=True)
+    atomic_write(lab.out / "results" / f"{name}.json", as_json(result))
+    atomic_write(lab.out / "results" / f"{name}.md", as_markdown(result))
+    return as_markdown(result)
+
+
+def document(out: Path) -> str:
+    """The results so far as one Markdown document."""
+    listed, parts = [["experiment", "seeds", "CPU minutes", "question"]], []
+    for name in EXPERIMENTS:
+        file = out / "results" / f"{name}.json"
+        if file.exists():
+            result = read_json(file)
+            listed.append([name, str(result["seeds"]), f"{result['cpu_minutes']:.0f}", result["question"]])
+            parts.append(as_markdown(result))
+    if not parts:
+        raise UserError(f"there are no results in {out / 'results'}")
+    return "\n".join(["# Experiments\n", "Made by `python lab/experiments.py tables`.\n", align(listed) + "\n", *parts])
 
 
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if not name:
         rows = [["experiment", "CPU minutes", "question"]]
-        rows += [[name, str(minutes), make.__doc__] for name, (make, minutes) in EXPERIMENTS.items()]
+        for each, (make, minutes) in EXPERIMENTS.items():
+            rows.append([each, str(minutes), make.__doc__])
         print(align(rows))
         return
-    if name not in (*EXPERIMENTS, "all", "-h", "--help"):
-        raise UserError(f"there is no experiment {name!r} (expected all, {', '.join(EXPERIMENTS)})")
+    if name not in (*EXPERIMENTS, "all", "tables", "-h", "--help"):
+        raise UserError(f"there is no experiment {name!r} (expected all, tables, {', '.join(EXPERIMENTS)})")
     s = parse_settings(Settings, __doc__, sys.argv[1:] if name.startswith("-") else sys.argv[2:])
+    if name == "tables":
+        print(document(Path(s.out)))
+        return
     failed = []
     for each in EXPERIMENTS if name == "all" else [name]:
-        lab = Lab(s)
-        (lab.out / "results").mkdir(parents=True, exist_ok=True)
         try:
-            tables = EXPERIMENTS[each][0](lab)
+            print(f"\n{conduct(each, s)}", flush=True)
         except UserError as error:  # the others may work
             failed.append(f"{each}: {error}")
-            continue
-        minutes = read_jsonl(lab.out / "minutes.jsonl")
-        result = {
-            "name": each,
-            "question": EXPERIMENTS[each][0].__doc__,
-            "command": shlex.join(["python", "lab/experiments.py", each, *sys.argv[2:]]),
-            "seeds": s.seeds,
-            "cpu_minutes": sum(row["cpu_minutes"] for row in minutes if row["name"] in lab.used),
-            "tables": tables,
-        }
-        atomic_write(lab.out / "results" / f"{each}.json", as_json(result))
-        atomic_write(lab.out / "results" / f"{each}.md", as_markdown(result))
-        print(f"\n{as_markdown(result)}", flush=True)
     if failed:
         raise UserError("; ".join(failed))
 

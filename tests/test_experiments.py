@@ -1,25 +1,23 @@
-"""lab/experiments.py: its statistics against brute force and values worked by hand; a killed experiment goes on."""
+"""lab/experiments.py: its statistics and tables against brute force and values worked by hand; a cut one goes on."""
 
-import itertools
 import json
 import math
 import shutil
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from harness import SAMPLES, call, save_flan_form, write_run
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
 import lmcot
 import rewards
 from lab import experiments as lab
+from lab import runs
 from model import T5
 from plumbing.command import parse_settings
 from plumbing.run import Run
@@ -31,17 +29,7 @@ ROOT = Path(__file__).parents[1]
 samples = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=12)
 
 
-@given(samples)
-def test_auroc_is_the_share_of_pairs_that_are_ranked_rightly_and_correlation_is_pearsons(rows):
-    scores, right = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
-    pairs = [(a, b) for a, r in rows if r for b, w in rows if not w]
-    wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs]
-    assert lab.auroc(scores, right) == pytest.approx(sum(wins) / len(wins) if wins else np.nan, nan_ok=True)
-    varies = scores.std() > 0 and right.std() > 0
-    expected = statistics.correlation(scores, right) if varies else np.nan
-    assert lab.correlation(scores, right) == pytest.approx(expected, abs=1e-9, nan_ok=True)
-
-
+@settings(deadline=None)  # of a busy machine
 @given(st.lists(samples, min_size=1, max_size=5))
 def test_auroc_within_questions_counts_only_pairs_of_the_same_question(questions):
     n = min(map(len, questions))
@@ -52,12 +40,18 @@ def test_auroc_within_questions_counts_only_pairs_of_the_same_question(questions
     assert won.sum() == sum((a > b) + 0.5 * (a == b) for a, b in expected)
 
 
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["oslo", "rome", "paris", ""]), min_size=1, max_size=9))
+def test_who_agrees_with_most_wins_the_vote(answers):
+    votes = lab.agreement(np.array(answers))
+    assert lab.chosen(votes, np.arange(len(answers))) == lmcot.majority(answers)
+
+
 def test_draws_without_a_case_are_left_out_and_what_has_no_case_is_blank():
     right = np.zeros((1, 50))
     right[0, :2] = 1  # all that are kept are right; some draws keep none
     assert lab.estimate(lab.ratio, right, right) == {"mean": 1.0, "interval": [1.0, 1.0]}
     assert lab.estimate(lab.ratio, right, 0 * right) is None
-    assert lab.estimate(lab.auroc, right + np.arange(50) / 100, right)["interval"] == [1.0, 1.0]
 
 
 def test_intervals_are_those_of_the_normal_approximation_and_pairs_stay_paired():
@@ -73,17 +67,24 @@ def test_intervals_are_those_of_the_normal_approximation_and_pairs_stay_paired()
     assert lab.estimate(np.mean, seeds) == {"mean": 0.5, "interval": [0.0, 1.0]}
 
 
-def answer(prediction, right, quality, **more):
-    return {"prediction": prediction, "right": right, "R_aspect": quality, "R_aspect before the answer": quality,
-            **dict.fromkeys(rewards.ASPECTS, quality / 8), "tokens": 10, "answer tokens": 2, **more}  # fmt: skip
+# ------------------------------------------------------------------------------------------------ tables
 
 
-QUESTIONS = [  # greedy, then four samples
-    [answer("a", 1, 5.0, confidence=-1.0), answer("b", 0, 6.0, confidence=-0.5), answer("a", 1, 5.0, confidence=-0.1),
-     answer("b", 0, 7.2, confidence=-0.9), answer("b.", 0, 1.0, confidence=-2.0)],
-    [answer("y", 1, 5.0, confidence=-1.0), answer("y", 1, 4.5, confidence=-0.1), answer("x", 0, 4.0, confidence=-0.5),
-     answer("y", 1, 7.0, confidence=-0.3), answer("z", 0, 3.0, confidence=-0.4)],
-]  # fmt: skip
+def found(quality, right, prediction=None, rationale=""):
+    """What `Lab.answers` gives for one seed, from (questions, 1 + samples) each."""
+    quality = np.array([quality], dtype=float)
+    aspects = {name: quality / 8 for name in rewards.ASPECTS}
+    return {"R_aspect": quality, "R_aspect before the answer": quality, **aspects,
+            "right": 100 * np.array([right], dtype=float), "tokens": np.full(quality.shape, 10),
+            "prediction": np.array([prediction or right]).astype(str),
+            "rationale": np.broadcast_to(np.array(rationale), quality.shape)}  # fmt: skip
+
+
+QUESTIONS = found(  # the greedy rationale, then four samples
+    quality=[[5, 6, 5, 7.2, 1], [5, 4.5, 4, 7, 3]],
+    right=[[1, 0, 1, 0, 0], [1, 1, 0, 1, 0]],
+    prediction=[["a", "b", "a", "b", "b"], ["y", "y", "x", "y", "z"]],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +97,7 @@ def few_draws(request, monkeypatch):
 def one_seed(monkeypatch, tmp_path):
     """A laboratory whose only run is QUESTIONS."""
     monkeypatch.setattr(lab.Lab, "kd", lambda self: ["kd-0"])
-    monkeypatch.setattr(lab.Lab, "answers", lambda self, folders, split, samples: [QUESTIONS])
+    monkeypatch.setattr(lab.Lab, "answers", lambda self, folders, split, samples: QUESTIONS)
     return lab.Lab(lab.Settings(seeds=1, samples=4, out=str(tmp_path)))
 
 
@@ -106,33 +107,29 @@ def means(table, column):
 
 
 # Samples by quality: 7.2 wrong · 7 right · 6 wrong · 5 right · 4.5 right · 4 wrong · 3 wrong · 1 wrong
-RELIABILITY = {
-    "kept %": {0: 100, 4: 75, 5: 50, 5.5: 37.5, 6: 37.5, 6.5: 25, 7: 25},  # none of 7.25 and more
-    "EM % of these": {0: 37.5, 4: 50, 5: 50, 5.5: 100 / 3, 6: 100 / 3, 6.5: 50, 7: 50},
-    "EM % of the others": {0: None, 4: 0, 5: 25, 5.5: 40, 6: 40, 6.5: 100 / 3, 7: 100 / 3},
+THRESHOLD = {
+    "kept %": {0: 100, 4: 75, 5: 50, 5.5: 37.5, 6: 37.5, 6.5: 25, 7: 25, 7.25: 0, 7.5: 0},
+    "EM % of these": {0: 37.5, 4: 50, 5: 50, 5.5: 100 / 3, 6: 100 / 3, 6.5: 50, 7: 50, 7.25: None, 7.5: None},
+    "EM % of the others": {0: None, 4: 0, 5: 25, 5.5: 40, 6: 40, 6.5: 100 / 3, 7: 100 / 3, 7.25: 37.5, 7.5: 37.5},
 }
-# Quality has mean 4.7 and standard deviation 1.9, confidence -0.6 and 0.57. In standard units, first question:
-# (0.68, 0.18) wrong, (0.15, 0.88) right, (1.31, -0.53) wrong, (-1.96, -2.46) wrong; the second is right by both.
-# Halves: 0.43, 0.51 (right), 0.39; a quarter of confidence: 0.55, 0.33, 0.85 (wrong).
+# Quality has mean 4.7 and standard deviation 1.9; votes are 3 1 3 3 and 2 1 2 1: 2 and 0.87. In standard units, the
+# first question's second sample (right) is below its first in both; the second question's third is right and best.
 SELECTION = {
-    "greedy, no choice": 100, "first sampled": 50, "by R_aspect": 50, "majority of answers": 50,
-    "by 25% R_aspect, 75% confidence": 100, "by 50% R_aspect, 50% confidence": 100,
-    "by 75% R_aspect, 25% confidence": 50, "by M_L's confidence": 100, "the worst by R_aspect": 0,
-    "by factuality alone": 50, "oracle: right if any is": 100,
+    "greedy, no choice": 100, "first sampled": 50, "by factuality alone": 50, "the worst by R_aspect": 0,
+    "by R_aspect": 50, "by 75% R_aspect, 25% votes of the 4 answers": 50,
+    "by 50% R_aspect, 50% votes of the 4 answers": 50, "by 25% R_aspect, 75% votes of the 4 answers": 50,
+    "by votes (self-consistency)": 50, "oracle: right if any is": 100,
 }  # fmt: skip
-# First question by rank: wrong, wrong, right, wrong; second: right, right, wrong, wrong
-RANKS = {"EM %": {1: 50, 2: 50, 3: 50, 4: 0}, "R_aspect": {1: 7.1, 2: 5.25, 3: 4.5, 4: 2}}
-SAMPLES_COST = {
-    "SC, EM %": {1: 50, 2: 50, 4: 50},  # b, then y; a tie (b a, y x): the first; b b b a, y y x z
+BY_N = {
+    "votes of N answers, EM %": {1: 50, 2: 50, 4: 50},  # b, then y; a tie (b a, y x): the first; b b b a, y y x z
+    "best of N by R_aspect, EM %": {1: 50, 2: 50, 4: 50},
     "oracle, EM %": {1: 50, 2: 100, 4: 100},
-    "SC: tokens": {1: 12, 2: 24, 4: 48},
-    "best: tokens": {1: 12, 2: 22, 4: 42},
+    "tokens of M_S": {1: 10, 2: 20, 4: 40},
 }
 
 
 @pytest.mark.parametrize("experiment, number, expected", [
-    (lab.reliability, 0, RELIABILITY), (lab.selection, 0, {"EM %": SELECTION}), (lab.selection, 1, RANKS),
-    (lab.samples, 0, SAMPLES_COST),
+    (lab.threshold, 0, THRESHOLD), (lab.selection, 0, {"EM %": SELECTION}), (lab.selection, 1, BY_N),
 ])  # fmt: skip
 def test_tables_over_sampled_rationales_hold_what_is_counted_by_hand(one_seed, experiment, number, expected):
     table = experiment(one_seed)[number]
@@ -140,165 +137,127 @@ def test_tables_over_sampled_rationales_hold_what_is_counted_by_hand(one_seed, e
         assert means(table, column) == pytest.approx(cells), column
 
 
-def test_ways_that_choose_before_m_l_answers_ask_it_once(one_seed):
-    ways, _ = lab.selection(one_seed)
-    asked = means(ways, "answers asked of M_L")
-    assert asked["by R_aspect"] == 1 and asked["majority of answers"] == asked["by M_L's confidence"] == 4
-    assert means(ways, "minus greedy, %")["by R_aspect"] == -50
-
-
-def test_the_rewards_spread_is_that_of_summing_the_parts_themselves(one_seed, monkeypatch):
-    rng = np.random.default_rng(0)
-    rows = [[{**dict(zip(rewards.ASPECTS, rng.random(8), strict=True)), "right": float(rng.random() < 0.5)}
-             for _ in range(5)] for _ in range(6)]  # fmt: skip
-    monkeypatch.setattr(lab.Lab, "answers", lambda *_: [rows])
-    monkeypatch.setattr(lab.Lab, "rl", lambda *_: [])
-    monkeypatch.setattr(lab, "arm_table", lambda *_: None)
-    _, table = lab.sensitivity(one_seed)
-    spreads = means(table, "standard deviation within a question")
-    shares = means(table, "its share that the right answer explains")
-    for k in (0, 1, 3, 8):
-        found, explained = [], []
-        for subset in itertools.combinations(rewards.ASPECTS, k):
-            gaps, right = [], []
-            for question in [answers[1:] for answers in rows]:  # the first is the greedy one
-                sums = [sum(row[name] for name in subset) + row["right"] for row in question]
-                gaps += [x - statistics.mean(sums) for x in sums]
-                right += [row["right"] - statistics.mean(r["right"] for r in question) for row in question]
-            found.append(math.sqrt(statistics.mean(x * x for x in gaps)))
-            explained.append(statistics.correlation(gaps, right) ** 2)
-        assert spreads[k] == pytest.approx(statistics.mean(found))
-        assert shares[k] == pytest.approx(statistics.mean(explained))
-
-
-@pytest.mark.parametrize("k", [0, 1, 4])
-def test_a_context_with_k_distractors_is_the_gold_one_and_k_more_paragraphs(k, tmp_path):
-    gold, full = (data.load("tiny", "test", 20, which) for which in ("gold", "all"))
-    records = [lab.with_distractors(*pair, k) for pair in zip(gold, full, strict=True)]
-    (tmp_path / "k.json").write_text(json.dumps(records))
-    for g, f, e in zip(gold, full, data.load(tmp_path / "k.json", "test", context="all"), strict=True):
-        assert (e.question, e.answers, e.type) == (g.question, g.answers, g.type)
-        assert e.supporting_sentences == g.supporting_sentences
-        assert len(e.paragraphs) == min(len(g.paragraphs) + k, len(f.paragraphs))
-        texts = [p.sentences for p in e.paragraphs]
-        assert all(p.sentences in texts for p in g.paragraphs)
-        assert texts == [p.sentences for p in f.paragraphs if p.sentences in texts]  # in the original order
-        assert k < 4 or e.context == f.context
-        assert k > 0 or e.context == g.context
-
-
-def told(right, quality, factuality):
-    """A question's answers, the greedy one first."""
-    return [answer("", r, q, factuality=factuality) for r, q in zip(right, quality, strict=True)]
+def test_quality_and_votes_are_weighed_against_each_other(one_seed, monkeypatch):
+    """Both have standard deviation 1 already: the best by quality is wrong, the vote is right, and they tie at half."""
+    quality, votes = np.array([[[1, -1]]]), np.array([[[-1, 1]]])
+    monkeypatch.setattr(lab, "agreement", lambda predictions: votes)
+    one = found([[0, 0, 0]], [[0, 0, 1]]) | {"R_aspect before the answer": np.insert(quality, 0, 0, -1)}
+    monkeypatch.setattr(lab.Lab, "answers", lambda *_: one)
+    monkeypatch.setattr(lab, "by_number", lambda *_: ([], []))
+    em = means(lab.selection(one_seed)[0], "EM %")
+    assert [em[f"by {share} votes of the 4 answers"] for share in
+            ("75% R_aspect, 25%", "50% R_aspect, 50%", "25% R_aspect, 75%")] == [0, 0, 100]  # fmt: skip
 
 
 def test_arms_are_compared_with_the_first_by_hand(monkeypatch, tmp_path):
-    answers = {
-        "kd": [told([1, 0, 1], [4.0, 3.0, 5.0], 0.5), told([0, 1, 0], [5.0, 7.0, 2.0], 0.25)],
-        "rl": [told([1, 1, 0], [6.0, 2.0, 6.5], 1.0), told([1, 0, 1], [7.0, 1.0, 8.0], 0.5)],
-    }
-    monkeypatch.setattr(lab.Lab, "answers", lambda self, folders, split, samples: [answers[f.name] for f in folders])
+    answers = {"kd": found([[4], [5]], [[1], [0]]), "rl": found([[6], [7]], [[1], [1]])}
+    monkeypatch.setattr(lab.Lab, "answers", lambda self, folders, split: answers[folders[0].name])
     write_run(tmp_path / "kd", {}, metrics=[{"held_out_loss": 1.0}])
-    steps = [{"reward": 5.0, "kl": 1.0}, {"reward": 5.0, "kl": 3.0}]
     looks = [{"step": 0, "reward": 5.0}, {"step": 10, "reward": 7.0}, {"step": 20, "reward": 6.0}]
-    write_run(tmp_path / "rl", {}, metrics=steps, dev=looks)
-    here = lab.Lab(lab.Settings(seeds=1, out=str(tmp_path)))
-    table = lab.arm_table(here, "Title.", {name: [tmp_path / name] for name in answers}, "dev", samples=2)
+    write_run(tmp_path / "rl", {}, metrics=[{"kl": 1.0}, {"kl": 3.0}], dev=looks)
+    stretches = [("kd", 1.5), ("rl", 2.0), ("rl", 0.5), ("other", 9.0)]  # rl was cut off once
+    rows = [{"name": name, "cpu_minutes": minutes} for name, minutes in stretches]
+    (tmp_path / "minutes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    here = lab.Lab(lab.Settings(seeds=1, limit=2, out=str(tmp_path)))
+    table = lab.arm_table(here, "Title.", {name: [tmp_path / name] for name in answers}, "dev")
     assert table["title"] == "Title. 2 dev questions."
-    assert means(table, "EM %") == {"kd": 50, "rl": 100} and means(table, "minus kd, EM %") == {"kd": None, "rl": 50}
+    assert means(table, "EM %") == {"kd": 50, "rl": 100} and means(table, "EM minus kd, %") == {"kd": None, "rl": 50}
     assert means(table, "R_aspect") == {"kd": 4.5, "rl": 6.5}
-    assert means(table, "minus kd, R_aspect") == {"kd": None, "rl": 2}
-    assert means(table, "factuality") == {"kd": 0.375, "rl": 0.75}
-    # By quality, kd: 5.0 right, 7.0 right; rl: 6.5 wrong, 8.0 right
-    assert means(table, "best of N, EM %") == {"kd": 100, "rl": 50}
+    assert means(table, "R_aspect minus kd") == {"kd": None, "rl": 2}
+    assert means(table, "factuality") == {"kd": 4.5 / 8, "rl": 6.5 / 8}
+    assert means(table, "CPU minutes of a seed") == {"kd": 1.5, "rl": 2.5}
     assert means(table, "step kept") == {"kd": None, "rl": 10}
     assert means(table, "KL at the last step") == {"kd": None, "rl": 3}
 
 
-EM = {  # (1 seed, 4 questions), per cent
-    "standard": [100, 0, 0, 0], "CoT": [0, 0, 0, 0], "LM-guided, KD": [100, 100, 0, 0],
-    "LM-guided, RL": [100, 100, 100, 0],
-}  # fmt: skip
+def test_curves_are_means_over_seeds_at_each_step_with_all_weights_1(tmp_path):
+    ones = dict.fromkeys(rewards.ASPECTS, 0.5)
+    seeds = []
+    for seed, right in enumerate((0.25, 0.75)):
+        looks = [{"step": step, "reward": 9.0, "R_aspect": 0.0, "R_task": right, **ones} for step in (0, 10)]
+        seeds.append(write_run(tmp_path / str(seed), {}, dev=looks))
+    table = lab.curves({"RL": seeds, "other": seeds[:1]})
+    assert table["columns"] == ["step", "RL: EM %", "RL: R_aspect", "other: EM %", "other: R_aspect"]
+    assert table["rows"] == [[0, 50, 4, 25, 4], [10, 50, 4, 25, 4]]
 
 
-def test_methods_are_compared_with_each_baseline_by_hand():
-    em = {name: np.array([row], dtype=float) for name, row in EM.items()}
-    costs = {"tokens per question": 2.0, "seconds per question": 0.5}
-    table = lab.method_table("", em, {name: costs for name in em})
-    assert means(table, "EM %") == dict(zip(EM, (25, 0, 50, 75), strict=True))
-    assert means(table, "minus standard, %") == dict(zip(EM, (None, -25, 25, 50), strict=True))
-    assert means(table, "minus CoT, %") == dict(zip(EM, (25, None, 50, 75), strict=True))
-    assert means(table, "minus LM-guided, KD, %") == dict(zip(EM, (-25, -50, None, 25), strict=True))
+def test_classes_have_their_share_of_their_own_questions():
+    """Three comparisons and one other question: of the comparisons, two are whole (one right), one is made up."""
+    questions = [data.Example(str(i), "?", (data.Paragraph("", ("A is a.", "B is b.")),), "a",
+                              supporting_facts=((0, 0), (0, 1)), type=kind)
+                 for i, kind in enumerate(("comparison", "comparison", "comparison", "three_hops"))]  # fmt: skip
+    questions[3] = data.Example("3", "?", (), "a", type="three_hops")
+    said = [["A is a. B is b."], ["B is b. A is a."], ["A is b."], [""]]
+    cells = lab.class_cells(questions, found([[0]] * 4, [[1], [0], [0], [1]], rationale=[said]))
+    both, made_up = cells["comparison: both facts"], cells["comparison: unfaithful"]
+    assert [both[0]["mean"], both[1]["mean"]] == pytest.approx([200 / 3, 50])
+    assert [made_up[0]["mean"], made_up[1]["mean"]] == pytest.approx([100 / 3, 0])
+    assert cells["comparison: no fact"][1] is None and cells["two hops: full chain"] == (None, None)
 
 
-def test_other_questions_are_asked_and_compared_by_hand(monkeypatch, tmp_path):
-    asked = []
+def test_comparisons_of_eval_stand_beside_one_another(tmp_path):
+    def cell(mean, **more):
+        return {"mean": mean, "interval": [mean - 0.125, mean + 0.25], **more}
 
-    def compare(self, name, place="", split="test", context="gold", models=(), with_rl=False):
-        asked.append((place, split, context, with_rl))
-        kinds = ("", "", "", "") if split == "test" else ("3-hop", "new pair", "3-hop", "new pair")
-        examples = [data.Example(str(i), "?", (), "x", type=kind) for i, kind in enumerate(kinds)]
-        return {name: np.array([row], dtype=float) for name, row in EM.items()}, {}, examples
+    for name, kd in (("a", 0.5), ("b", 0.75)):
+        em = {"CoT": cell(0.25), lab.UNTRAINED: cell(0.125, **{"minus LM-guided, KD": cell(0.125 - kd)}),
+              lab.KD: cell(kd, **{"minus CoT": cell(kd - 0.25)}),
+              lab.RL: cell(1.0, **{"minus LM-guided, KD": cell(1 - kd)})}  # fmt: skip
+        methods = {method: {"EM": each, "EM by type": {"x": 0.5}, "seconds per question": 0.5}
+                   for method, each in em.items()}  # fmt: skip
+        if name == "b":
+            methods["gold rationale"] = methods["CoT"]
+        (write_run(tmp_path / name, {}) / "results.json").write_text(json.dumps({"methods": methods}))
+    table, gains = lab.method_tables("", {name: tmp_path / name for name in "ab"}, by_type=True)
+    em = {"CoT": 25, lab.UNTRAINED: 12.5, lab.RL: 100}
+    assert means(table, "a, EM %") == em | {lab.KD: 50, "gold rationale": None}
+    assert means(table, "b, EM %") == em | {lab.KD: 75, "gold rationale": 25}
+    assert means(table, "a: x, EM %") == dict.fromkeys(em | {lab.KD: 0}, 50) | {"gold rationale": None}
+    assert means(gains, "EM, KD minus CoT, %") == {"a": 25, "b": 50}
+    assert means(gains, "EM, RL minus KD, %") == {"a": 50, "b": 25}
+    assert means(gains, "EM, KD minus untrained, %") == {"a": 37.5, "b": 62.5}
+    assert gains["rows"][0][1]["interval"] == [12.5, 50]  # of −(untrained minus KD), turned around
 
-    monkeypatch.setattr(lab.Lab, "compare", compare)
-    (table,) = lab.ood(lab.Lab(lab.Settings(seeds=1, out=str(tmp_path))))
-    assert asked == [("", "test", "gold", True), ("", "test", "all", True), ("tiny", "ood", "gold", True)]
-    gains = {"test, gold paragraphs": 50, "test, all paragraphs": 50, "ood, all questions": 50, "ood, 3-hop": 50,
-             "ood, new pair": 50}  # fmt: skip
-    assert means(table, "KD minus CoT, %") == gains
-    assert means(table, "RL minus KD, %") == {**dict.fromkeys(gains, 25), "ood, 3-hop": 50, "ood, new pair": 0}
-    assert means(table, "number") == {**dict.fromkeys(gains, 4), "ood, 3-hop": 2, "ood, new pair": 2}
 
-
-def test_every_training_has_flags_that_its_script_knows_and_rewards_what_its_name_says(monkeypatch, tmp_path):
+def test_every_training_has_flags_that_its_script_knows_and_does_what_its_name_says(monkeypatch, tmp_path):
     made = {}
 
     def run(self, script, name, *flags):
-        made[name.removesuffix("-0")] = parse_settings(lab.SCRIPTS[script], None, [*map(str, flags)])
-        write_run(tmp_path / name, {})
-        (tmp_path / name / "filter.json").write_text('[{"kept": 1, "asked": 2}]')
-        return tmp_path / name
+        key = (self.out / name).relative_to(tmp_path)
+        made[str(key).removesuffix("-0")] = lab.settings_of(script, flags)
+        folder = write_run(self.out / name, {})
+        (folder / "filter.json").write_text('[{"kept": 1, "asked": 2}, {}]')
+        return folder
 
     monkeypatch.setattr(lab.Lab, "run", run)
-    monkeypatch.setattr(lab.Lab, "compare", lambda *a, **k: ({}, {}, []))
-    monkeypatch.setattr(lab.Lab, "answers", lambda *a: [QUESTIONS])
-    for name in ("arm_table", "method_table", "of_sum"):
-        monkeypatch.setattr(lab, name, lambda *a: (0.0, 0.0))
-    here = lab.Lab(lab.Settings(seeds=1, out=str(tmp_path)))
-    for make in (lab.reward, lab.aspects, lab.filter_, lab.sizes, lab.reader, lab.sensitivity):
-        make(here)
+    for name in ("arm_table", "method_tables", "curves", "class_cells"):
+        monkeypatch.setattr(lab, name, lambda *a, **k: {})
+    monkeypatch.setattr(lab.Lab, "answers", lambda *a: QUESTIONS)
+    here = lab.Lab(lab.Settings(seeds=1, limit=2, out=str(tmp_path), habits="other"))
+    for make, _ in lab.EXPERIMENTS.values():
+        if make not in (lab.threshold, lab.selection):  # which train nothing of their own
+            make(here)
 
     everything = dict.fromkeys(rewards.ASPECTS, 1)
     content = ("factuality", "relevance", "logicality", "coherence")
     form = ("consistency", "fluency", "naturalness", "readability")
-    expected = {name: everything for name in made if name.startswith("rl")}
+    expected = {name: everything for name in made if name.startswith(("rl", "other/rl"))}
     expected |= {f"rl20-without-{name}": everything | {name: 0} for name in rewards.ASPECTS}
-    expected |= {"rl-task": dict.fromkeys(everything, 0), "rl20-factuality-x-4": everything | {"factuality": 4},
+    expected |= {"rl-answers": dict.fromkeys(everything, 0), "rl20-factuality-times-4": everything | {"factuality": 4},
                  "rl20-factuality-only": dict.fromkeys(everything, 0) | {"factuality": 1},
                  "rl20-content-only": everything | dict.fromkeys(form, 0),
                  "rl20-form-only": everything | dict.fromkeys(content, 0)}  # fmt: skip
     assert {name: rewards.parse_weights(made[name].weights) for name in expected} == expected
-
-
-# ------------------------------------------------------------------------------------------------ score
-
-
-def test_scores_are_those_of_one_token_after_the_other():
-    lm = lmcot.LocalLM.load(ROOT / "tiny" / "small", batch_size=2)
-    contexts = ["Fitront directed Stormgate.", "Fitront directed Stormgate. Stormgate has music by Cobla."]
-    prompts = [lmcot.STANDARD.format(question="Who directed Stormgate?", context=text) for text in contexts * 2]
-    answers = ["Fitront", "no", "The director of Stormgate is Fitront.", ""]
-    for prompt, answer, score in zip(prompts, answers, lab.score(lm, prompts, answers), strict=True):
-        ids = torch.tensor([lm.tokenizer.encode(prompt).ids])
-        inputs, total = [0], 0.0
-        for token in lm.tokenizer.encode(answer).ids:
-            with torch.no_grad():
-                logits = lm.model(ids, torch.ones_like(ids), torch.tensor([inputs]))[0, -1].double()
-            allowed = logits[1 : lm.tokenizer.get_vocab_size()]  # neither pad nor rows without a token
-            total += float(logits[token] - torch.logsumexp(allowed, 0))
-            inputs.append(token)
-        assert inputs[-1] == 1  # EOS is part of the answer
-        assert score == pytest.approx(total, abs=1e-3)
+    assert made["rl-quality"].task_weight == 0 and made["rl"].task_weight == made["rl-answers"].task_weight == 4
+    assert (made["rl"].steps, made["rl45-default"].steps, made["rl20-default"].steps) == (90, 45, 20)
+    assert made["rl20-lr-0.00021"].lr == pytest.approx(3 * made["rl"].lr)
+    longer = made["longer"]
+    assert longer.rationales == str(tmp_path / "kd-0") and longer.train_limit == made["rl"].train_limit
+    assert longer.epochs == longer.patience == 14 and longer.lr == made["kd"].lr
+    assert made["other/kd"].large == "other" and made["other/rl"].kd == str(tmp_path / "other/kd-0")
+    assert made["other/eval-test"].large == "other" and made["other/eval-test"].kd == f"{tmp_path}/other/kd-[0-0]"
+    assert made["eval-ood"].split == "ood" and made["eval-test-all"].context == "all"
+    assert made["kd-unfiltered"].filter is False and made["tuned-large"].target == "answer"
 
 
 # ------------------------------------------------------------------------------------------------ what can go wrong
@@ -315,7 +274,7 @@ def ppo(rewards_seen, **last):
     return rows
 
 
-KD, RL = "LM-guided, KD", "LM-guided, RL"
+KD, RL = lab.KD, lab.RL
 HEALTHY = {
     "CoT": {"EM": {}, "seconds per question": 0.1},
     KD: {"EM": {"minus CoT": cell(0.05, 0.15)}, "seconds per question": 0.1},
@@ -335,13 +294,13 @@ NOISY = 5 + 0.5 * np.random.default_rng(0).standard_normal(20)
     (KD, {}, ppo(RISING, kl=80.0), ["hacking"]),  # what PPO warns of while it runs
 ])  # fmt: skip
 def test_each_signature_of_failure_is_named_alone(method, change, metrics, names):
-    found = lab.signatures({"methods": HEALTHY | {method: HEALTHY[method] | change}}, metrics)
-    assert len(found) == len(names)
-    assert all(name in sentence for name, sentence in zip(names, found, strict=True))
+    said = runs.signatures({"methods": HEALTHY | {method: HEALTHY[method] | change}}, metrics)
+    assert len(said) == len(names)
+    assert all(name in sentence for name, sentence in zip(names, said, strict=True))
 
 
 def test_a_steady_rise_is_not_unsteady():
-    assert lab.unsteadiness(ppo([9, 1, 9, 1, *range(4)])) == pytest.approx(0)  # of the second half
+    assert runs.unsteadiness(ppo([9, 1, 9, 1, *range(4)])) == pytest.approx(0)  # of the second half
 
 
 # ------------------------------------------------------------------------------------------------ commands
@@ -366,12 +325,11 @@ def ready(tmp_path):
 
     def make(name):
         folder = tmp_path / name
-        settings = lab.Settings(seeds=2, out=str(folder))
+        here = lab.Lab(lab.Settings(seeds=2, out=str(folder)))
         for seed in range(2):
             shutil.copytree(ROOT / "tiny/small", folder / f"kd-{seed}" / "model")
             more = ["--seed", seed] + [f"--rationales={folder / 'kd-0'}"] * seed
-            common = [*lab.Lab(settings).models, "--data=tiny", "--test-data=", *lab.QUICK]
-            wanted = parse_settings(lab.train_kd.Settings, None, [*map(str, common + more), f"--out={folder}"])
+            wanted = lab.settings_of("train_kd.py", [*here.kd_flags, *more])
             (folder / f"kd-{seed}" / "settings.json").write_text(json.dumps(vars(wanted)))
             (folder / f"kd-{seed}" / "results.md").write_text("a table")
         return folder
@@ -379,7 +337,7 @@ def ready(tmp_path):
     return make
 
 
-def test_an_interrupted_experiment_goes_on_to_the_same_result(ready, monkeypatch):
+def test_an_interrupted_experiment_goes_on_to_the_same_result(ready, monkeypatch, capsys):
     whole, cut = ready("whole"), ready("cut")
     sizes = ["--seeds", 2, "--limit", 3, "--samples", 2]
     assert run(monkeypatch, "selection", *sizes, "--out", whole) == 0
@@ -397,21 +355,26 @@ def test_an_interrupted_experiment_goes_on_to_the_same_result(ready, monkeypatch
     monkeypatch.setattr(lab, "ask", lambda *a: asked.append(a) or ask(*a))
     assert run(monkeypatch, "selection", *sizes, "--out", cut) == 0
     assert without_minutes(cut) == without_minutes(whole) and len(asked) == 2  # what was there is not asked again
-    assert run(monkeypatch, "samples", *sizes, "--out", cut) == 0 and len(asked) == 2  # another shares the answers
+    assert run(monkeypatch, "threshold", *sizes, "--out", cut) == 0 and len(asked) == 2  # another shares the answers
+    capsys.readouterr()
+    assert run(monkeypatch, "tables", "--out", cut) == 0
+    said = capsys.readouterr().out
+    assert all((cut / "results" / f"{name}.md").read_text() in said for name in ("selection", "threshold"))
 
 
 def test_an_m_s_that_was_trained_anew_is_asked_anew_and_comparisons_of_the_old_one_are_refused(ready, monkeypatch):
     folder, asked = ready("runs"), []
-    monkeypatch.setattr(lab, "ask", lambda *a: asked.append(a) or [[{"rationale": str(len(asked))}]])
+    monkeypatch.setattr(lab, "ask", lambda *a: asked.append(a) or {"rationale": [str(len(asked))]})
     here = lab.Lab(lab.Settings(seeds=2, limit=1, out=str(folder)))
     eval_flags = ["--kd", f"{folder}/kd-[0-1]", f"--out={folder / 'eval'}"]
     with Run(folder / "eval", parse_settings(lab.EvalSettings, None, eval_flags)) as run:
         run.uses({f"kd {seed}": folder / f"kd-{seed}/model/model.safetensors" for seed in range(2)})
         run.write("results.md", "a table")
-    before = here.answers(here.kd(), "dev")
-    assert here.answers(here.kd(), "dev") == before and here.run("eval.py", "eval", *eval_flags[:2]) and len(asked) == 2
+    before = here.answers(here.kd(), "dev")["rationale"].tolist()
+    assert here.answers(here.kd(), "dev")["rationale"].tolist() == before
+    assert here.run("eval.py", "eval", *eval_flags[:2]) and len(asked) == 2
     T5.from_pretrained(folder / "kd-1/model").init_weights(1).save_pretrained(folder / "kd-1/model")
-    after = here.answers(here.kd(), "dev")
+    after = here.answers(here.kd(), "dev")["rationale"].tolist()
     assert after[0] == before[0] and after[1] != before[1] and len(asked) == 3
     with pytest.raises(data.UserError, match=rf"another kd 1 than {folder}/kd-1/.*: delete {folder}/eval"):
         here.run("eval.py", "eval", *eval_flags[:2])
@@ -427,21 +390,25 @@ def test_a_run_with_other_settings_is_refused_in_one_sentence(ready, monkeypatch
 
 
 def test_a_failing_training_stops_its_experiment_and_no_other(monkeypatch, tmp_path, capsys):
-    experiments = {"filter": lab.EXPERIMENTS["filter"], "good": (lambda lab: [], 0)}
-    experiments["good"][0].__doc__ = "?"
-    monkeypatch.setattr(lab, "EXPERIMENTS", experiments)
+    def good(lab):
+        """?"""
+        return []
+
+    monkeypatch.setattr(lab, "EXPERIMENTS", {"filter": lab.EXPERIMENTS["filter"], "good": (good, 0)})
     monkeypatch.setattr(sys, "executable", shutil.which("false"))  # a script that fails
     assert run(monkeypatch, "all", "--out", tmp_path) == 2
     assert "filter: train_kd.py stopped" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "results").glob("*.json")] == ["good.json"]
 
 
-def test_without_a_name_the_experiments_are_listed_and_a_wrong_one_is_an_error(monkeypatch, capsys):
+def test_without_a_name_the_experiments_are_listed_and_a_wrong_one_is_an_error(monkeypatch, tmp_path, capsys):
     assert run(monkeypatch) == 0
     listed = capsys.readouterr().out
-    assert len(lab.EXPERIMENTS) == 12 and all(f"| {name} " in listed for name in lab.EXPERIMENTS)
+    assert all(f"| {name} " in listed and make.__doc__ in listed for name, (make, _) in lab.EXPERIMENTS.items())
     assert run(monkeypatch, "all", "--kd-flags", '"') == 2 and "No closing quotation" in capsys.readouterr().err
     assert run(monkeypatch, "mehtods") == 2 and "there is no experiment 'mehtods'" in capsys.readouterr().err
+    assert run(monkeypatch, "tables", "--out", tmp_path) == 2 and "there are no results" in capsys.readouterr().err
+    assert run(monkeypatch, "habits") == 2 and "name M_L with other habits" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -459,8 +426,8 @@ def test_other_data_sets_are_out_of_distribution_for_models_with_flans_tokenizer
                "--rl-flags=--steps 2 --questions 2 --train-limit 8 --dev-limit 2 --test-limit 2"]  # fmt: skip
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    (table,) = json.loads((tmp_path / "runs/lab/results/ood.json").read_text())["tables"]
-    labels = [row[0] for row in table["rows"]]
-    assert labels[:2] == ["test, gold paragraphs", "test, all paragraphs"]
-    assert [label for label in labels if label.endswith("all questions")] == [f"{o}, all questions" for o in others]
-    assert all(row[1] > 0 and len(row) == len(table["columns"]) for row in table["rows"])
+    table, gains = json.loads((tmp_path / "runs/lab/results/ood.json").read_text())["tables"]
+    labels = ["gold paragraphs", "all paragraphs", *others]
+    assert table["columns"] == ["method", *[f"{label}, EM %" for label in labels]]
+    assert [row[0] for row in gains["rows"]] == labels
+    assert all(len(row) == len(table["columns"]) for row in table["rows"])
