@@ -56,7 +56,6 @@ import train_rl  # noqa: E402
 from eval import METHODS, interval, trained_weights  # noqa: E402
 from eval import Settings as EvalSettings  # noqa: E402
 from lab import classes  # noqa: E402
-from lab.runs import questions_of, signatures  # noqa: E402, F401, for those who import them from here
 from plumbing.command import align, parse_settings, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
 from plumbing.files import as_json, atomic_write, read_json, read_jsonl, sha256  # noqa: E402
@@ -80,7 +79,7 @@ class Settings(lmcot.Models):
     seeds: int = 3  # of KD, and of PPO after it
     limit: int = 500  # questions of an evaluation
     samples: int = 16  # rationales sampled for each question (threshold, selection)
-    sweep_steps: int = 20  # of PPO in sweeps (aspects, sweep), and the first of steps
+    sweep_steps: int = 20  # of PPO in sweeps (aspects, sweep)
     control_epochs: int = 14  # of longer KD (control): should take as many CPU minutes as KD and PPO together
     kd_flags: str = ""  # more flags of train_kd.py, as one text
     rl_flags: str = ""  # more flags of train_rl.py
@@ -480,35 +479,42 @@ def mean_of(rows: Sequence[dict], key: str) -> float:
 
 def steps(lab: Lab) -> list[dict]:
     """Which rationales does RL make more frequent, which fewer, and when?"""
-    # A run keeps one M_S, the best, and its learning rate falls to 0 over --steps, so that a shorter run is not the
-    # beginning of a longer one: each number of steps is a run of its own.
     if lab.s.data != "tiny":
         raise UserError("only TinyWiki's sentences have classes")
-    full = settings_of("train_rl.py", lab.rl_flags).steps
-    arms = {"KD": lab.kd(), "untrained": lab.untrained()}
-    for number in (lab.s.sweep_steps, full // 2):
-        arms[f"RL, {number} steps"] = lab.rl_of_steps(number)
-    arms[f"RL, {full} steps"] = lab.rl()
-    examples = lab.questions("dev")
-    cells = {label: class_cells(examples, lab.answers(folders, "dev")) for label, folders in arms.items()}
-    tables = [arm_table(lab, "Each number of steps is a run of its own.", arms, "dev")]
+    looks: dict[int, list] = {}  # step → the answers of each seed to the held-out questions
+    for folder in lab.rl():
+        for look in read_jsonl(folder / "texts.jsonl"):
+            looks.setdefault(look["step"], []).append(look["answers"])
+    shown = sorted({*list(looks)[::3], max(looks)})
+    examples = data.load("tiny", "dev", len(looks[0][0]))
+    cells = {step: class_cells(examples, *texts_and_right(examples, looks[step])) for step in shown}
+    tables = []
     for number, what in enumerate(("share of the rationales", "how many of them are answered right")):
         rows = []
-        for name in cells["KD"]:
-            rows.append([name, *[cells[label][name][number] for label in arms]])
-        columns = ["questions: class of the rationale", *[f"{label}, %" for label in arms]]
-        tables.append(table(f"Classes of lab/classes.py: {what}. {len(examples)} dev questions.", columns, rows))
+        for name in cells[0]:
+            rows.append([name, *[cells[step][name][number] for step in shown]])
+        columns = ["questions: class of the rationale", *[f"step {step}, %" for step in shown]]
+        title = f"Classes of lab/classes.py: {what}. {len(examples)} held-out questions; step 0 is KD."
+        tables.append(table(title, columns, rows))
     return tables
 
 
-def class_cells(examples: list[data.Example], found: Answers) -> dict[str, tuple]:
-    """Class → its share of the greedy rationales of its group of questions, and its share of right answers, in %."""
-    right = found["right"][..., 0]
+def texts_and_right(examples: list[data.Example], seeds: list[list[dict]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rationales and whether M_L's answer is right, each (seeds, questions)."""
+    texts = np.array([[answer["rationale"] for answer in answers] for answers in seeds])
+    right = np.zeros(texts.shape)
+    for seed, question in np.ndindex(right.shape):
+        right[seed, question] = data.exact_match(seeds[seed][question]["prediction"], examples[question].answers)
+    return texts, right
+
+
+def class_cells(examples: list[data.Example], texts: np.ndarray, right: np.ndarray) -> dict[str, tuple]:
+    """Class → its share of the rationales of its group of questions, and its share of right answers, in %; `texts` and
+    `right` are (seeds, questions)."""
     groups = np.array([classes.group_of(example) for example in examples])
     of = np.empty(right.shape, dtype=object)
     for seed, question in np.ndindex(right.shape):
-        rationale = found["rationale"][seed, question, 0]
-        of[seed, question] = classes.classify(examples[question], str(rationale))
+        of[seed, question] = classes.classify(examples[question], str(texts[seed, question]))
     cells = {}
     for group, names in classes.CLASSES.items():
         in_group = np.broadcast_to(groups == group, right.shape)
@@ -693,7 +699,7 @@ def habits(lab: Lab) -> list[dict]:
 EXPERIMENTS = {
     "methods": (methods, 5),
     "reward": (reward, 30),
-    "steps": (steps, 12),
+    "steps": (steps, 1),
     "control": (control, 20),
     "threshold": (threshold, 6),
     "selection": (selection, 1),

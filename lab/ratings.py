@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data  # noqa: E402
 import rewards  # noqa: E402
 from eval import BOOTSTRAPS, interval, read_run, with_interval  # noqa: E402
-from lab.experiments import questions_of  # noqa: E402
+from lab.runs import questions_of  # noqa: E402
 from plumbing.command import align, parse_settings, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
 from plumbing.files import as_json, atomic_write, read_json, read_jsonl  # noqa: E402

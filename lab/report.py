@@ -29,7 +29,7 @@ import rewards  # noqa: E402
 import train_kd  # noqa: E402
 import train_rl  # noqa: E402
 from eval import BASELINES, bootstrap, interval, with_interval  # noqa: E402
-from lab.experiments import questions_of, signatures  # noqa: E402
+from lab.runs import questions_of, signatures  # noqa: E402
 from lab.svg import DARK, DASHES, LIGHT, SERIES, WIDTH, Line, Picture, as_file, curves, dots, stroke  # noqa: E402
 from plumbing.command import field_comments, flag, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import data
 import lmcot
 import rewards
+import train_rl
 from lab import experiments as lab
 from lab import runs
 from model import T5
@@ -183,12 +184,13 @@ def test_curves_are_means_over_seeds_at_each_step_with_all_weights_1(tmp_path):
 
 def test_classes_have_their_share_of_their_own_questions():
     """Three comparisons and one other question: of the comparisons, two are whole (one right), one is made up."""
-    questions = [data.Example(str(i), "?", (data.Paragraph("", ("A is a.", "B is b.")),), "a",
+    questions = [data.Example(str(i), "?", (data.Paragraph("", ("A is a.", "B is b.")),), "x",
                               supporting_facts=((0, 0), (0, 1)), type=kind)
                  for i, kind in enumerate(("comparison", "comparison", "comparison", "three_hops"))]  # fmt: skip
-    questions[3] = data.Example("3", "?", (), "a", type="three_hops")
-    said = [["A is a. B is b."], ["B is b. A is a."], ["A is b."], [""]]
-    cells = lab.class_cells(questions, found([[0]] * 4, [[1], [0], [0], [1]], rationale=[said]))
+    questions[3] = data.Example("3", "?", (), "x", type="three_hops")
+    answers = [{"rationale": text, "prediction": prediction} for text, prediction in
+               [("A is a. B is b.", "x"), ("B is b. A is a.", "y"), ("A is b.", "y"), ("", "x")]]  # fmt: skip
+    cells = lab.class_cells(questions, *lab.texts_and_right(questions, [answers]))
     both, made_up = cells["comparison: both facts"], cells["comparison: unfaithful"]
     assert [both[0]["mean"], both[1]["mean"]] == pytest.approx([200 / 3, 50])
     assert [made_up[0]["mean"], made_up[1]["mean"]] == pytest.approx([100 / 3, 0])
@@ -225,7 +227,8 @@ def test_every_training_has_flags_that_its_script_knows_and_does_what_its_name_s
     def run(self, script, name, *flags):
         key = (self.out / name).relative_to(tmp_path)
         made[str(key).removesuffix("-0")] = lab.settings_of(script, flags)
-        folder = write_run(self.out / name, {})
+        texts = [{"step": 0, "answers": [{"rationale": "It is.", "prediction": "it"}]}]
+        folder = write_run(self.out / name, {}, texts=texts)
         (folder / "filter.json").write_text('[{"kept": 1, "asked": 2}, {}]')
         return folder
 
@@ -249,7 +252,7 @@ def test_every_training_has_flags_that_its_script_knows_and_does_what_its_name_s
                  "rl20-form-only": everything | dict.fromkeys(content, 0)}  # fmt: skip
     assert {name: rewards.parse_weights(made[name].weights) for name in expected} == expected
     assert made["rl-quality"].task_weight == 0 and made["rl"].task_weight == made["rl-answers"].task_weight == 4
-    assert (made["rl"].steps, made["rl45-default"].steps, made["rl20-default"].steps) == (90, 45, 20)
+    assert (made["rl"].steps, made["rl20-default"].steps) == (train_rl.Settings.steps, 20)
     assert made["rl20-lr-0.00021"].lr == pytest.approx(3 * made["rl"].lr)
     longer = made["longer"]
     assert longer.rationales == str(tmp_path / "kd-0") and longer.train_limit == made["rl"].train_limit
