@@ -1,10 +1,15 @@
 """How fast this is beside what people would use instead, and how close to what the machine can do.
 
-    python tests/benchmark.py                                  # all rows and tables, half an hour on two cores
+    python tests/benchmark.py                                  # all rows and tables but those that need TRL
     python tests/benchmark.py greedy train                     # some rows
     python tests/benchmark.py shares                           # where the time of our scripts goes, at their defaults
-    python -m venv V && V/bin/pip install TRL_REQUIREMENTS     # the last TRL whose PPO knows encoder-decoders needs an
-    python tests/benchmark.py method ppo --trl-python V/bin/python     # environment of its own: TRL below
+
+The last TRL whose PPO knows encoder-decoders needs an environment of its own:
+
+    python -m venv V
+    V/bin/pip install torch==2.13.0 trl==0.11.4 transformers==4.46.3 accelerate==1.1.1 datasets==3.1.0 rich
+    python tests/benchmark.py method ppo --trl-python V/bin/python
+    python tests/benchmark.py method ppo --trl-python V/bin/python --smallest      # does it run at all?
 
 "method" is the whole method: asking, distilling, refining and evaluating by the scripts of this repository, and by
 `peer.py` with transformers and TRL. Both run three times, in turns, with the same flags, TENTH in `stages.py`.
@@ -37,7 +42,6 @@ ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tiny" / "small"  # the M_S of the default, which has learned when to end
 # A folder with official records and FLAN-T5's tokenizer, where they are at hand.
 HOTPOTQA = Path(os.environ.get("LMCOT_SAMPLES", "no samples"))
-TRL = "torch==2.13.0 trl==0.11.4 transformers==4.46.3 accelerate==1.1.1 datasets==3.1.0 rich"
 sys.path.insert(0, str(ROOT))  # torch, the project and the peers are imported where they are used: it costs memory
 
 FULL = {
@@ -514,7 +518,7 @@ def main() -> None:
     tables = {"method", "shares", "growth", "profile"}
     rows = f"{', '.join(names)}, method, shares, growth, profile (all of them if none)"
     parser.add_argument("rows", nargs="*", metavar="row", help=rows)
-    parser.add_argument("--trl-python", help=f"a Python that has {TRL}")
+    parser.add_argument("--trl-python", help="a Python that has TRL 0.11, see above")
     parser.add_argument("--smallest", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     a = parser.parse_args()
@@ -539,7 +543,7 @@ def main() -> None:
         found = []
         for name in chosen:
             if name == "ppo" and not a.trl_python:
-                found.append([ROWS[ppo][0], *[""] * 3, f"left out: --trl-python PYTHON, one that has {TRL}"])
+                found.append([ROWS[ppo][0], *[""] * 3, "left out: it needs --trl-python"])
             elif name in names:
                 found.append(compare(names[name], size, folder, a.trl_python, gemm))
                 print(" | ".join(found[-1]), file=sys.stderr)

@@ -177,9 +177,10 @@ def rl() -> None:
                          for _ in range(2))  # fmt: skip
     small = PeerLM(policy.pretrained_model, distilled.tokenizer, models.max_input_tokens, models.decode_batch_size)
     N = s.samples_per_question
-    config = PPOConfig(batch_size=s.questions * N, mini_batch_size=s.minibatch * N, ppo_epochs=s.ppo_epochs,
-                       learning_rate=s.lr, adap_kl_ctrl=False, init_kl_coef=s.beta, gamma=s.gamma, lam=s.lam,
-                       cliprange=s.clip, cliprange_value=s.value_clip, max_grad_norm=1.0, seed=s.seed)  # fmt: skip
+    config = PPOConfig(batch_size=s.questions * N, mini_batch_size=min(s.minibatch, s.questions) * N,
+                       ppo_epochs=s.ppo_epochs, learning_rate=s.lr, adap_kl_ctrl=False, init_kl_coef=s.beta,
+                       gamma=s.gamma, lam=s.lam, cliprange=s.clip, cliprange_value=s.value_clip, max_grad_norm=1.0,
+                       seed=s.seed)  # fmt: skip
     optimizer = torch.optim.Adam([{"params": policy.pretrained_model.parameters(), "lr": s.lr},
                                   {"params": policy.v_head.parameters(), "lr": s.critic_lr}],
                                  eps=1e-5, fused=True)  # fmt: skip
