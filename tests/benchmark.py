@@ -1,9 +1,18 @@
 """How fast this is beside what people would use instead, and how close to what the machine can do.
 
-    python tests/benchmark.py                                  # all rows, a quarter of an hour on two cores
+    python tests/benchmark.py                                  # all rows and tables but those that need TRL
     python tests/benchmark.py greedy train                     # some rows
-    python tests/benchmark.py --trl-python V/bin/python        # with TRL's PPO, whose last version for encoder-decoders
-                                                               # needs an environment V of its own, see TRL below
+    python tests/benchmark.py shares                           # where the time of our scripts goes, at their defaults
+
+The last TRL whose PPO knows encoder-decoders needs an environment of its own:
+
+    python -m venv V
+    V/bin/pip install torch==2.13.0 trl==0.11.4 transformers==4.46.3 accelerate==1.1.1 datasets==3.1.0 rich
+    python tests/benchmark.py method ppo --trl-python V/bin/python
+    python tests/benchmark.py method ppo --trl-python V/bin/python --smallest      # does it run at all?
+
+"method" is the whole method: asking, distilling, refining and evaluating by the scripts of this repository, and by
+`peer.py` with transformers and TRL. Both run three times, in turns, with the same flags, TENTH in `stages.py`.
 
 A row is a function of this file: it prepares our side or the peer's, and returns what is to be timed. Each side is a
 process of its own, so that its peak memory (with the libraries it imports) is its own. After one run to warm up the two
@@ -12,8 +21,7 @@ seconds, which other programs on the machine disturb less. Both sides have the s
 anything is timed, what can be compared is: greedy ids, the loss of one batch.
 
 The limit of a row is the time in which this machine could do its multiplications at the speed of one large matrix
-product, or could move its bytes (for each step of decoding the decoder's weights once, and the keys and values of what
-each sequence attends to) at the speed of a large copy, whichever is longer; its share is that time by ours.
+product (GEMM); its share is that time by ours.
 """
 
 import argparse
@@ -28,11 +36,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import stages
+
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tiny" / "small"  # the M_S of the default, which has learned when to end
 # A folder with official records and FLAN-T5's tokenizer, where they are at hand.
 HOTPOTQA = Path(os.environ.get("LMCOT_SAMPLES", "no samples"))
-TRL = "torch==2.13.0 trl==0.11.4 transformers==4.46.3 accelerate==1.1.1 datasets==3.1.0 rich"
 sys.path.insert(0, str(ROOT))  # torch, the project and the peers are imported where they are used: it costs memory
 
 FULL = {
@@ -83,8 +92,7 @@ def decoding(side: str, folder: Path, ids, mask, target: int, samples: int = 1):
         agreed = model.generate(ids[:2], mask[:2], target).ids[:, 0]
 
         def run():
-            out = model.generate(ids, mask, target, **how)
-            return {"tokens": int(out.mask.sum()), "bytes": bytes_moved(model, mask, out.mask.sum(2))}
+            return {"tokens": int(model.generate(ids, mask, target, **how).mask.sum())}
     else:
         import transformers
 
@@ -181,6 +189,7 @@ def ppo(side: str, size: dict, folder: Path):
     else:
         import transformers
         import trl
+        from peer import sample
 
         def load():
             return trl.AutoModelForSeq2SeqLMWithValueHead.from_pretrained(str(TINY), torch_dtype=torch.float32)
@@ -192,12 +201,10 @@ def ppo(side: str, size: dict, folder: Path):
                                learning_rate=1e-6, adap_kl_ctrl=False, init_kl_coef=0.05,
                                max_grad_norm=1.0)  # fmt: skip
         trainer = trl.PPOTrainer(config, policy, reference, tokenizer)
-        queries = [row[seen == 1] for row, seen in zip(ids, mask, strict=True) for _ in range(N)]
-        policy = policy.pretrained_model
-        agreed = policy.generate(ids[:2], attention_mask=mask[:2], max_new_tokens=limit)[:, 1:]
+        agreed = policy.generate(input_ids=ids[:2], attention_mask=mask[:2], max_new_tokens=limit)[:, 1:]
 
         def run():
-            texts = trainer.generate(queries, batch_size=episodes, do_sample=True, top_k=0, max_new_tokens=limit)
+            queries, texts = sample(policy, ids, mask, N, limit)
             trainer.step(queries, texts, [torch.tensor(float(text[-1] == 1)) for text in texts])
             return {"episodes": len(texts), "tokens": sum(len(text) - 1 for text in texts)}
 
@@ -322,38 +329,17 @@ def make_flan(size: dict, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ limits
 
 
-def measured_limits() -> dict[str, float]:
-    """Multiply-add operations per second (two each) of a large matrix product, and bytes per second of a copy."""
+def gemm_speed() -> float:
+    """Floating-point operations per second of a large matrix product: a multiplication and an addition count two."""
     import torch
 
-    a, big = torch.randn(2048, 2048), torch.ones(2**26)
-    other = torch.empty_like(big)
-
-    def best(f) -> float:
-        seconds = []
-        for _ in range(7):
-            begun = time.perf_counter()
-            f()
-            seconds.append(time.perf_counter() - begun)
-        return min(seconds)
-
-    return {"flop/s": 2 * 2048**3 / best(lambda: a @ a), "bytes/s": 2 * 4 * 2**26 / best(lambda: other.copy_(big))}
-
-
-def bytes_moved(model, mask, lengths) -> float:
-    """What decoding samples of these lengths (B, N) must read: at each step the decoder's weights, of each source with
-    a living sample its keys and values, of each living sample the keys and values of its own past."""
-    c = model.config
-    weights = model.lm_head.weight.numel()
-    weights += sum(p.numel() for name, p in model.decoder.named_parameters() if "EncDecAttention.k" not in name
-                   and "EncDecAttention.v" not in name)  # fmt: skip
-    per_position = 2 * c.num_decoder_layers * c.num_heads * c.d_kv
-    total = 0
-    for t in range(int(lengths.max())):
-        alive = lengths > t
-        positions = (mask.sum(1) * alive.any(1)).sum() + t * alive.sum()
-        total += weights + per_position * int(positions)
-    return total * model.shared.weight.element_size()
+    a = torch.randn(2048, 2048)
+    seconds = []
+    for _ in range(7):
+        begun = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - begun)
+    return 2 * 2048**3 / min(seconds)
 
 
 def multiplications(run) -> float:
@@ -399,11 +385,10 @@ class Side:
     """A worker as its parent sees it."""
 
     def __init__(self, python: str, row, side: str, size: dict, folder: Path):
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
         command = [python, __file__, "--worker", row.__name__, side, json.dumps(size), str(folder)]
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the worker lives)
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
-                                        text=True, env=environment)  # fmt: skip
+                                        text=True, env=stages.environment())  # fmt: skip
         self.agreed = self.answer()
 
     def answer(self):
@@ -431,7 +416,7 @@ def agree(a, b) -> bool:
     return math.isclose(a, b, rel_tol=1e-3) if isinstance(a, float) else a == b
 
 
-def compare(row, size: dict, folder: Path, trl_python: str, limits: dict) -> list[str]:
+def compare(row, size: dict, folder: Path, trl_python: str, gemm: float) -> list[str]:
     """One row of the table: both sides in turns."""
     name, peer, unit = ROWS[row]
     peer_python = trl_python if peer == "trl" else sys.executable
@@ -451,11 +436,9 @@ def compare(row, size: dict, folder: Path, trl_python: str, limits: dict) -> lis
     seconds = middle(0, lambda made: made["seconds"])
     rates = [f"{middle(i, lambda made: made[unit] / made['seconds']):,.3g} {unit}/s" for i in range(len(sides))]
     wall, cpu = ([turn[-1][clock] / turn[0][clock] for turn in turns] for clock in ("seconds", "cpu"))
-    times = {"GEMM": ends[0]["flops"] / limits["flop/s"],
-             "memory": middle(0, lambda made: made.get("bytes", 0)) / limits["bytes/s"]}  # fmt: skip
-    binding = max(times, key=times.get)
     ratio = f"{statistics.median(wall):.2f} × [{min(wall):.2f}, {max(wall):.2f}]"
-    share = f"{100 * times[binding] / seconds:.0f} % of {binding}" if times[binding] > 0.01 * seconds else ""
+    limit = ends[0]["flops"] / gemm
+    share = f"{100 * limit / seconds:.0f} % of GEMM" if limit > 0.01 * seconds else ""
     peers = [rates[1], ends[1]["peer"], ratio, f"{statistics.median(cpu):.2f} ×"] if peer else [""] * 4
     return [name, f"{seconds:.3g}", rates[0], *peers, " / ".join(f"{end['peak MB']:,.0f}" for end in ends), share]
 
@@ -532,9 +515,10 @@ def profile(size: dict, folder: Path) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = {row.__name__: row for row in ROWS}
-    rows = f"{', '.join(names)}, growth, profile (all of them if none)"
+    tables = {"method", "shares", "growth", "profile"}
+    rows = f"{', '.join(names)}, method, shares, growth, profile (all of them if none)"
     parser.add_argument("rows", nargs="*", metavar="row", help=rows)
-    parser.add_argument("--trl-python", help=f"a Python that has {TRL}")
+    parser.add_argument("--trl-python", help="a Python that has TRL 0.11, see above")
     parser.add_argument("--smallest", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     a = parser.parse_args()
@@ -546,13 +530,12 @@ def main() -> None:
     from eval import align
 
     size = SMALLEST if a.smallest else FULL
-    chosen = a.rows or [*names, "growth", "profile"]
-    if unknown := set(chosen) - {*names, "growth", "profile"}:
+    chosen = a.rows or [*names, *tables]
+    if unknown := set(chosen) - {*names, *tables}:
         parser.error(f"no row {', '.join(unknown)}")
-    limits = measured_limits()
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; large matrix product "
-          f"{limits['flop/s'] / 1e9:.0f} GFLOP/s, copy {limits['bytes/s'] / 1e9:.1f} GB/s; training on"
-          f" {'HotpotQA' if HOTPOTQA.is_dir() else 'made-up lengths'}\n")  # fmt: skip
+    gemm = gemm_speed()
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; large matrix product {gemm / 1e9:.0f} "
+          f"GFLOP/s; training on {'HotpotQA' if HOTPOTQA.is_dir() else 'made-up lengths'}\n")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         make_flan(size, folder := Path(folder))
         head = ["", "s", "ours", "peer's", "peer", "times faster [range]", "in CPU s", "peak MB, ours / peer's",
@@ -560,12 +543,18 @@ def main() -> None:
         found = []
         for name in chosen:
             if name == "ppo" and not a.trl_python:
-                found.append([ROWS[ppo][0], *[""] * 3, f"left out: --trl-python PYTHON, one that has {TRL}"])
+                found.append([ROWS[ppo][0], *[""] * 3, "left out: it needs --trl-python"])
             elif name in names:
-                found.append(compare(names[name], size, folder, a.trl_python, limits))
+                found.append(compare(names[name], size, folder, a.trl_python, gemm))
                 print(" | ".join(found[-1]), file=sys.stderr)
         if found:
             print(align([head, *found]) + "\n")
+        if "method" in chosen:
+            pythons = {"ours": sys.executable, "peer": a.trl_python}
+            flags, turns = (stages.FEW, 1) if a.smallest else (stages.TENTH, 3)
+            print(align(stages.compare(pythons, flags, turns, folder)) + "\n")
+        if "shares" in chosen:
+            print(align(stages.shares(stages.FEW if a.smallest else stages.DEFAULTS, folder)) + "\n")
         if "growth" in chosen:
             print(align([["", "values", "CPU s", "exponent"], *growth(size, folder)]) + "\n")
         if "profile" in chosen:
