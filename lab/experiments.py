@@ -500,11 +500,11 @@ def steps(lab: Lab) -> list[dict]:
 
 
 def texts_and_right(examples: list[data.Example], seeds: list[list[dict]]) -> tuple[np.ndarray, np.ndarray]:
-    """Rationales and whether M_L's answer is right, each (seeds, questions)."""
+    """Rationales, and 100 where M_L's answer is right, else 0: (seeds, questions) each."""
     texts = np.array([[answer["rationale"] for answer in answers] for answers in seeds])
     right = np.zeros(texts.shape)
     for seed, question in np.ndindex(right.shape):
-        right[seed, question] = data.exact_match(seeds[seed][question]["prediction"], examples[question].answers)
+        right[seed, question] = 100 * data.exact_match(seeds[seed][question]["prediction"], examples[question].answers)
     return texts, right
 
 
