@@ -209,7 +209,8 @@ def main() -> None:
                 look = means(judge(dev, answers, s))
                 reward = look["R_aspect"] + s.task_weight * look["R_task"]
                 run.append("dev.jsonl", {"step": step, "reward": reward, **look})
-                run.append("texts.jsonl", {"step": step, "answers": list(map(vars, answers))})
+                texts = list(map(vars, answers))
+                run.append("texts.jsonl", {"step": step, "answers": texts})
                 if reward > state["best"]:
                     state |= {"best": reward, "best_step": step}
                     if run.writes:
