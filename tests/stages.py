@@ -33,7 +33,7 @@ TENTH = {
 }
 FEW = {  # does it run at all?
     "kd": ["--train-limit", 16, "--dev-limit", 4, "--test-limit", 2, "--epochs", 1, "--samples", 2],
-    "rl": ["--steps", 1, "--questions", 2, "--samples-per-question", 2, "--train-limit", 16, "--dev-limit", 2,
+    "rl": ["--steps", 1, "--questions", 8, "--samples-per-question", 8, "--train-limit", 16, "--dev-limit", 2,
            "--test-limit", 2, "--samples", 2],
     "eval": ["--limit", 2, "--samples", 2],
 }  # fmt: skip
