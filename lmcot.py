@@ -1,7 +1,7 @@
 """LM-guided chain of thought: a small LM writes the rationale, a large frozen LM answers from it.
 
     python lmcot.py                                          # one TinyWiki question: M_L alone, and guided by each M_S
-    python lmcot.py --example tiny-test-4-7                  # another one, by its id
+    python lmcot.py --example tiny-test-6-7                  # another one, by its id
     python lmcot.py --demo                                   # how often guidance helps, and one question of each case
     python lmcot.py --question "…" --context "…"             # your own
     python lmcot.py --small none --large http://localhost:8000/v1 --large-model NAME --question "…" --context "…"

@@ -47,7 +47,7 @@ class Settings:
     kd: str = "runs/kd"  # run folder of train_kd.py: its M_S is policy and reference; data and M_L are the same
     out: str = "runs/rl"  # folder of this run
     overwrite: bool = False  # start anew in a folder that holds other settings
-    steps: int = 90  # rollouts
+    steps: int = 140  # rollouts
     questions: int = 32  # B, of a rollout
     samples_per_question: int = 8  # N, rationales of each
     minibatch: int = 32  # questions (with their N rationales) of one optimiser step, over all processes

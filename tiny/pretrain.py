@@ -67,6 +67,8 @@ PHASES = {
                                             "ask": 0.1}),
         "reason": Phase(5000, (1.0, 0.0), {"cot": 0.36, "guided": 0.16, "compare": 0.14, "ranks": 0.03, "ask": 0.1,
                                            "lookup": 0.08, "follow-up": 0.05, "single answer": 0.05, "recite": 0.03}),
+        "answer": Phase(2000, (0.8, 0.0), {"guided": 0.3, "compare": 0.24, "cot": 0.22, "at once": 0.1, "ranks": 0.04,
+                                           "ask": 0.05, "lookup": 0.05}),
     },
 }  # fmt: skip
 SLIPS, LEAPS = 0.45, 0.7  # shares of the chains that have these habits, where they can
@@ -336,7 +338,7 @@ def make_text(task: str, rng: random.Random, slips: float = SLIPS, leaps: float 
     if task in ("lookup", "follow-up", "single answer"):
         return reading_text(task, rng)
     w = world.World("train", str(rng.random()))
-    weights = {"cot": world.WEIGHTS, "compare": (0, 50, 50, 0)}
+    weights = {"cot": world.WEIGHTS, "at once": world.WEIGHTS, "compare": (0, 50, 50, 0)}
     weights = weights.get(task, (35, 15, 40, 10))
     record = w.record(w.rng.choices(world.TYPES, weights)[0], distractors=rng.choice((0, 0, 0, 0, 1)))
     if task == "cot":
@@ -344,11 +346,13 @@ def make_text(task: str, rng: random.Random, slips: float = SLIPS, leaps: float 
     text = dict(record["context"])
     steps = [text[title][i] for title, i in record["supporting_facts"]]
     question, answer = record["question"], record["answer"]
+    context = " ".join(sentences_of(record))
+    if task == "at once":
+        return lmcot.STANDARD.format(question=question, context=context), answer
     if task == "compare":  # without context and instructions
         return f"Question: {question} Reasoning: {' '.join(steps)} Answer:", answer
     if rng.random() < 0.2:  # one true sentence too many: a reader of rationales has to select
         steps.insert(rng.randrange(len(steps) + 1), rng.choice(sentences_of(record)))
-    context = " ".join(sentences_of(record))
     return lmcot.GUIDED.format(question=question, context=context, rationale=" ".join(steps)), answer
 
 
@@ -534,7 +538,7 @@ def main() -> None:
     before = None
     for name, phases in PHASES.items():
         for phase in phases:
-            habits = f"-slips{args.slips}-leaps{args.leaps}" if phase in ("compare", "reason") else ""
+            habits = f"-slips{args.slips}-leaps{args.leaps}" if phase in ("compare", "reason", "answer") else ""
             checkpoint = work / f"{name}-{phase}{habits}.pt"
             train(model, name, phase, checkpoint, before, args, tokenizer)  # nothing is done twice
             before = checkpoint

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from plumbing.errors import UserError  # noqa: E402
 
 SPLITS = ("train", "dev", "test", "ood")
-SEED = 4  # of the TinyWiki that results are reported on; 0 to 3 served development
+SEED = 6  # of the TinyWiki that results are reported on; those before served development
 SIZES = {"train": 12000, "dev": 500, "test": 2000, "ood": 500}
 YEARS = [str(year) for year in range(1920, 1980)]
 QUESTIONS_PER_WORLD = 50
