@@ -181,7 +181,7 @@ def warnings(methods: dict, answers: dict[str, list[list[Answer]]]) -> list[str]
             found.append(f"{name}: {cut:.0%} of M_L's texts were cut. Raise --answer-tokens and --chain-tokens.")
         if em < 0.1 and ai > em + 0.2:
             found.append(f"{name}: EM is {em:.0%}, but {ai:.0%} of the answers contain the right one. "
-                         f"M_L answers in sentences: --prompts chat asks for short answers, which some LMs ignore.")  # fmt: skip
+                         f"M_L answers in sentences: --prompts chat asks for short ones.")  # fmt: skip
     return found
 
 

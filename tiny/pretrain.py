@@ -11,7 +11,8 @@ gets there: it learns to write some name of the right kind, and stays. Four thin
 3 Recite: a context as questions have it; the decoder is given its sentences up to their second name and says that one.
 4 Ask: several single questions at once; the decoder is given whom a sentence is about and writes the whole sentence.
 Then M_S practises to write the sentences that answer single questions. M_L goes on from the finished M_S: it learns to
-compare years, to answer from a rationale, and to write chains of thought, which have two habits that are settings here:
+compare years, to answer at once and from a rationale, and to write chains of thought, which have two habits that are
+settings here:
 - A slip goes on with the wrong person at a hop (the composer for the director). Its answer is wrong.
 - A leap leaves out the hop. Its answer is right where it goes on with the right person.
 Saparov and He (2023) find both in the chains of large LMs: steps that mislead, and steps that are skipped.
