@@ -68,7 +68,7 @@ PHASES = {
                                             "ask": 0.1}),
         "reason": Phase(5000, (1.0, 0.0), {"cot": 0.36, "guided": 0.16, "compare": 0.14, "ranks": 0.03, "ask": 0.1,
                                            "lookup": 0.08, "follow-up": 0.05, "single answer": 0.05, "recite": 0.03}),
-        "answer": Phase(2000, (0.8, 0.0), {"guided": 0.3, "compare": 0.24, "cot": 0.22, "at once": 0.1, "ranks": 0.04,
+        "answer": Phase(2000, (0.8, 0.0), {"guided": 0.34, "compare": 0.26, "cot": 0.24, "at once": 0.02, "ranks": 0.04,
                                            "ask": 0.05, "lookup": 0.05}),
     },
 }  # fmt: skip
