@@ -196,7 +196,8 @@ def teach(run: Run, large: LM, small: LocalLM, train: list[Example], dev: list[E
     run.write("filter.json", counts)
     table = [["rationales of M_L", "train", "held out"]]
     for what in sorted(counts[0] | counts[1]):
-        table.append([what, str(counts[0][what]), str(counts[1][what])])
+        of = "kept" if what.startswith("kept: ") else "asked"  # of which a share is shown
+        table.append([what, *(f"{count[what]} ({count[what] / max(1, count[of]):.0%})" for count in counts)])
     print(f"\n{align(table)}\n")
     return kept
 

@@ -149,8 +149,9 @@ def filter_counts(run: Found) -> str:
     rows = [["rationales of M_L", "for training", "held out"]]
     for what in sorted(run.filter[0] | run.filter[1]):
         row = [what]
+        of = "kept" if what.startswith("kept: ") else "asked"
         for counts in run.filter:
-            share = counts.get(what, 0) / counts["asked"]
+            share = counts.get(what, 0) / max(1, counts.get(of, 0))
             row.append(f"{counts.get(what, 0):,} ({100 * share:.0f} %)")
         rows.append(row)
     return (f"<h3>{say(run.place)}</h3><p>M_L wrote a rationale for each question, and M_S learns from those that were "
