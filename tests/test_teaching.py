@@ -29,9 +29,6 @@ ROOT = Path(__file__).parents[1]
 NUMBER = re.compile(r"-?\d+\.\d*")
 
 
-FORMER_PAIR = pytest.mark.xfail(reason="the exercises show the former pair, and are made anew with the next one")
-
-
 def exercises() -> list[str]:
     """The text of each exercise."""
     return re.split(r"^## (?=\d+\. )", (ROOT / "lab/EXERCISES.md").read_text(), flags=re.M)[1:]
@@ -159,7 +156,7 @@ def test_every_change_of_the_exercises_applies_to_the_code_as_it_is():
 SLOW_EXERCISES = [pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3, 7)]
 
 
-@pytest.mark.parametrize("number", [8, pytest.param(10, marks=FORMER_PAIR), *SLOW_EXERCISES])
+@pytest.mark.parametrize("number", [8, 10, *SLOW_EXERCISES])
 def test_an_exercise_prints_what_it_shows_and_with_another_runs_kd_the_same_words(number, monkeypatch):
     monkeypatch.chdir(ROOT)
     part = exercises()[number - 1]
