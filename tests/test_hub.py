@@ -220,7 +220,8 @@ PATHS = ["./a/b", "../b", "/a/b", "~/b", "runs/kd/model", r"C:\a", "a b", Path("
 
 
 @pytest.mark.parametrize("place", PATHS, ids=repr)
-def test_what_is_meant_as_a_path_never_goes_to_the_hub(place, hub):
+def test_what_is_meant_as_a_path_never_goes_to_the_hub(place, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where nobody has trained
     for load in (T5.from_pretrained, M.load_tokenizer):
         with pytest.raises(UserError, match="no such folder|no config.json there|no tokenizer.json there"):
             load(place)

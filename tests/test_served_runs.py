@@ -116,6 +116,7 @@ def test_one_question_is_answered_by_a_model_behind_a_server(serve, tmp_path, mo
     save_random_small(tmp_path / "small", pretrain.make_tokenizer())
     flags = ["--small", tmp_path / "small", "--large", server.url, "--large-model", "a-model", "--server-timeout", 9,
              "--large-extra", '{"chat_template_kwargs": {"enable_thinking": false}}']  # fmt: skip
+    monkeypatch.chdir(tmp_path)  # where nobody has trained
     code, said = run(monkeypatch, capfd, lmcot, *flags)
     record = next(r for r in RECORDS.values() if r["_id"].startswith("tiny-test"))
     assert code == 0 and re.search(rf"^Gold answer +{record['answer']}\n\nStandard prompting +.*\(right\)$", said, re.M)
