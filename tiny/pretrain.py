@@ -2,7 +2,7 @@
 
     python tiny/pretrain.py --out runs/pair                    # both; run again to continue
     python tiny/pretrain.py --control --out runs/control       # without the initialisation: it never learns to read
-    python tiny/pretrain.py --slips 0 --leaps 0 --out runs/faithful      # an M_L without its two habits
+    python tiny/pretrain.py --small tiny/small --slips 0 --leaps 0 --out runs/faithful     # M_L alone, without habits
 
 To read is to bind: to know which name belongs to which other name. A tiny T5 that is trained on questions alone never
 gets there: it learns to write some name of the right kind, and stays. Four things together teach it:
@@ -520,9 +520,17 @@ def export(checkpoint: Path, folder: Path, tokenizer: Tokenizer) -> None:
     model.bfloat16().save_pretrained(folder, tokenizer)
 
 
+def load_exported(model: T5, folder: Path) -> None:
+    """The way back: the weights of `folder` → the tied model. Its optimizers begin anew."""
+    weights = T5.from_pretrained(folder).state_dict()
+    weights["lm_head.weight"] = weights["shared.weight"]
+    model.load_state_dict(weights)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--small", type=Path, help="folder of a finished M_S: M_L alone is made, and goes on from it")
     parser.add_argument("--slips", type=float, default=SLIPS, help=f"share of M_L's hops that slip (default {SLIPS})")
     parser.add_argument("--leaps", type=float, default=LEAPS, help=f"share that are not said (default {LEAPS})")
     parser.add_argument("--control", action="store_true", help="random weights as T5's: shows that nothing binds")
@@ -532,12 +540,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = make_tokenizer()
-    work = args.work / f"seed{args.seed}{'-control' * args.control}"
+    work = args.work / f"seed{args.seed}{'-control' * args.control}{'-large-alone' * bool(args.small)}"
     model = new_model(tokenizer).init_weights(args.seed).train()
-    if not args.control:
+    if args.small:
+        load_exported(model, args.small)
+    elif not args.control:
         attend_to_equals(model)
     before = None
     for name, phases in PHASES.items():
+        if args.small and name == "small":
+            continue
         for phase in phases:
             habits = f"-slips{args.slips}-leaps{args.leaps}" if phase in ("compare", "reason", "answer") else ""
             checkpoint = work / f"{name}-{phase}{habits}.pt"
