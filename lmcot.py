@@ -220,7 +220,7 @@ class LocalLM:
         return len(self.tokenizer.encode(text).ids)
 
     def decode(self, ids: torch.Tensor, mask: torch.Tensor) -> list[str]:
-        """Generated ids and their mask, (R, T) each → R texts."""
+        """Generated ids and their mask, (BN, T) each → BN texts."""
         lengths = mask.sum(1).tolist()
         rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
         return list(map(str.strip, self.tokenizer.decode_batch(rows)))

@@ -3,7 +3,7 @@
 It covers T5 v1.0 (Raffel et al. 2020, arXiv 1910.10683) and T5 v1.1 with FLAN-T5. The modules have the names of the
 public checkpoints' keys, so no table of names is needed to load one.
 
-Letters for shapes: B sources, N samples of each, R = B·N rows (row b·N + n), S source length, T target length,
+Letters for shapes: B sources, N samples of each, BN rows (row b·N + n), S source length, T target length,
 D d_model, H heads, K d_kv (width of one head), V vocabulary; in attention, L queries and M keys.
 """
 

@@ -1,7 +1,7 @@
 """
 The reward of a rationale: what its text is like, and whether M_L answers right from it.
 
-    R = R_aspect + λ R_taskAcc,   R_aspect = Σ w_i s_i
+    R = R_aspect + w_task R_taskAcc,   R_aspect = Σ w_i s_i
 
 First R and its two parts, then the aspects (eight functions from a Reading to a score s_i in [0, 1]), then how a text
 is read. The aspects have the names of Lee et al. 2024 (arXiv 2404.03414). How the paper measures them is not public, so
@@ -54,13 +54,13 @@ def r_task(prediction: str, answers: str | Sequence[str], metric: str = "em") ->
 class Combination:
     """R of each rationale in a batch, from its R_aspect and its R_taskAcc.
 
-    "sum" is R_aspect + λ R_taskAcc. "standardized" first turns both into (x − mean) / max(standard deviation, .05) over
-    all values seen so far, with this batch (the parallel form of Welford's update, Chan et al. 1983).
+    "sum" is R_aspect + w_task R_taskAcc. "standardized" first turns both into (x − mean) / max(standard deviation, .05)
+    over all values seen so far, with this batch (the parallel form of Welford's update, Chan et al. 1983).
     `vars(combination)` is its whole state, in plain numbers and lists; train_rl.py saves it.
     """
 
     how: str = "sum"
-    task_weight: float = 1.0  # λ
+    task_weight: float = 1.0  # w_task
     count: int = 0
     means: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of R_aspect and of R_taskAcc
     squares: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sums of squared distances from the mean

@@ -3,8 +3,8 @@
 An episode is one rationale: each token is an action, EOS included. The policy is M_S; the reference, which a KL penalty
 keeps it close to, is M_S as distillation left it. Nearly everything here is a pure function of tensors.
 
-Shapes: B prompts, N samples of each, R = B·N rationales (row b·N + n), S source tokens, T target tokens, V vocabulary.
-All per-token tensors are (R, T), and mask is True up to and including EOS, or up to the length limit.
+Shapes: B prompts, N samples of each, BN rationales (row b·N + n), S source tokens, T target tokens, V vocabulary.
+All per-token tensors are (BN, T), and mask is True up to and including EOS, or up to the length limit.
 """
 
 from collections.abc import Sequence
@@ -46,12 +46,12 @@ class Rollout:
 
     source: Tensor  # (B, S) ids
     source_mask: Tensor  # (B, S)
-    ids: Tensor  # (R, T)
-    mask: Tensor  # (R, T)
-    logp_old: Tensor  # (R, T) of the policy that sampled, at temperature 1
-    logp_ref: Tensor  # (R, T) of the reference
-    values: Tensor  # (R, T) of the critic; value t is that of the state before token t
-    ended: Tensor  # (R,) whether the rationale ends in EOS; the others were cut
+    ids: Tensor  # (BN, T)
+    mask: Tensor  # (BN, T)
+    logp_old: Tensor  # (BN, T) of the policy that sampled, at temperature 1
+    logp_ref: Tensor  # (BN, T) of the reference
+    values: Tensor  # (BN, T) of the critic; value t is that of the state before token t
+    ended: Tensor  # (BN,) whether the rationale ends in EOS; the others were cut
 
     def to(self, device) -> "Rollout":
         return Rollout(*[x.to(device) for x in vars(self).values()])
@@ -59,7 +59,7 @@ class Rollout:
 
 def teacher_forced(model, head, encoded, source_mask, ids, mask, forbid):
     """Log-probability of each given token, entropy of the softmax it was drawn from, and value (0 without a head), each
-    (R, T), in nats; 0 beyond the mask.
+    (BN, T), in nats; 0 beyond the mask.
 
     encoded is (B, S, D): N rows of ids share one source, and its keys and values. The old and new log-probabilities of
     a ratio must both come from here: the cached decoder that samples rounds differently.
@@ -75,7 +75,7 @@ def teacher_forced(model, head, encoded, source_mask, ids, mask, forbid):
 
 
 def in_rows(x, mask):
-    """Values of the real tokens (tokens,) → (R, T), 0 beyond the mask."""
+    """Values of the real tokens (tokens,) → (BN, T), 0 beyond the mask."""
     return x.new_zeros(mask.shape).masked_scatter(mask, x)
 
 
@@ -87,7 +87,7 @@ def rollout(
     them by policy, reference and critic. Each model's encoder runs once per prompt."""
     encoded = policy.encode(source, source_mask)
     out = policy.generate(source, source_mask, max_new_tokens, samples, 1.0, forbid, generator, encoded)
-    ids = out.ids.flatten(0, 1)  # (R, T)
+    ids = out.ids.flatten(0, 1)  # (BN, T)
     mask = out.mask.flatten(0, 1)
     logp_old, _, values = teacher_forced(policy, head, encoded, source_mask, ids, mask, forbid)
     encoded = reference.encode(source, source_mask)
@@ -122,12 +122,12 @@ def masked_mean(x, mask):
 
 
 def last_token(mask):
-    """(R, T) → (R, T), True at each row's last real token: EOS, or where the length limit cut."""
+    """(BN, T) → (BN, T), True at each row's last real token: EOS, or where the length limit cut."""
     return mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
 
 
 def leave_one_out_baseline(scores, samples):
-    """Scores (R,) → (R,): the mean score of the same prompt's other N − 1 rationales (N = 1: of the batch's others).
+    """Scores (BN,) → (BN,): the mean score of the same prompt's other N − 1 rationales (N = 1: of the batch's others).
 
     As a baseline it says how hard the question is, and no token of the rationale can change it: subtracting it leaves
     the policy gradient's expectation as it is and lowers its variance (Kool et al. 2019; Ahmadian et al. 2024).
@@ -139,13 +139,13 @@ def leave_one_out_baseline(scores, samples):
 
 
 def token_rewards(logp, logp_ref, scores, mask, beta):
-    """r_t = −β (log π(a_t) − log π_ref(a_t)), and the rationale's score (R,) on top at its last token → (R, T)."""
+    """r_t = −β (log π(a_t) − log π_ref(a_t)), and the rationale's score (BN,) on top at its last token → (BN, T)."""
     penalty = beta * (logp - logp_ref) * mask
     return scores[:, None] * last_token(mask) - penalty
 
 
 def gae(token_rewards, values, mask, gamma, lam):
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) → advantages, returns, each (R, T).
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) → advantages, returns, each (BN, T).
 
     δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}; beyond the last token value and advantage are 0, whether the
     rationale ended there or was cut. Returns are A + V, the critic's targets.
@@ -215,7 +215,7 @@ def adapt_beta(beta, kl, target, episodes, horizon=10_000) -> float:
 @torch.no_grad()
 def rollout_metrics(r: Rollout) -> dict[str, float]:
     """KL to the reference in nats per rationale (k1, and Schulman's always positive k3), length, how many ended."""
-    log_ratio = (r.logp_old - r.logp_ref) * r.mask  # (R, T)
+    log_ratio = (r.logp_old - r.logp_ref) * r.mask  # (BN, T)
     k3 = ((-log_ratio).exp() - 1 + log_ratio) * r.mask
     length = r.mask.sum(1).float()
     return {

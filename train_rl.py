@@ -7,7 +7,7 @@
 
 Each step, of which a run has `--steps`:
 1 Rollout: M_S samples N rationales for each of B training questions.
-2 M_L answers from each; every rationale gets R = Σ w_i s_i (eight aspects) + λ · [M_L's answer is right].
+2 M_L answers from each; every rationale gets R = Σ w_i s_i (eight aspects) + w_task · [M_L's answer is right].
 3 Reward per token: −β (log π − log π_ref), and on the last token R, less the mean R of the question's other rationales.
   GAE gives advantages, which are whitened.
 4 The clipped policy and value losses, some epochs over minibatches.
@@ -64,7 +64,7 @@ class Settings:
     critic_lr: float = 1e-2  # of the critic, a linear layer on the decoder's hidden states that does not change them
     reward: str = "sum"  # how aspects and task are combined: sum, or standardized
     weights: str = "1"  # w of the aspects: one number for all, or a list such as factuality=2,fluency=0 (the rest is 1)
-    task_weight: float = 4.0  # λ; at 1 a right answer drowns among eight aspects
+    task_weight: float = 4.0  # w_task; at 1 a right answer drowns among eight aspects
     task_metric: str = "em"  # em, or f1 for a denser reward
     missing_eos_penalty: float = 0.0  # taken from R where a rationale was cut at the length limit
     max_new_tokens: int = 128  # of a rationale
@@ -133,7 +133,7 @@ def learn(
 ) -> list[dict[str, float]]:  # fmt: skip
     """The gradients of a minibatch, added up from micro-batches and over all processes → metrics of each part.
 
-    minibatch holds numbers of questions; advantages and returns are (R, T). Both losses are means over all tokens of
+    minibatch holds numbers of questions; advantages and returns are (BN, T). Both losses are means over all tokens of
     the minibatch. They are of separate parameters, so that no coefficient has to weigh them.
     """
     policy = small.model
@@ -220,7 +220,7 @@ def main() -> None:
                 break
             rng = random.Random(f"{s.seed} {step}")  # every step has its own: a run that goes on repeats nothing
 
-            # ---- 1 rollout: R = questions × samples_per_question rationales
+            # ---- 1 rollout: BN = questions × samples_per_question rationales
             seed = rng.getrandbits(62)
             asked = rng.sample(train, min(s.questions, len(train)))
             with torch.autocast(small.device.type, torch.bfloat16, enabled=s.bf16):
@@ -231,7 +231,7 @@ def main() -> None:
             scored = judge(asked, answers, s)
             aspect = [each["R_aspect"] for each in scored]
             task = [each["R_task"] for each in scored]
-            scores = torch.tensor(combination(aspect, task), device=small.device)  # (R,)
+            scores = torch.tensor(combination(aspect, task), device=small.device)  # (BN,)
             scores = scores - s.missing_eos_penalty * ~r.ended
             batch = vars(r) | {"scores": scores, "questions": [example.id for example in asked]}
             if not rl.all_finite(scores, r.logp_old, r.logp_ref, r.values):

@@ -559,7 +559,7 @@ def aspects(lab: Lab) -> list[dict]:
 
 
 def sweep(lab: Lab) -> list[dict]:
-    """How much do β, λ, the learning rate and the way of adding rewards matter?"""
+    """How much do β, the weight of right answers, the learning rate and the way of adding rewards matter?"""
     lr = settings_of("train_rl.py", lab.rl_flags).lr
     sweeps = {
         "beta": (0, 0.2),

@@ -30,7 +30,7 @@ def sources(count, vocab=12, seed=0):
 
 @st.composite
 def ragged(draw):
-    """Four tensors (R, T) in float64 and a mask of rows of 1 to T tokens; what is beyond the mask is rubbish."""
+    """Four tensors (BN, T) in float64 and a mask of rows of 1 to T tokens; what is beyond the mask is rubbish."""
     rows, length = draw(st.integers(1, 5)), draw(st.integers(1, 7))
     lengths = torch.tensor([draw(st.integers(1, length)) for _ in range(rows)])
     mask = torch.arange(length)[None, :] < lengths[:, None]
