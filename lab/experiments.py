@@ -425,17 +425,16 @@ def method_tables(title: str, folders: dict[str, Path], by_type: bool = False) -
     for label, methods in results.items():
         em = {name: row["EM"] for name, row in methods.items()}
         seconds = [methods[name]["seconds per question"] for name in ("CoT", KD)]
-        gain_of_kd = percent(em[UNTRAINED][f"minus {KD}"], -1)
-        gains.append([label, gain_of_kd, percent(em[KD]["minus CoT"]), percent(em[RL][f"minus {KD}"]), *seconds])
+        differences = em[KD][f"minus {UNTRAINED}"], em[KD]["minus CoT"], em[RL][f"minus {KD}"]
+        gains.append([label, *map(percent, differences), *seconds])
     heads = ["comparison", "EM, KD minus untrained, %", "EM, KD minus CoT, %", "EM, RL minus KD, %", "CoT, seconds",
              "KD, seconds"]  # fmt: skip
     return [table(f"{title} N = {COMPARED}.", columns, rows), table("Differences.", heads, gains)]
 
 
-def percent(cell: dict, sign: int = 1) -> dict:
-    """A cell of eval.py's results.json in per cent; sign -1 turns a difference around."""
-    mean, low, high = [100 * sign * value + 0.0 for value in (cell["mean"], *cell["interval"])]  # + 0.0: no "-0.0"
-    return {"mean": mean, "interval": sorted([low, high])}
+def percent(cell: dict) -> dict:
+    """A cell of eval.py's results.json in per cent."""
+    return {"mean": 100 * cell["mean"], "interval": [100 * value for value in cell["interval"]]}
 
 
 # ------------------------------------------------------------------------------------------------ the experiments
