@@ -124,25 +124,32 @@ def interval(values: np.ndarray) -> list[float]:
     return [float(low), float(high)]
 
 
-def summarise(examples: Sequence[Example], answers: dict[str, list[list[Answer]]], costs: dict[str, dict]) -> dict:
-    """Answers (method → seeds → questions) → everything the tables show, as plain JSON values.
+def summarise(examples: Sequence[Example], rows: dict[str, list[dict]]) -> dict:
+    """Rows of answers.jsonl (method → one for each seed) → everything the tables show, as plain JSON values.
 
-    A method with one run (it is deterministic, or was trained once) stands for all seeds.
+    A method with one row (it is deterministic, or was trained once) stands for all seeds.
     """
-    seeds = max(map(len, answers.values()))
+    seeds = max(map(len, rows.values()))
     types = np.array([example.type for example in examples])
     scores: dict[str, dict[str, np.ndarray]] = {}  # method → measure → (runs, questions)
     methods: dict[str, dict] = {}
-    for name, runs in answers.items():
+    for name, runs in rows.items():
         scores[name] = scores_of(examples, runs, name not in WITHOUT_RATIONALE)
         em = scores[name]["EM"]
-        parsed = [answer.parsed for answer in itertools.chain(*runs)]
+        asked = len(runs) * len(examples)
         by_type = {}
         for kind in sorted(set(types)):
             by_type[kind] = float(em[:, types == kind].mean())
         by_type.pop("", None)
-        methods[name] = {"two-stage": parsed.count(False) / len(parsed), **costs[name]}
-        methods[name] |= {"EM of each seed": em.mean(1).tolist(), "EM by type": by_type}
+        methods[name] = {
+            "two-stage": float(scores[name]["two-stage"].mean()),
+            "empty": float(scores[name]["empty"].mean()),
+            "unfinished": float(scores[name]["unfinished"].mean()),
+            "seconds per question": sum(row["seconds"] for row in runs) / asked,
+            "tokens per question": sum(row["tokens"] for row in runs) / asked,
+            "EM of each seed": em.mean(1).tolist(),
+            "EM by type": by_type,
+        }
 
     for measure in (*METRICS, *QUALITY):
         names = [name for name in scores if measure in scores[name]]
@@ -159,22 +166,17 @@ def summarise(examples: Sequence[Example], answers: dict[str, list[list[Answer]]
                 if base in names and base != name:
                     gain = interval(draws[name] - draws[base])
                     cell[f"minus {base}"] = {"mean": means[name] - means[base], "interval": gain}
-    return {"questions": len(examples), "seeds": seeds, "methods": methods, "warnings": warnings(methods, answers)}
+    return {"questions": len(examples), "seeds": seeds, "methods": methods, "warnings": warnings(methods),
+            "notes": notes(rows)}  # fmt: skip
 
 
-def warnings(methods: dict, answers: dict[str, list[list[Answer]]]) -> list[str]:
+def warnings(methods: dict[str, dict]) -> list[str]:
     """Where the table measures the form of M_L's answers rather than what they say: each with what to do about it."""
     found = []
-    for name, runs in answers.items():
+    for name, row in methods.items():
         if name == "M_S alone":  # what it answers is no fault of M_L's prompts
             continue
-        every = list(itertools.chain(*runs))
-        empty = cut = 0
-        for answer in every:
-            empty += not answer.prediction
-            cut += answer.finish == "length"
-        em, ai = methods[name]["EM"]["mean"], methods[name]["AI"]["mean"]
-        empty, cut = empty / len(every), cut / len(every)
+        em, ai, empty, cut = row["EM"]["mean"], row["AI"]["mean"], row["empty"], row["unfinished"]
         if empty > 0.5:
             found.append(f"{name}: {empty:.0%} of the answers are empty. Read answers.jsonl; try other --prompts.")
         if cut > 0.5:
@@ -185,16 +187,33 @@ def warnings(methods: dict, answers: dict[str, list[list[Answer]]]) -> list[str]
     return found
 
 
-def scores_of(examples: Sequence[Example], runs: list[list[Answer]], has_rationale: bool) -> dict[str, np.ndarray]:
-    """The runs of one method → each measure as an array (runs, questions)."""
+def notes(rows: dict[str, list[dict]]) -> list[str]:
+    """What went wrong with some texts, over all methods and seeds."""
+    total: Counter[str] = Counter()
+    for row in itertools.chain(*rows.values()):
+        for what in COSTS:
+            total[what] += row[what]
+    return [
+        f"{total['cut']} prompts were too long: their context was cut to the whole sentences that fit, if any.",
+        f"{total['unfinished']} texts reached the length limit.",
+        f"{total['unanswered']} texts could not be had from M_L's server: they count as wrong.",
+    ]
+
+
+def scores_of(examples: Sequence[Example], runs: list[dict], has_rationale: bool) -> dict[str, np.ndarray]:
+    """The rows of one method → each measure as an array (runs, questions)."""
     scores: dict[str, list[float]] = defaultdict(list)
-    for answers in runs:
-        for example, answer in zip(examples, answers, strict=True):
-            for metric, function in METRICS.items():
-                scores[metric].append(function(answer.prediction, example.answers))
-            if has_rationale:
-                for aspect, value in rewards.quality(answer.rationale, example, answer.prediction).items():
-                    scores[aspect].append(value)
+    of_each_seed = [zip(examples, row["answers"], strict=True) for row in runs]
+    for example, fields in itertools.chain(*of_each_seed):
+        answer = Answer(**fields)
+        scores["two-stage"].append(not answer.parsed)
+        scores["empty"].append(answer.prediction == "")
+        scores["unfinished"].append(answer.finish == "length")
+        for metric, function in METRICS.items():
+            scores[metric].append(function(answer.prediction, example.answers))
+        if has_rationale:
+            for aspect, value in rewards.quality(answer.rationale, example, answer.prediction).items():
+                scores[aspect].append(value)
     return {measure: np.reshape(values, (len(runs), -1)) for measure, values in scores.items()}
 
 
@@ -222,8 +241,8 @@ def as_markdown(table: dict) -> str:
     differences = [["EM", *bases]]
     aspects = [["aspect of rationales", *rewards.ASPECTS]]
     by_type = [["EM by question type", *types]]
-    notes = [f"WARNING: {warning}" for warning in table["warnings"]]
-    notes.append(f"questions: {table['questions']}, seeds: {table['seeds']}; intervals: bootstrap over both.")
+    remarks = [f"WARNING: {warning}" for warning in table["warnings"]]
+    remarks.append(f"questions: {table['questions']}, seeds: {table['seeds']}; intervals: bootstrap over both.")
     for name, row in methods.items():
         means = {measure: number(row[measure]["mean"], measure) for measure in (*METRICS, *QUALITY) if measure in row}
         costs = f"{row['seconds per question']:.3g}", f"{row['tokens per question']:.3g}"
@@ -234,7 +253,7 @@ def as_markdown(table: dict) -> str:
         by_type.append([name, *(number(row["EM by type"][kind], "EM") for kind in types)])
         if row["two-stage"]:
             share = f"{100 * row['two-stage']:.1f} %"
-            notes.append(f"{name}: in {share} of its chains M_L named no answer and was asked again.")
+            remarks.append(f"{name}: in {share} of its chains M_L named no answer and was asked again.")
 
     gains = [["", "RL minus KD [95 %]"]]
     for measure in (*METRICS, *QUALITY):
@@ -244,7 +263,7 @@ def as_markdown(table: dict) -> str:
     # A table needs a row and a second column; differences need a second method.
     tables = [main, differences if len(methods) > 1 else [], aspects, gains, by_type]
     parts = [align(rows) for rows in tables if len(rows) > 1 and len(rows[0]) > 1]
-    parts.append("- " + "\n- ".join(notes + table.get("notes", [])))
+    parts.append("- " + "\n- ".join(remarks + table["notes"]))
     for training, (before, after) in TRAININGS.items():
         if before in methods and after in methods:
             parts.append(f"{training}: {what_changed(table, before, after)}")
@@ -300,36 +319,17 @@ def evaluate(run: Run, examples: list[Example], large: LM, smalls: dict[str, lis
             raise UserError(f"{run.path('answers.jsonl')} answers other questions: use --overwrite or another --out")
         done[row["method"], row["seed"]] = row
 
-    answers: dict[str, list[list[Answer]]] = {}
-    costs: dict[str, dict] = {}
-    total: Counter[str] = Counter()
+    rows: dict[str, list[dict]] = {}
     bar = tqdm(METHODS, desc="methods")
     for name in bar:
-        students = students_of(name, examples, smalls, s.samples)
-        if not students:
-            continue
-        bar.set_description(name)
-        answers[name] = []
-        spent: Counter[str] = Counter()
-        for seed, small in enumerate(students):
+        for seed, small in enumerate(students_of(name, examples, smalls, s.samples)):
+            bar.set_description(name)
             if (name, seed) not in done:
                 done[name, seed] = timed(name, seed, examples, large, small, s)
                 run.append("answers.jsonl", done[name, seed])
-            row = done[name, seed]
-            answers[name].append([Answer(**answer) for answer in row["answers"]])
-            for what in COSTS:
-                spent[what] += row[what]
-        questions = len(examples) * len(students)
-        costs[name] = {"seconds per question": spent["seconds"] / questions,
-                       "tokens per question": spent["tokens"] / questions}  # fmt: skip
-        total += spent
+            rows.setdefault(name, []).append(done[name, seed])
 
-    table = summarise(examples, answers, costs)
-    table["notes"] = [
-        f"{total['cut']} prompts were too long: their context was cut to the whole sentences that fit, if any.",
-        f"{total['unfinished']} texts reached the length limit.",
-        f"{total['unanswered']} texts could not be had from M_L's server: they count as wrong.",
-    ]
+    table = summarise(examples, rows)
     run.write("results.json", table)
     markdown = as_markdown(table)
     run.write("results.md", markdown)

@@ -17,7 +17,7 @@ import rewards
 import train_kd
 import train_rl
 from data import Example, Paragraph
-from eval import METHODS, Settings, as_markdown, bootstrap, evaluate, interval, main, summarise, what_changed
+from eval import COSTS, METHODS, Settings, as_markdown, bootstrap, evaluate, interval, main, summarise, what_changed
 from model import T5
 from plumbing.command import align
 from plumbing.run import Run
@@ -363,9 +363,9 @@ def test_methods_and_seeds_may_join_but_no_other_questions_weights_or_damaged_an
 
 def test_a_table_that_measures_the_form_of_the_answers_says_so_first():
     def table(predictions, finish="stop"):
-        runs = [[lmcot.Answer(e.id, p, finish=finish) for e, p in zip(EXAMPLES, predictions, strict=True)]]
-        costs = {"standard": {"seconds per question": 0.5, "tokens per question": 10.0}}
-        return as_markdown(summarise(EXAMPLES, {"standard": runs}, costs))
+        answers = [vars(lmcot.Answer(e.id, p, finish=finish)) for e, p in zip(EXAMPLES, predictions, strict=True)]
+        row = {"answers": answers, **dict.fromkeys(COSTS, 0)}
+        return as_markdown(summarise(EXAMPLES, {"standard": [row]}))
 
     right = [example.answer for example in EXAMPLES]
     assert "WARNING" not in table(right)

@@ -154,16 +154,16 @@ def hotpotqa_run(folder, texts=("He was born in Mars.", "Ann Lie was born in Rom
     records = [{"_id": f"q{i}", **dict(zip(names, row, strict=True))} for i, row in enumerate(HOTPOTQA)]
     (folder / "records.json").write_text(json.dumps(records))
     stages = (report.UNTRAINED, report.KD, report.RL)
-    answers = {}
+    rows = {}
     for stage, text, predictions in zip(stages, texts, zip(*ANSWERS, strict=True), strict=True):
-        answers[stage] = [[evaluation.Answer(f"q{i}", said, text) for i, said in enumerate(predictions)]]
-    costs = {stage: {"seconds per question": 0.25, "tokens per question": 7.5} for stage in stages}
-    table = evaluation.summarise(data.load(folder / "records.json"), answers, costs)
+        answers = [vars(evaluation.Answer(f"q{i}", said, text)) for i, said in enumerate(predictions)]
+        costs = dict.fromkeys(evaluation.COSTS, 0) | {"seconds": 0.25 * len(answers), "tokens": 7.5 * len(answers)}
+        rows[stage] = [{"method": stage, "seed": 0, "answers": answers, **costs}]
+    table = evaluation.summarise(data.load(folder / "records.json"), rows)
     (folder / "results.json").write_text(json.dumps(table))
-    rows = [{"method": stage, "seed": 0, "answers": list(map(vars, of[0]))} for stage, of in answers.items()]
     settings = {"data": str(folder / "records.json"), "split": "test", "limit": 9, "context": "gold", "kd": HOSTILE,
                 "max_new_tokens": 64}  # fmt: skip
-    return write_run(folder, settings, answers=rows)
+    return write_run(folder, settings, answers=[row for row, in rows.values()])
 
 
 # ---- What the page says ----------------------------------------------------------------------------------------------
