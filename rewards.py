@@ -175,8 +175,9 @@ def follows(r: Reading) -> float:
             return 0.5
         if answer and year_a[0] != year_b[0]:
             asks_earlier = bool(_EARLIER.search(r.question.text))
-            winner = a if (year_a[0] < year_b[0]) == asks_earlier else b
-            return float(bool(winner[0].about & read_sentence(r.conclusion).names))
+            winner, loser = (a, b) if (year_a[0] < year_b[0]) == asks_earlier else (b, a)
+            its_own = winner[0].about - loser[0].about  # Ann, of Ann Lie and Bo Lie
+            return float(bool(its_own & read_sentence(r.conclusion).names))
 
     words, most = set(answer.split()), 0
     for step in r.steps:
@@ -332,7 +333,7 @@ class Sentence:
     mentions: list[Words]  # names and numbers, each the set of its words: {"ann", "lie"}, {"1950"}
     names: Words  # the words of all mentions
     terms: Words  # names, and the stems of the other open words
-    subject: Words  # the names before the first auxiliary, else the first name
+    subject: Words  # the names before the first verb, else the first name
     points_back: bool  # it speaks of "he" or "the album" before it names anybody
     # Of a step of the reasoning, beside the context:
     support: float = 0.0  # how far a sentence of the context says the same
@@ -416,7 +417,7 @@ def read_sentence(text: str) -> Sentence:
     words, stems = [], []
     mentions = []
     subject = frozenset()
-    points_back = after_auxiliary = False
+    points_back = after_verb = False
     name_end = 0
     for match in _WORD.finditer(text):
         word = match.group()
@@ -424,18 +425,18 @@ def read_sentence(text: str) -> Sentence:
         key = word.lower().removesuffix("'s").removesuffix("’s")
         is_capital = len(word) > 1 and not word[0].islower() or word[0].isdigit()
         if is_capital and key not in CLASS:  # a name
-            if mentions and text[name_end : match.start()] == " ":  # the same mention goes on
-                mentions[-1] |= {key}
-            else:
-                mentions.append(frozenset({key}))
+            if not mentions or text[name_end : match.start()] != " ":  # else the same mention goes on
+                mentions.append(frozenset())
+            mentions[-1] |= {key}
             name_end = match.end()
-            if not word[0].isdigit() and not (subject and after_auxiliary):
+            in_subject = not after_verb or not subject or len(mentions) == 1
+            if in_subject and not word[0].isdigit():
                 subject |= {key}
             continue
         if not subject and (key in PRONOUNS or _DEFINITE.match(text, match.start())):
             points_back = True
-        after_auxiliary = after_auxiliary or CLASS.get(key) == "V"
-        if len(key) > 1 and key not in CLASS:
+        after_verb = after_verb or CLASS.get(key) == "V" or bool(_VERB.match(word))
+        if len(key) > 1 and key not in CLASS and key not in NEGATIONS:
             stems.append(key[:4])  # live and lives are one term, and so are director and directed
 
     names = frozenset().union(*mentions)

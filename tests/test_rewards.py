@@ -52,6 +52,20 @@ def test_names_are_capitals_and_numbers_outside_the_closed_classes():
     assert sentence.terms == {"moon", "river", "1950", "lyra", "film", "made", "owne"}
 
 
+@pytest.mark.parametrize(
+    ("text", "subject"),
+    [
+        ("Ann Lie was born in Oslo.", "ann lie"),
+        ("Ann Lie works for Acme.", "ann lie"),
+        ("The film Vega, by Ann Lie, came out in Oslo.", "vega ann lie"),
+        ("In 1950 Ann Lie left Oslo.", "ann lie"),
+        ("Was Ann Lie born in Oslo?", "ann lie"),  # no name before the verb
+    ],
+)
+def test_the_subject_is_what_is_named_before_the_verb(text, subject):
+    assert rewards.read_sentence(text).subject == set(subject.split())
+
+
 def test_a_sentence_points_back_where_it_names_nobody_first():
     texts = ["He was born.", "The album peaked.", "The birth year of Ann is 1950.", "Ann won."]
     assert [rewards.read_sentence(text).points_back for text in texts] == [True, True, False, False]
@@ -93,6 +107,9 @@ BY_HAND = {
     "consistency": [
         (f"{BORN} Ann Lie was born in Bergen.", 0.5),
         (f"{BORN} Ann Lie was not born in Oslo.", 0.5),
+        (f"{BORN} Ann Lie was never born in Oslo.", 0.5),
+        ("Ann Lie works for Acme. Bo Nyman works for Acme.", 1.0),  # two subjects, whatever follows the verb
+        ("Ann Lie works for Acme. Ann Lie works for Bolt.", 0.5),
         (f"{BORN} Bo Nyman was born in Oslo.", 1.0),  # another subject
         (f"{BORN} Ann Lie was born in 1950.", 1.0),  # another kind of thing
         (f"{BORN} {BORN}", 1.0),  # a repetition is no contradiction
@@ -156,6 +173,8 @@ TOGETHER = "Ann Lie was born in Oslo. Oslo bred Bo Nyman."
         (FIRST, YEARS, "Bo Nyman", 1.0),
         (FIRST, YEARS, "Ann Lie", 0.0),
         (FIRST, "Ann Lie was born in 1950. Bo Nyman lives in Oslo.", None, 0.5),  # one year of two
+        ("Who was born first, Ann Lie or Bo Lie?", YEARS.replace("Nyman", "Lie"), "Ann Lie", 0.0),  # a shared name
+        ("Who was born first, Ann Lie or Bo Lie?", YEARS.replace("Nyman", "Lie"), "Bo Lie", 1.0),
         (YOUNGER, YEARS, "Ann Lie", 1.0),
         (SAME, APART, "no", 1.0),
         (SAME, APART, "yes", 0.0),
