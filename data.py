@@ -145,7 +145,7 @@ def held_out(example_id: str) -> bool:
 def _example(record: dict, context: str) -> Example:
     """One record of any form → Example. What a record lacks or has in a wrong shape raises KeyError, TypeError,
     IndexError or ValueError; check_text and check_texts see to what Python itself would let pass."""
-    json.dumps(record, ensure_ascii=False).encode()  # refuses half a character (\ud800 to \udfff)
+    json.dumps(record, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError, for half a character (\ud800 …)
     question, answer = check_text(record["question"], "question"), record["answer"]
     if "paragraphs" in record and "context" not in record:
         paragraphs, facts = _musique(record)
@@ -247,7 +247,7 @@ def fit_context(
     A tokenizer's own truncation would cut the end of the prompt, where "Answer:" stands. Here the context alone loses
     whole sentences, from its end. Where even an empty context is too long, the result is ("", True)."""
     prompt = prompt_of(context=example.context)
-    if len(prompt.encode()) < max_tokens or count_tokens(prompt) <= max_tokens:  # a token has at least one byte
+    if len(prompt.encode()) < max_tokens or count_tokens(prompt) <= max_tokens:  # a token has a byte; and EOS
         return example.context, False
 
     # Binary search for the number of sentences: the tokenizer is asked once per halving, not once per sentence.

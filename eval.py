@@ -176,11 +176,11 @@ def warnings(methods: dict[str, dict]) -> list[str]:
     for name, row in methods.items():
         if name == "M_S alone":  # what it answers is no fault of M_L's prompts
             continue
-        em, ai, empty, cut = row["EM"]["mean"], row["AI"]["mean"], row["empty"], row["unfinished"]
+        em, ai, empty, unfinished = row["EM"]["mean"], row["AI"]["mean"], row["empty"], row["unfinished"]
         if empty > 0.5:
             found.append(f"{name}: {empty:.0%} of the answers are empty. Read answers.jsonl; try other --prompts.")
-        if cut > 0.5:
-            found.append(f"{name}: {cut:.0%} of M_L's texts were cut. Raise --answer-tokens and --chain-tokens.")
+        if unfinished > 0.5:
+            found.append(f"{name}: {unfinished:.0%} of M_L's texts were cut. Raise --answer-tokens and --chain-tokens.")
         if em < 0.1 and ai > em + 0.2:
             found.append(f"{name}: EM is {em:.0%}, but {ai:.0%} of the answers contain the right one. "
                          f"M_L answers in sentences: --prompts chat asks for short ones.")  # fmt: skip
@@ -389,15 +389,15 @@ def read_run(folder: str | Path) -> tuple[str, dict]:
 def trained_weights(s: Settings) -> dict[str, Path]:
     """The files with the trained M_S of a comparison: "kd 0" is that of the first KD run, and so on. UserError where KD
     has none, and where a folder is for another role or their numbers do not fit."""
+    seeds = len(glob.glob(f"{s.kd}/model/"))
+    if seeds == 0 and s.kd != "none":
+        raise UserError(f"no trained M_S in {s.kd}: run train_kd.py first, or name its folder with --kd")
     weights = {}
     for role in ("kd", "rl", "direct"):
         pattern = getattr(s, role)
         models = sorted(glob.glob(f"{pattern}/model/"))
-        if role == "kd":
-            seeds = len(models)
-        if seeds == 0 and s.kd != "none":
-            raise UserError(f"no trained M_S in {pattern}: run train_kd.py first, or name its folder with --kd")
-        if not models and pattern not in (getattr(Settings, role), "none"):
+        is_default = pattern == getattr(Settings, role)  # then nobody asked for it
+        if not models and not is_default and pattern != "none":
             print(f"no trained M_S in {pattern}: --{role} is left out\n")
         if len(models) not in (0, 1, seeds):
             raise UserError(f"--{role} names another number of folders than --kd: give one, or one for each seed")

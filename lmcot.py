@@ -57,7 +57,7 @@ CHAT_GUIDED = GUIDED.replace("Answer:", BRIEFLY + "Answer:")
 CONCLUSION = "So the answer is {answer}."  # how a chain of thought ends; `parse_cot` finds it
 
 
-class Prompts(NamedTuple):
+class Templates(NamedTuple):
     """How M_L is asked, and the room that it gets."""
 
     standard: str
@@ -68,15 +68,15 @@ class Prompts(NamedTuple):
     chain_tokens: int = 256  # of a chain of thought
 
 
-PROMPTS = {
-    "plain": Prompts(STANDARD, COT, TWO_STAGE, GUIDED),
-    "chat": Prompts(CHAT_STANDARD, CHAT_COT, CHAT_TWO_STAGE, CHAT_GUIDED),
+PROMPTS = {  # the values of --prompts
+    "plain": Templates(STANDARD, COT, TWO_STAGE, GUIDED),
+    "chat": Templates(CHAT_STANDARD, CHAT_COT, CHAT_TWO_STAGE, CHAT_GUIDED),
 }
 
 
-def prompts_of(large: "LM") -> Prompts:
-    """Those that `load_large` gave it; the plain ones where nobody did."""
-    return getattr(large, "prompts", PROMPTS["plain"])
+def templates_of(large: "LM") -> Templates:
+    """The templates that `load_large` gave an M_L; the plain ones if it came from elsewhere."""
+    return getattr(large, "templates", PROMPTS["plain"])
 
 
 def fill(template: str, lm: "LM", examples: Sequence[Example], rationales: Sequence[str] | None = None) -> list[str]:
@@ -102,13 +102,13 @@ class Answer:
     prediction: str
     rationale: str = ""
     parsed: bool = True  # False: M_L's own chain of thought named no answer, so that a second pass asked for it
-    finish: str = "stop"  # how M_L's text ended: "stop", "length" (it was cut), or "none" (no answer came)
+    finish: str = "stop"  # how M_L's (first) text ended: "stop", "length" (it was cut), or "none" (no text came)
 
 
 def standard(large: "LM", examples: Sequence[Example]) -> list[Answer]:
     """Standard prompting: M_L answers each question from its context."""
-    prompts, answers = prompts_of(large), []
-    completions = large.complete(fill(prompts.standard, large, examples), prompts.answer_tokens)
+    ask, answers = templates_of(large), []
+    completions = large.complete(fill(ask.standard, large, examples), ask.answer_tokens)
     for example, (text, finish) in zip(examples, completions, strict=True):
         answers.append(Answer(example.id, parse_answer(text), finish=finish))
     return answers
@@ -119,16 +119,16 @@ def chain_of_thought(
 ) -> list[Answer]:
     """Zero-shot CoT (Kojima et al. 2022): M_L writes reasoning and answer in one pass, `samples` times in a row for
     each example. Where no answer is found in the text, a second pass asks for one."""
-    prompts, answers = prompts_of(large), []
-    completions = large.complete(fill(prompts.cot, large, examples), prompts.chain_tokens, samples, temperature)
+    ask, answers = templates_of(large), []
+    completions = large.complete(fill(ask.cot, large, examples), ask.chain_tokens, samples, temperature)
     for i, (text, finish) in enumerate(completions):
         rationale, prediction = parse_cot(text)
         answers.append(Answer(examples[i // samples].id, prediction, rationale, prediction != "", finish))
 
-    unanswered = [i for i, answer in enumerate(answers) if not answer.parsed]
-    asked_again = [examples[i // samples] for i in unanswered]
-    second = fill(prompts.two_stage, large, asked_again, [answers[i].rationale for i in unanswered])
-    for i, completion in zip(unanswered, large.complete(second, prompts.answer_tokens), strict=True):
+    open_ones = [i for i, answer in enumerate(answers) if not answer.parsed]
+    asked_again = [examples[i // samples] for i in open_ones]
+    second = fill(ask.two_stage, large, asked_again, [answers[i].rationale for i in open_ones])
+    for i, completion in zip(open_ones, large.complete(second, ask.answer_tokens), strict=True):
         answers[i].prediction = parse_answer(completion.text)
     return answers
 
@@ -146,8 +146,8 @@ def answer(large: "LM", examples: Sequence[Example], rationales: Sequence[str]) 
     N times as many rationales as examples, N in a row belong to each."""
     samples = len(rationales) // max(1, len(examples))
     asked = [example for example in examples for _ in range(samples)]
-    prompts, answers = prompts_of(large), []
-    completions = large.complete(fill(prompts.guided, large, asked, rationales), prompts.answer_tokens)
+    ask, answers = templates_of(large), []
+    completions = large.complete(fill(ask.guided, large, asked, rationales), ask.answer_tokens)
     for example, rationale, (text, finish) in zip(asked, rationales, completions, strict=True):
         answers.append(Answer(example.id, parse_answer(text), rationale, finish=finish))
     return answers
@@ -172,7 +172,7 @@ def select(scores: Sequence[float]) -> int:
 
 
 class LM(Protocol):
-    """A language model as a black box, and all that the methods know of one: `LocalLM` and `ServedLM`.
+    """A language model as a black box, `LocalLM` or `ServedLM`. Beside M_L's templates, the methods know no more of it.
 
     `complete` writes `samples` completions in a row for each prompt; greedy at temperature 0. Under torchrun all
     processes call it with the same prompts, each writes its share, and all get everything. `restart` sets the four
@@ -270,7 +270,7 @@ class LocalLM:
 
 @dataclass
 class Models:
-    """The settings that all scripts share: which models, and where they compute."""
+    """The settings that all scripts share. A field is a flag, and the comment behind it the flag's help text."""
 
     small: str = "tiny/small"  # M_S: a folder, or a name on the Hugging Face hub; in lmcot.py and eval.py also none
     large: str = "tiny/large"  # M_L: the same, or the address of an OpenAI-compatible server, http://host:8000/v1
@@ -286,6 +286,7 @@ class Models:
     max_input_tokens: int = 1024  # longer contexts lose whole sentences
     decode_batch_size: int = 128  # texts written at once on this machine; smaller for large models
 
+    # What may change when the same run goes on.
     NOT_COMPARED: ClassVar[tuple[str, ...]] = ("concurrency", "server_timeout", "device")
 
     def __post_init__(self) -> None:
@@ -317,8 +318,8 @@ def load_large(models: Models, run_folder: str | None = None) -> LM:
         dtype, device = getattr(torch, models.large_dtype), processes.find_device(models.device)
         large = LocalLM.load(models.large, dtype, device,
                              max_input_tokens=models.max_input_tokens, batch_size=models.decode_batch_size)  # fmt: skip
-    prompts = PROMPTS[models.prompts]
-    large.prompts = prompts._replace(answer_tokens=models.answer_tokens, chain_tokens=models.chain_tokens)
+    templates = PROMPTS[models.prompts]
+    large.templates = templates._replace(answer_tokens=models.answer_tokens, chain_tokens=models.chain_tokens)
     return large
 
 
@@ -326,9 +327,8 @@ def announce(large: LM, examples: Sequence[Example], requests: int) -> None:
     """Before a run of so many requests, a served M_L is asked one. So a wrong address or a missing model ends the run
     at once, and the run says what it will cost."""
     if isinstance(large, ServedLM):
-        prompts = prompts_of(large)
-        texts = fill(prompts.standard, large, examples)
-        large.begin(texts, max(prompts.answer_tokens, prompts.chain_tokens), requests)
+        ask = templates_of(large)
+        large.begin(fill(ask.standard, large, examples), max(ask.answer_tokens, ask.chain_tokens), requests)
 
 
 # -------------------------------------------------------------------------------------------- a script on one question
@@ -407,8 +407,8 @@ def main() -> None:
         for folder in (f"{s.kd}/model", f"{s.rl}/model"):
             if Path(folder).exists():
                 smalls[folder] = load_small(s, folder)
-    world.refuse_unknown_words("this", examples[0], large, *smalls.values())
-    cases = {"": examples[0]}
+    world.refuse_unknown_words("the question", examples[0], large, *smalls.values())  # the tiny pair knows TinyWiki's
+    cases = {"": examples[0]}  # `show` leaves an empty text out
     if s.demo:
         place, small = list(smalls.items())[-1]
         print(f"{len(examples)} held-out questions, answered at once and guided by {place}:\n")

@@ -97,7 +97,8 @@ class Attention(nn.Module):
 
     def forward(self, x, keys, values, bias):
         """x (B·N, L, D) attends to keys and values (B, H, M, K) → (B·N, L, D). The N rows of a source become queries of
-        one call, so that its keys are read once. bias is broadcast to the scores (B, H, N·L, M) and added to them."""
+        one call, so that its keys are read once. bias is broadcast to the scores (B, H, N·L, M) and added to them.
+        In self-attention each row has its own keys: there B stands for all rows, and N is 1."""
         q = self.q(x)  # (B·N, L, H·K)
         q = self.split(q.reshape(len(keys), -1, q.shape[-1]))  # (B, H, N·L, K)
         p = self.dropout if self.training else 0.0
@@ -140,9 +141,9 @@ class Block(nn.Module):
             self.layer.append(nn.ModuleDict({name: part, "layer_norm": norm}))
 
     def forward(self, x, bias, cross=None, past=None):
-        """x (B·N, L, D) → the same shape. cross: keys, values (B, H, S, K) and bias of the sources. past is for
-        decoding, where L = 1: the keys and values (2, B·N, H, M, K) of all positions up to this one, whose own are
-        computed here and written into the last place."""
+        """x (B·N, L, D) → the same shape. cross: keys, values (B, H, S, K) and bias of the sources. past is the cache
+        of decoding, where L = 1: keys and values (2, B·N, H, M, K) of all positions up to this one. Its last position
+        is still empty: here it gets this token's key and value."""
         sub = self.layer[0]
         h = sub.layer_norm(x)
         keys, values = sub.SelfAttention.keys_values(h)
@@ -336,7 +337,7 @@ class T5(nn.Module):
         ended = torch.zeros_like(ids[:, :, 0], dtype=torch.bool)  # (b, N)
         token = torch.full((B * N, 1), c.decoder_start_token_id, device=ids.device)
         for t in range(T):
-            if t % 8 == 0:
+            if t % 8 == 0:  # sources that have ended leave, and the cache gets room for 8 more tokens
                 stays = ~ended.all(1)  # (b,)
                 if not stays.all():
                     rows = stays.repeat_interleave(N)  # (b·N,)
@@ -345,7 +346,7 @@ class T5(nn.Module):
                     cross = [(keys[stays], values[stays]) for keys, values in cross]
                     cache = [past[:, rows] for past in cache]
                 for layer, past in enumerate(cache):  # one by one: two copies of all would be the peak of memory
-                    cache[layer] = F.pad(past, (0, 0, 0, 8))  # room for 8 more tokens
+                    cache[layer] = F.pad(past, (0, 0, 0, 8))
 
             x = self.shared(token)  # (b·N, 1, D)
             row = bias[:, :, t : t + 1, : t + 1]  # (1, H, 1, t + 1)
@@ -390,7 +391,8 @@ class T5(nn.Module):
         tied = False
         if config.tie_word_embeddings and "shared.weight" in weights:
             shared = weights["shared.weight"]
-            tied = weights.setdefault("lm_head.weight", shared).data_ptr() == shared.data_ptr()
+            weights.setdefault("lm_head.weight", shared)
+            tied = weights["lm_head.weight"].data_ptr() == shared.data_ptr()
 
         if config.num_layers + config.num_decoder_layers > len(weights):  # a wrong number could build millions
             raise UserError(f"{folder_or_hub_id}: config.json has more layers than the weights")

@@ -175,9 +175,9 @@ def follows(r: Reading) -> float:
             return 0.5
         if answer and year_a[0] != year_b[0]:
             asks_earlier = bool(_EARLIER.search(r.question.text))
-            winner, loser = (a, b) if (year_a[0] < year_b[0]) == asks_earlier else (b, a)
-            its_own = winner[0].about - loser[0].about  # Ann, of Ann Lie and Bo Lie
-            return float(bool(its_own & read_sentence(r.conclusion).names))
+            a_wins = (year_a[0] < year_b[0]) == asks_earlier
+            names = a[0].about - b[0].about if a_wins else b[0].about - a[0].about
+            return float(bool(names & read_sentence(r.conclusion).names))
 
     words, most = set(answer.split()), 0
     for step in r.steps:
@@ -196,16 +196,17 @@ def compared(r: Reading) -> tuple[list[Sentence], list[Sentence]]:
     which it shares more names, and brings its other names into that side."""
     left, _, right = r.question.text.rpartition(" or " if " or " in r.question.text else " and ")
     left_names, right_names = read_sentence(left).names, read_sentence(right).names
-    names_a, names_b = left_names - right_names, right_names - left_names
+    shared = left_names & right_names  # they tell nothing: Lie, of Ann Lie and Bo Lie
+    names_a, names_b = left_names - shared, right_names - shared
     steps_a, steps_b = [], []
     for step in r.steps:
         nearer_a = len(step.about & names_a) - len(step.about & names_b)
         if nearer_a > 0:
             steps_a.append(step)
-            names_a |= step.about - names_b
+            names_a |= step.about - names_b - shared
         elif nearer_a < 0:
             steps_b.append(step)
-            names_b |= step.about - names_a
+            names_b |= step.about - names_a - shared
     return steps_a, steps_b
 
 

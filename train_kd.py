@@ -174,19 +174,19 @@ def remarks(rationale: str, example: Example) -> list[str]:
 
 
 def teach(run: Run, large: LM, small: LocalLM, train: list[Example], dev: list[Example], s: Settings) -> dict[str, str]:
-    """Steps 1 and 2: example id → the rationale of M_L that M_S is to learn. What was dropped, and why, is printed and
-    written to filter.json."""
+    """Example id → the rationale of M_L that M_S is to learn. What was dropped, and why, is printed and written to
+    filter.json."""
     kept: dict[str, str] = {}
     counts = []
     for examples in (train, dev):
         count: Counter[str] = Counter(asked=len(examples))
         for example, row in zip(examples, ask_teacher(run, large, examples), strict=True):
             count["no answer in the first pass"] += not row["parsed"]
-            why = fault(row, small, s)
+            target = writable(row["rationale"], small.tokenizer)
+            why = fault(row | {"rationale": target}, small, s)
             if why:
                 count[f"dropped: {why}"] += 1
                 continue
-            target = writable(row["rationale"], small.tokenizer)
             kept[row["id"]] = target
             count["kept"] += 1
             for remark in remarks(row["rationale"], example):
@@ -216,8 +216,8 @@ def encode_pairs(small: LocalLM, examples: list[Example], targets: dict[str, str
 
 
 def make_batches(pairs: list[Pair], size: int, rng: random.Random | None = None):
-    """Batches (ids, mask, labels) of similar length, so that little is padding. rng shuffles pairs of equal length, and
-    the order of the batches."""
+    """Batches (ids, mask, labels) of similar length, so that little is padding. rng shuffles the order of the batches,
+    and all pairs, of which the sort then leaves those of equal length as they are."""
     starts = list(range(0, len(pairs), size))
     if rng:
         rng.shuffle(starts)
@@ -256,7 +256,6 @@ def backward(model: T5, batch: tuple, s: Settings) -> float:
 @torch.no_grad()
 def held_out_loss(model: T5, pairs: list[Pair], s: Settings) -> float:
     """Mean cross-entropy per token on the held-out pairs, in nats."""
-    model.eval()
     batches = processes.share(list(make_batches(pairs, s.batch_size)))
     losses = processes.gather([token_loss(model, *batch, s.bf16).item() for batch in batches])
     if not math.isfinite(sum(losses)):
@@ -264,15 +263,16 @@ def held_out_loss(model: T5, pairs: list[Pair], s: Settings) -> float:
     return sum(losses) / sum(len(target) for _, target in pairs)
 
 
-TEXTS = 40  # held-out questions whose texts are kept
+SHOWN = 40  # held-out questions whose texts are kept
 
 
 def look(epoch: int, run: Run, small: LocalLM, large: LM, dev: list[Example], pairs: list[Pair], s: Settings) -> float:
     """The held-out loss after an epoch. To be read, texts.jsonl keeps what M_S writes about some held-out questions
     then, and what M_L answers from it."""
+    small.model.eval()
     loss = held_out_loss(small.model, pairs, s)
     if s.target == "rationale":
-        some = dev[:TEXTS]
+        some = dev[:SHOWN]
         answers = lmcot.answer(large, some, lmcot.write_rationales(small, some, s.max_new_tokens))
         run.append("texts.jsonl", {"epoch": epoch, "answers": list(map(vars, answers))})
     return loss
@@ -299,10 +299,10 @@ def main() -> None:
         print(f"M_S {s.small} · M_L {s.large_model or s.large} · {len(train)} training, {len(dev)} held-out, "
               f"{len(test)} test questions · folder {s.out}\n")  # fmt: skip
 
-        texts = texts_of_large(test, {"untrained": [None], "kd": [None]}, s.samples)
+        requests = texts_of_large(test, {"untrained": [None], "kd": [None]}, s.samples)
         if s.target == "rationale":
-            texts += (1 + s.epochs) * len(dev[:TEXTS]) + (0 if teachers else len(train) + len(dev))
-        lmcot.announce(large, train, texts)
+            requests += (1 + s.epochs) * len(dev[:SHOWN]) + (0 if teachers else len(train) + len(dev))
+        lmcot.announce(large, train, requests)
 
         # ---- 1, 2: M_L writes rationales; the filter keeps those that are worth learning
         if s.target == "answer":

@@ -44,16 +44,17 @@ from train_kd import side_by_side
 
 @dataclass
 class Settings:
-    kd: str = "runs/kd"  # run folder of train_kd.py: its M_S is policy and reference; data and M_L are the same
+    kd: str = "runs/kd"  # run folder of train_kd.py: its M_S is policy and reference; data, M_L, server are the same
     out: str = "runs/rl"  # folder of this run
     overwrite: bool = False  # start anew in a folder that holds other settings
     steps: int = 140  # rollouts
     questions: int = 32  # B, of a rollout
     samples_per_question: int = 8  # N, rationales of each
-    minibatch: int = 32  # questions (with their N rationales) of one optimiser step, over all processes
+    minibatch: int = 32  # questions (with their N rationales) of one update, over all processes; here the whole rollout
     micro_batch: int = 0  # questions that go through M_S at once (0: all); gradients add up, it only saves memory
     ppo_epochs: int = 2  # times that a rollout is learned from
     lr: float = 7e-5  # peak, Adam, falls linearly to 0; 1e-5 for FLAN-T5
+    device: str = "auto"  # as in train_kd.py
     bf16: bool = False  # M_S computes in bfloat16 autocast, on GPUs that are fast at it; its weights stay float32
     beta: float = 0.05  # KL coefficient
     target_kl: float = 0.0  # nats per rationale; above 0, beta adapts to reach it
@@ -76,7 +77,7 @@ class Settings:
     temperature: float = 0.7  # of these samples
     seed: int = 0  # choice of questions, sampling, order of minibatches
 
-    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("out", "overwrite")
+    NOT_COMPARED: ClassVar[tuple[str, ...]] = ("out", "overwrite", "device")
 
     def check(self) -> None:
         if self.reward not in ("sum", "standardized") or self.task_metric not in ("em", "f1"):
@@ -93,7 +94,7 @@ def distilled(folder: str) -> dict:
         raise UserError(f"the M_S of {folder} learned to answer, not to write rationales: choose another --kd")
     if kind != "kd" or not (Path(folder) / "model").is_dir():
         raise UserError(f"no distilled M_S in {folder}: run train_kd.py first, or name its folder with --kd")
-    return vars(lmcot.Models()) | settings  # an older run lacks some
+    return vars(lmcot.Models()) | settings  # defaults for what runs of older versions did not save
 
 
 def sample_rationales(
@@ -118,13 +119,13 @@ def judge(examples: list[Example], answers: list[Answer], s: Settings) -> list[d
     """R_aspect, the eight aspects and R_task of each rationale, of which N in a row belong to each example."""
     weights = rewards.parse_weights(s.weights)
     samples = len(answers) // len(examples)
-    scored = []
+    judged = []
     for i, answer in enumerate(answers):
         example = examples[i // samples]
-        scores = rewards.quality(answer.rationale, example, answer.prediction, weights)
-        scores["R_task"] = rewards.r_task(answer.prediction, example.answers, s.task_metric)
-        scored.append(scores)
-    return scored
+        parts = rewards.quality(answer.rationale, example, answer.prediction, weights)
+        parts["R_task"] = rewards.r_task(answer.prediction, example.answers, s.task_metric)
+        judged.append(parts)
+    return judged
 
 
 def learn(
@@ -155,7 +156,7 @@ def learn(
         found = rl.update_metrics(logp, logp_old, entropy, mask, s.clip)
         parts.append(found | {"policy_loss": policy_loss.item(), "value_loss": value_loss.item()})
     processes.sum_gradients([*policy.parameters(), *head.parameters()])
-    norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0))
+    norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0))  # the critic's loss clips by itself
     return processes.gather([part | {"grad_norm": norm} for part in parts])
 
 
@@ -172,7 +173,8 @@ def main() -> None:
     train = data.load(kd["data"], "train", s.train_limit, kd["context"])
     dev = data.load(kd["data"], "dev", s.dev_limit, kd["context"])
     test = data.load(kd["test_data"] or kd["data"], "test", s.test_limit, kd["context"])
-    models = lmcot.Models(**{name: kd[name] for name in vars(lmcot.Models())})
+    shared = {name: kd[name] for name in vars(lmcot.Models())}
+    models = lmcot.Models(**shared | {"device": s.device})
     large = lmcot.load_large(models, s.out)
     small = lmcot.load_small(models, Path(s.kd) / "model")
     reference = lmcot.load_small(models, Path(s.kd) / "model")
@@ -189,10 +191,10 @@ def main() -> None:
         print(f"M_S {s.kd}/model · M_L {kd['large']} · {s.steps} steps of {s.questions} × {s.samples_per_question} "
               f"rationales from {len(train)} questions · folder {s.out}\n")  # fmt: skip
         # M_L writes texts for rollouts, for looks at held-out questions, and for the table.
-        texts = s.steps * s.questions * s.samples_per_question
-        texts += (1 + s.steps // s.eval_every) * len(dev)
-        texts += texts_of_large(test, {"kd": [None], "rl": [None]}, s.samples)
-        lmcot.announce(large, train, texts)
+        requests = s.steps * s.questions * s.samples_per_question
+        requests += (1 + s.steps // s.eval_every) * len(dev)
+        requests += texts_of_large(test, {"kd": [None], "rl": [None]}, s.samples)
+        lmcot.announce(large, train, requests)
         state = {"step": 0, "best": -math.inf, "best_step": 0, "beta": s.beta}
         state |= run.load_state(parts, small.device)
         combination = rewards.Combination(s.reward, s.task_weight)
@@ -207,10 +209,9 @@ def main() -> None:
             if step % s.eval_every == 0 or step == s.steps:  # look at held-out questions, keep the best, save all
                 answers = lmcot.answer(large, dev, lmcot.write_rationales(small, dev, s.max_new_tokens))
                 look = means(judge(dev, answers, s))
-                reward = look["R_aspect"] + s.task_weight * look["R_task"]
+                reward = look["R_aspect"] + s.task_weight * look["R_task"]  # on the same scale whatever --reward is
                 run.append("dev.jsonl", {"step": step, "reward": reward, **look})
-                texts = list(map(vars, answers))
-                run.append("texts.jsonl", {"step": step, "answers": texts})
+                run.append("texts.jsonl", {"step": step, "answers": list(map(vars, answers))})
                 if reward > state["best"]:
                     state |= {"best": reward, "best_step": step}
                     if run.writes:
@@ -228,18 +229,18 @@ def main() -> None:
 
             # ---- 2 M_L answers, every rationale gets its reward
             answers = lmcot.answer(large, asked, small.decode(r.ids, r.mask))
-            scored = judge(asked, answers, s)
-            aspect = [each["R_aspect"] for each in scored]
-            task = [each["R_task"] for each in scored]
-            scores = torch.tensor(combination(aspect, task), device=small.device)  # (BN,)
+            judged = judge(asked, answers, s)
+            aspect = [parts["R_aspect"] for parts in judged]
+            task = [parts["R_task"] for parts in judged]
+            scores = torch.tensor(combination(aspect, task), device=small.device)  # (BN,) R of each rationale
             scores = scores - s.missing_eos_penalty * ~r.ended
             batch = vars(r) | {"scores": scores, "questions": [example.id for example in asked]}
             if not rl.all_finite(scores, r.logp_old, r.logp_ref, r.values):
                 run.stop("a reward, log-probability or value", batch)
 
             # ---- 3 rewards per token, advantages
-            above = scores - rl.leave_one_out_baseline(scores, s.samples_per_question)  # what else the question got
-            token_rewards = rl.token_rewards(r.logp_old, r.logp_ref, above, r.mask, state["beta"])
+            baseline = rl.leave_one_out_baseline(scores, s.samples_per_question)  # of the question's other rationales
+            token_rewards = rl.token_rewards(r.logp_old, r.logp_ref, scores - baseline, r.mask, state["beta"])
             advantages, returns = rl.gae(token_rewards, r.values, r.mask, s.gamma, s.lam)
             whitened = rl.whiten(advantages, r.mask)
 
@@ -258,7 +259,7 @@ def main() -> None:
 
             # ---- log
             row = {"step": step + 1, "reward": float(scores.mean()), "beta": state["beta"], **rl.rollout_metrics(r)}
-            row |= means(scored) | means(updates)
+            row |= means(judged) | means(updates)
             row["ratio_max"] = max(each["ratio_max"] for each in updates)
             row["explained_variance"] = rl.explained_variance(r.values, returns, r.mask)
             run.append("metrics.jsonl", row)
@@ -268,7 +269,7 @@ def main() -> None:
             bar.update()
             if (step + 1) % s.eval_every == 0:
                 for i in (0, len(answers) - 1):
-                    bar.write(described(step + 1, asked[i // s.samples_per_question], answers[i], scored[i]))
+                    bar.write(described(step + 1, asked[i // s.samples_per_question], answers[i], judged[i]))
                 for warning in rl.warnings(log, s.max_new_tokens):
                     bar.write(f"warning, step {step + 1}: {warning}")
             if s.target_kl:
@@ -287,11 +288,11 @@ def main() -> None:
         print(f"How it learned, as a page: python lab/report.py {s.kd} {s.out}")
 
 
-def described(step: int, example: Example, answer: Answer, scores: dict[str, float]) -> str:
+def described(step: int, example: Example, answer: Answer, parts: dict[str, float]) -> str:
     """A sampled rationale with every part of its reward: reading them is how reward hacking is seen."""
-    parts = " ".join(f"{name} {value:.2f}" for name, value in scores.items())
+    values = " ".join(f"{name} {value:.2f}" for name, value in parts.items())
     return (f"\nstep {step}  {example.question}\n  rationale   {answer.rationale}\n"
-            f"  M_L answers {answer.prediction} (gold: {example.answer})\n  {parts}")  # fmt: skip
+            f"  M_L answers {answer.prediction} (gold: {example.answer})\n  {values}")  # fmt: skip
 
 
 if __name__ == "__main__":

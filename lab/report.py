@@ -341,7 +341,7 @@ def story_of_training(run: Found) -> Story:
         for row in run.texts:
             steps.append((f"PPO, step {row['step']}" if row["step"] else "after distillation", row))
     looks = [(when, by_id(row["answers"])) for when, row in thin(epochs, 4) + thin(steps, 5)]
-    examples = data.load(kd.settings["data"], "dev", train_kd.TEXTS, kd.settings["context"])
+    examples = data.load(kd.settings["data"], "dev", train_kd.SHOWN, kd.settings["context"])
     return Story(f"{run.place}, held-out questions", by_id(examples), looks)
 
 

@@ -87,7 +87,7 @@ class PeerLM:
 
 def load_large(models) -> PeerLM:
     large = PeerLM.load(models.large, models)
-    large.prompts = lmcot.PROMPTS["plain"]
+    large.templates = lmcot.PROMPTS["plain"]
     return large
 
 

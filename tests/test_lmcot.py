@@ -469,7 +469,7 @@ def test_a_chat_model_gets_its_own_prompts_and_room():
     models = lmcot.Models(large="http://localhost:1/v1", large_model="m", answer_tokens=9, chain_tokens=99)
     assert models.prompts == "chat" and lmcot.Models().prompts == "plain"  # settings.json holds the choice
     large = Recorder(lambda prompt: "Ann was there." if prompt.endswith("step by step.") else "Ann")
-    large.prompts = lmcot.load_large(models).prompts
+    large.templates = lmcot.load_large(models).templates
     ex = example("Who did it?")
     lmcot.standard(large, [ex])
     lmcot.chain_of_thought(large, [ex])

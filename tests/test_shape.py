@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # 330, 264, 264, and 2,600 together. lmcot.py has grown by prompts for instruct models and a demonstration, rewards.py
 # by what real models write, eval.py and train_kd.py by what a run says of it. A file that shrinks lowers its limit.
 LINES = {
-    "model.py": 444,
+    "model.py": 446,
     "data.py": 308,
     "lmcot.py": 445,
     "rewards.py": 492,

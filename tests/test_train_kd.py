@@ -72,6 +72,7 @@ def test_what_is_counted_of_a_kept_rationale(rationale, counted):
         ("Beyoncé sang in Köln.", "Beyoncé sang in Köln."),  # T5's vocabulary has French and German letters
         ("He moved to 東京 in 1950.", "He moved to in 1950."),
         ("a {b} c", "a b c"),
+        ("東京", ""),
     ],
 )
 def test_a_text_is_what_flan_t5_can_write_of_it(text, written):
