@@ -181,6 +181,11 @@ def test_logicality_by_hand(question, rationale, prediction, expected):
         ("(b) Therefore, Ann Lie was born.", "Ann Lie was born."),
         ("3. Ann Lie was born.", "Ann Lie was born."),
         ("- As we can see here, Ann Lie was born.", "Ann Lie was born."),
+        ("We know that Ann Lie was born.", "Ann Lie was born."),
+        ("We know that the film was made.", "The film was made."),
+        ("We can see that it was made.", "It was made."),
+        ("It is known that the film was made.", "The film was made."),
+        ("It is the film that he made.", "It is the film that he made."),  # a statement, with its own "that"
         ("In 1950, Ann Lie was born.", "In 1950, Ann Lie was born."),  # a year says something
         ("Vega, a film, was made.", "Vega, a film, was made."),  # the context knows the name
         ("Zelda Lie was born.", "Zelda Lie was born."),  # in the context Lie never begins a name
