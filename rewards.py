@@ -360,7 +360,7 @@ def read(rationale: str, question: str, context: str, prediction: str | None = N
 _CLOSED = "|".join([word for word in CLASS if CLASS[word] in "DPO"])
 _BULLET = re.compile(r"[\s*•#>→–—-]+")
 _LABEL = re.compile(r"[(\[]?(?:[A-Za-z'’]+ ){0,3}#?\w{1,9}(?:[:)\]]+|(?<=\d)\.|(?= [–—-] ))(?:\W+|$)")
-_PHRASE = re.compile(r"[A-Za-z]+(?: [a-z]+){0,5}(?:, | that (?=[A-Z]))")
+_PHRASE = re.compile(r"(?:We(?: [a-z]+)?|It is) [a-z]+ that |[A-Za-z]+(?: [a-z]+){0,5}(?:, | that (?=[A-Z]))")
 _ADVERB = re.compile(rf"(?!(?i:{'|'.join(CLASS)})\b)[A-Z]\w+ (?=[\"“‘'(]*(?:(?i:{_CLOSED})\b|\d|([A-Z]\w*)))")
 # What begins a name: a capital after a small word or a stop, but not in "However, …"; "According to …" names nobody.
 _BEGINS = re.compile(r"(?:^|[^\w\s]\s?|\b[a-z]+ )([^\W\d_a-z]\w+)(?![\w,])")

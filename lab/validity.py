@@ -12,8 +12,8 @@ rest is tells how far the aspects are eight things. The records are listed by id
 is all paragraphs. The tables go to validity.md and validity.json in --out.
 
 Two more tables guard the reward. Harmless edits (an opener, a label, a bullet, a year in front) must change no aspect:
-the mean change of each, with its interval. Hacks (copying, padding, repetition, boilerplate) must not pay: how often
-the clean rationale has the higher total, and by how much.
+the mean change of each, with its interval. Those of `COSTLY` do: two steps in one sentence. Hacks (copying, padding,
+repetition, boilerplate) must not pay: how often the clean rationale has the higher total, and by how much.
 
 Where the rules fall short of .90 on the dev ids, and why:
 - coherence on HotpotQA: supporting facts come in the order of paragraphs, not of a chain, and their long sentences name
@@ -350,6 +350,17 @@ def since(c: Clean) -> str:
     return " ".join([*c.steps[:-1], f"Since {lowered(c.steps[-1]).rstrip('. ')}, the answer is {c.example.answer}."])
 
 
+def joined(form: str) -> Callable[[Clean], str]:
+    """The last two steps in one sentence, with `form`'s words around them."""
+
+    def edit(c: Clean) -> str:
+        *before, a, b = c.steps
+        a = a if form.startswith("{a}") else lowered(a)
+        return c.text([*before, form.format(a=a.rstrip(". "), b=lowered(b))])
+
+    return edit
+
+
 HARMLESS: dict[str, Callable[[Clean], str | None]] = {
     "First, … Next, … Then, …": opened("First, ", "Next, ", "Then, "),
     "First … Next … Then …": opened("First ", "Next ", "Then "),
@@ -371,6 +382,8 @@ HARMLESS: dict[str, Callable[[Clean], str | None]] = {
     "We know that …": opened("We know that "),
     "Step 1:, a line of its own": opened("\nStep #:\n", goes_on=False),
     "Evidence #1 – …": opened("Evidence # – ", goes_on=False),
+    "Since A, B.": joined("Since {a}, {b}"),
+    "A, so B.": joined("{a}, so {b}"),
 }
 
 
@@ -399,6 +412,10 @@ def stranger(c: Clean, rng: random.Random) -> str | None:
         if first and first[0][0] == "name" and step.startswith(first[0][1]):
             return c.text([*c.steps[:i], "Zelda" + step[len(first[0][1]) :], *c.steps[i + 1 :]])
     return None
+
+
+# Known to cost much: a step's names must all stand in one sentence of the context.
+COSTLY = ("Since A, B.", "A, so B.")
 
 
 HACKS: dict[str, Callable[[Clean, random.Random], str | None]] = {

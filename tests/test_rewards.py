@@ -200,6 +200,11 @@ def test_logicality_by_hand(question, rationale, prediction, expected):
         ("(b) Therefore, Ann Lie was born.", "Ann Lie was born."),
         ("3. Ann Lie was born.", "Ann Lie was born."),
         ("- As we can see here, Ann Lie was born.", "Ann Lie was born."),
+        ("We know that Ann Lie was born.", "Ann Lie was born."),
+        ("We know that the film was made.", "The film was made."),
+        ("We can see that it was made.", "It was made."),
+        ("It is known that the film was made.", "The film was made."),
+        ("It is the film that he made.", "It is the film that he made."),  # a statement, with its own "that"
         ("In 1950, Ann Lie was born.", "In 1950, Ann Lie was born."),  # a year says something
         ("Vega, a film, was made.", "Vega, a film, was made."),  # the context knows the name
         ("Zelda Lie was born.", "Zelda Lie was born."),  # in the context Lie never begins a name
@@ -389,6 +394,17 @@ def test_a_record_with_two_texts_widens_the_interval():
     assert together[0] == apart[0] and together[2] - together[1] > 1.2 * (apart[2] - apart[1])
 
 
+def test_two_steps_are_joined_in_one_sentence():
+    example = data.Example("i", "Where?", (), "Oslo")
+    record = validity.Clean(example, ["Vega won.", "The film is by Ann.", "Her city is Oslo."], [], [])
+    assert validity.HARMLESS["Since A, B."](record) == (
+        "Vega won. Since the film is by Ann, her city is Oslo. So the answer is Oslo."
+    )
+    assert validity.HARMLESS["A, so B."](record) == (
+        "Vega won. The film is by Ann, so her city is Oslo. So the answer is Oslo."
+    )
+
+
 def test_corruptions_do_what_their_names_say():
     steps = ["Vega was directed by Ann Lie.", "Ann Lie was raised by Bo Nyman.", "Bo Nyman was born in Oslo."]
     paragraphs = (
@@ -446,8 +462,9 @@ def test_each_aspect_falls_on_its_own_corruption_of_real_rationales(name, file, 
     if name == "HotpotQA":
         monkeypatch.setattr(validity, "HACKS", {})
         changes = validity.guards(records[:60])["harmless"]
-        assert len(changes) == 20  # openers of every kind change no aspect
-        assert max(abs(row[a][0]) for row in changes.values() for a in ASPECTS) < 0.06
+        assert len(changes) == 22  # openers of every kind change no aspect
+        small = [row for edit, row in changes.items() if edit not in validity.COSTLY]
+        assert len(small) == 20 and max(abs(row[a][0]) for row in small for a in ASPECTS) < 0.06
     found = validity.measure(records)
     reached = {aspect: found["matrix"][aspect][aspect][0] for aspect in ASPECTS}
     short = {a: v for a, v in reached.items() if v < BELOW.get((name, a), 0.9)}
