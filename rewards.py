@@ -21,8 +21,7 @@ from functools import lru_cache
 
 import data
 from plumbing.answers import split_conclusion
-from plumbing.errors import UserError
-from plumbing.markup import clean, fold
+from plumbing.markup import clean, fold, split
 
 ASPECTS = (
     "factuality", "relevance", "logicality", "consistency", "coherence", "fluency", "naturalness", "readability"
@@ -60,47 +59,26 @@ class Combination:
     """
 
     how: str = "sum"
-    task_weight: float = 1.0  # w_task
+    task_weight: float = 4.0  # w_task
     count: int = 0
     means: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of R_aspect and of R_taskAcc
     squares: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sums of squared distances from the mean
 
     def __call__(self, aspect: Sequence[float], task: Sequence[float]) -> list[float]:
-        standardized = self._standardize(0, aspect), self._standardize(1, task)
-        self.count += len(aspect)
         if self.how == "standardized":
-            aspect, task = standardized
+            aspect, task = self._standardize(0, aspect), self._standardize(1, task)
+            self.count += len(aspect)
         return [a + self.task_weight * t for a, t in zip(aspect, task, strict=True)]
 
     def _standardize(self, part: int, values: Sequence[float]) -> list[float]:
-        n = len(values)
-        total = self.count + n
-        mean = math.fsum(values) / n
+        total = self.count + len(values)
+        mean = math.fsum(values) / len(values)
         gap = mean - self.means[part]
-        self.squares[part] += math.fsum((x - mean) ** 2 for x in values) + gap**2 * self.count * n / total
-        self.means[part] += gap * n / total
+        self.squares[part] += math.fsum((x - mean) ** 2 for x in values)
+        self.squares[part] += gap**2 * self.count * len(values) / total
+        self.means[part] += gap * len(values) / total
         deviation = max(math.sqrt(self.squares[part] / total), 0.05)
         return [(x - self.means[part]) / deviation for x in values]
-
-
-def parse_weights(text: str) -> dict:
-    """ "factuality=2,fluency=0" → a weight for each aspect, 1 where none is given. A number alone is the weight of all:
-    "0,fluency=1" leaves fluency. Raises UserError for an unknown aspect and for what is no number."""
-    weights = dict.fromkeys(ASPECTS, 1.0)
-    for part in filter(None, text.split(",")):
-        name, equals, value = part.rpartition("=")
-        try:
-            weight = float(value)
-        except ValueError:
-            weight = math.nan
-        if not math.isfinite(weight):
-            raise UserError(f"the weight {part!r} is no number (write for instance factuality=2,fluency=0)")
-        weights |= {name.strip(): weight} if equals else dict.fromkeys(ASPECTS, weight)
-
-    unknown = sorted(weights.keys() - set(ASPECTS))
-    if unknown:
-        raise UserError(f"there is no aspect {', '.join(unknown)!r} (expected {', '.join(ASPECTS)})")
-    return weights
 
 
 # ---- 2. The eight aspects --------------------------------------------------------------------------------------------
@@ -126,7 +104,7 @@ def factuality(r: Reading) -> float:
 
 def relevance(r: Reading) -> float:
     """It is about what was asked. The share of the question's terms that it takes up, times the share of steps that
-    names link to it, directly or through earlier steps, times `selection`. The question's side of ROSCOE's semantic
+    names link to it, directly or through earlier steps, times `brevity`. The question's side of ROSCOE's semantic
     alignment (Golovneva et al. 2023). Blind to synonyms."""
     reached, said, linked = r.question.names, frozenset(), 0
     for step in r.steps:
@@ -134,50 +112,51 @@ def relevance(r: Reading) -> float:
         if step.about & reached:
             reached |= step.about
             linked += 1
-    return r.context.share(r.question.terms, said) * linked / len(r.steps) * selection(r)
+    return r.context.share(r.question.terms, said) * linked / len(r.steps) * brevity(r)
 
 
-def selection(r: Reading) -> float:
-    """1 up to half as many steps as the context has sentences, down to 0 for as many: nothing was selected."""
-    return max(0.0, min(1.0, 2 - 2 * len(r.steps) / max(4, len(r.context.sentences))))
+def brevity(r: Reading) -> float:
+    """1 up to half as many steps as the context has sentences, down to 0 for as many: nothing was selected. A context
+    counts as four sentences at least: two steps are never too many."""
+    crowding = len(r.steps) / max(4, len(r.context.sentences))
+    return max(0.0, min(1.0, 2 - 2 * crowding))
 
 
 def logicality(r: Reading) -> float:
     """The conclusion follows from the premises. A product: the squared share of steps that lead on (of at least two,
     because one alone is a look-up); the share of the question's names that they hold; `follows`. Links between names
     stand for the entailment model of ROSCOE's reasoning alignment. Blind to what a link means."""
-    leading = 0
-    brought, named = frozenset(), frozenset()
-    for step in r.steps:  # a step leads on with a name of the question that is new, or one that an earlier step brought
-        if step.about & (r.question.names - named | brought):
-            leading += 1
-        brought |= step.about - r.question.names
+    leading, named = 0, frozenset()
+    for step in r.steps:  # it leads on with a new name of the question, or with one that an earlier step brought
+        leading += not step.about.isdisjoint(r.question.names ^ named)
         named |= step.about
     chain = (leading / max(2, len(r.steps))) ** 2
     return chain * r.context.share(r.question.names, named) * follows(r)
 
 
 def follows(r: Reading) -> float:
-    """How well the steps support the conclusion. Yes or no, if "the same" is asked: whether it fits the names that the
-    last steps of both sides share; else .5. Which of two is first or last: whether the years say so; .5 without two
-    years. In all other cases the largest share of its words that one step has; 1 without a conclusion."""
+    """How well the steps support the conclusion: 1 if it fits, 0 if not, .5 if nothing can be told. For "yes", "no" and
+    "who was first" the two sides are compared. Else it is the largest share of the conclusion's words in one step; 1
+    without a conclusion."""
     answer = data.normalize_answer(r.conclusion)
     a, b = compared(r)
     if answer in ("yes", "no"):
         if not a or not b or " same " not in r.question.text:
-            return 0.5  # nothing can be told
+            return 0.5
         shared = set(a[-1].mentions) & set(b[-1].mentions)
         return float((answer == "yes") == bool(shared))
 
-    if a and b and _ORDER.search(r.question.text):
-        year_a, year_b = _YEAR.search(a[-1].text), _YEAR.search(b[-1].text)
+    if a and b and _ORDER.search(r.question.text):  # a side's last step has the year, its first the name
+        year_a = _YEAR.search(a[-1].text)
+        year_b = _YEAR.search(b[-1].text)
         if not year_a or not year_b:
             return 0.5
         if answer and year_a[0] != year_b[0]:
             asks_earlier = bool(_EARLIER.search(r.question.text))
-            a_wins = (year_a[0] < year_b[0]) == asks_earlier
-            names = a[0].about - b[0].about if a_wins else b[0].about - a[0].about
-            return float(bool(names & read_sentence(r.conclusion).names))
+            if (year_a[0] < year_b[0]) != asks_earlier:
+                a, b = b, a  # a has won
+            winner = a[0].about - b[0].about
+            return float(not winner.isdisjoint(read_sentence(r.conclusion).names))
 
     words, most = set(answer.split()), 0
     for step in r.steps:
@@ -194,7 +173,8 @@ _ORDER = re.compile(_EARLIER.pattern + r"|\b(?:later|latest|last|younger|younges
 def compared(r: Reading) -> tuple[list[Sentence], list[Sentence]]:
     """The steps about A and those about B, for a question about "A or B" or "A and B". A step belongs to the side with
     which it shares more names, and brings its other names into that side."""
-    left, _, right = r.question.text.rpartition(" or " if " or " in r.question.text else " and ")
+    between = " or " if " or " in r.question.text else " and "
+    left, _, right = r.question.text.rpartition(between)
     left_names, right_names = read_sentence(left).names, read_sentence(right).names
     shared = left_names & right_names  # they tell nothing: Lie, of Ann Lie and Bo Lie
     names_a, names_b = left_names - shared, right_names - shared
@@ -221,10 +201,12 @@ def consistency(r: Reading) -> float:
 def contradict(a: Sentence, b: Sentence) -> bool:
     """Whether one step negates the other, or gives another value for the same."""
     only_a, only_b = a.terms - b.terms, b.terms - a.terms
+    differing = only_a | only_b
     if NEGATIONS.isdisjoint(a.words) != NEGATIONS.isdisjoint(b.words):
-        return len(only_a | only_b) <= 0.2 * len(a.terms | b.terms)
-    differ_in_names = only_a and only_b and only_a | only_b <= a.names | b.names
-    if not differ_in_names or not a.subject & b.subject:
+        return len(differing) <= 0.2 * len(a.terms | b.terms)
+    if not only_a or not only_b or a.subject.isdisjoint(b.subject):
+        return False
+    if not differing <= a.names | b.names:  # they also differ in what they say
         return False
     return min(only_a)[0].isdigit() == min(only_b)[0].isdigit()  # two names, or two numbers
 
@@ -268,7 +250,7 @@ def fluency(r: Reading) -> float:
 def naturalness(r: Reading) -> float:
     """It reads as if somebody meant it. A product: the share of steps that say more than each earlier one; the squared
     share of words without a loop (three words that the sentence has had; Welleck et al. 2020); the share of sentences
-    that say something of what is known, or conclude; `selection`. Blind to boilerplate about what is known."""
+    that say something of what is known, or conclude; `brevity`. Blind to boilerplate about what is known."""
     fresh = meant = 0
     for i, step in enumerate(r.steps):
         fresh += not any(step.terms <= earlier.terms for earlier in r.steps[:i])
@@ -279,8 +261,9 @@ def naturalness(r: Reading) -> float:
         words += len(sentence.words)
         phrases = list(zip(sentence.words, sentence.words[1:], sentence.words[2:], strict=False))
         looped += len(phrases) - len(set(phrases))
+    unlooped = (1 - looped / words) ** 2
     spoken = min(1.0, (meant + r.is_concluded) / len(r.sentences))
-    return fresh / len(r.steps) * (1 - looped / words) ** 2 * spoken * selection(r)
+    return fresh / len(r.steps) * unlooped * spoken * brevity(r)
 
 
 def readability(r: Reading) -> float:
@@ -345,22 +328,22 @@ def read(rationale: str, question: str, context: str, prediction: str | None = N
     text = fold(clean(rationale))
     reasoning, stated = split_conclusion(text)
     asked, known = read_sentence(fold(question)), read_context(context)
-    steps = [known.lay_beside(s) for s in sentences_of(reasoning, known) if is_statement(s, asked)]
+    steps = [s for s in sentences_of(reasoning, asked, known) if is_statement(s, asked)]
 
-    rest = text.removeprefix(reasoning)
-    if rest.startswith(","):  # "Since Ann was born in Oslo, the answer is Oslo." counts as two sentences
-        rest = rest[1:].lstrip()
-        rest = "\n" + rest[:1].upper() + rest[1:]
-    sentences = sentences_of(reasoning + rest, known)
+    # "Since Ann was born in Oslo, the answer is Oslo." counts as two sentences.
+    rest = re.sub(r"^, *(.)", lambda first: "\n" + first[1].upper(), text.removeprefix(reasoning))
+    sentences = sentences_of(reasoning + rest, asked, known)
     return Reading(sentences, steps, stated or fold(prediction or ""), bool(stated), asked, known)
 
 
-# An opener says nothing: a bullet, a label ("Step 1:", "(a)", "2."), a phrase in lower case ("In addition,", "It is
-# known that"), or one word before a name or a small word ("Then Ann", "Next the film").
+# An opener says nothing.
 _CLOSED = "|".join([word for word in CLASS if CLASS[word] in "DPO"])
 _BULLET = re.compile(r"[\s*•#>→–—-]+")
+# A label: "Step 1:", "(a)", "2."
 _LABEL = re.compile(r"[(\[]?(?:[A-Za-z'’]+ ){0,3}#?\w{1,9}(?:[:)\]]+|(?<=\d)\.|(?= [–—-] ))(?:\W+|$)")
+# A phrase in lower case: "In addition,", "It is known that", "We can see that"
 _PHRASE = re.compile(r"(?:We(?: [a-z]+)?|It is) [a-z]+ that |[A-Za-z]+(?: [a-z]+){0,5}(?:, | that (?=[A-Z]))")
+# A word before a small word or a name, which is the group: "Next the film", "Then Ann"
 _ADVERB = re.compile(rf"(?!(?i:{'|'.join(CLASS)})\b)[A-Z]\w+ (?=[\"“‘'(]*(?:(?i:{_CLOSED})\b|\d|([A-Z]\w*)))")
 # What begins a name: a capital after a small word or a stop, but not in "However, …"; "According to …" names nobody.
 _BEGINS = re.compile(r"(?:^|[^\w\s]\s?|\b[a-z]+ )([^\W\d_a-z]\w+)(?![\w,])")
@@ -374,43 +357,64 @@ def without_opener(text: str, context: Context) -> str:
         if opener and context.names.isdisjoint(re.findall(r"[A-Z]\w+", opener.group())):
             next_name = form is _ADVERB and opener.group(1)
             if not next_name or next_name in context.begins:  # not "Zed Lie" where the context has only Ann Lie
-                text = text[opener.end() :]
-                text = text[:1].upper() + text[1:]
+                text = capitalized(text[opener.end() :])
     return text
 
 
-def sentences_of(text: str, context: Context) -> list[Sentence]:
+def capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# What may join two statements: "A; B", "A, so B", and after "Since" a comma alone. A name or a small word follows.
+_JOINT = re.compile(
+    r"(?:; (?:[a-z]+, )?|, (?:(?:and|but|so|while|because|since|as|hence|thus|therefore) )?)"
+    rf"(?!wh)(?=[\"“'(]*(?:[A-Z\d]|(?i:{_CLOSED})\b))"
+)
+_SINCE = ("Since ", "Because ", "As ", "While ")
+
+
+def clauses(text: str, question: Sentence, context: Context) -> list[Sentence]:
+    """A sentence, or the two statements that it joins if the context supports these better."""
+    whole = context.lay_beside(read_sentence(text))
+    best, support = [whole], whole.support
+    for joint in _JOINT.finditer(text):
+        if joint.group() == ", " and not text.startswith(_SINCE):
+            continue
+        pair = []
+        for part in (text[: joint.start()], text[joint.end() :]):
+            pair.append(context.lay_beside(read_sentence(capitalized(part))))
+        mean = (pair[0].support + pair[1].support) / 2
+        both_say_something = all(part.names and is_statement(part, question) for part in pair)
+        if both_say_something and mean > support:
+            best, support = pair, mean
+    return best
+
+
+def sentences_of(text: str, question: Sentence, context: Context) -> list[Sentence]:
     """The sentences of a rationale without their openers. Two words or less ("Step 1", "a.") are none."""
-    found = [read_sentence(without_opener(part, context)) for part in split(text)]
+    found = []
+    for part in split(text):
+        found += clauses(without_opener(part, context), question, context)
     return [sentence for sentence in found if len(sentence.words) > 2]
 
 
 def is_statement(s: Sentence, question: Sentence) -> bool:
     """Whether it says something of somebody: what a question, its repetition, a bare answer and a fragment do not."""
+    if s.text.endswith("?"):
+        return False
     repeats = s.terms <= question.terms and len(s.terms) > 0.75 * len(question.terms)
-    has_verb = any(CLASS.get(word) == "V" or _VERB.match(word) for word in s.words if word not in s.names)
+    has_verb = any(is_verb(word) for word in s.words if word not in s.names)
     has_subject = bool(s.names or PRONOUNS.intersection(s.words))
-    return has_verb and has_subject and not repeats and not s.text.endswith("?")
+    return has_verb and has_subject and not repeats
 
 
-_STOP = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n\s*")  # what parts sentences: the space after "He won." and "(He won.)"
-# Stops that do not: "in St.", "D. P.", and the number before a step ("1.", "Step 1.").
-_ABBREVIATION = re.compile(
-    r"(?:^|[\s.(\"])(?:[A-Z]|St|Ft|Mt|Dr|Mrs?|Ms|Jr|Sr|vs|Inc|Ltd|Co|Corp|c|No)\.$|^\W*(?:[A-Za-z]+ )?\d{1,2}\.$"
-)
+def is_verb(word: str) -> bool:
+    """Of a word in lower case, "was" or "directed"; a noun in the plural counts, too."""
+    return CLASS.get(word) == "V" or bool(_VERB.match(word))
+
+
 _WORD = re.compile(r"\d+(?:[.,]\d+)*\w*|[^\W_]+(?:['’][^\W_]+)*")  # 1,000th, Lyra's
 _DEFINITE = re.compile(r"the(?! [a-z]+(?: [a-z]+)? of\b) [a-z]", re.I)  # "the album", but not "the birth year of"
-
-
-def split(text: str) -> list[str]:
-    """Text → its sentences; "D. P. Varma" and "St. Louis" stay whole."""
-    parts, start = [], 0
-    for stop in _STOP.finditer(text):
-        if "\n" in stop.group() or not _ABBREVIATION.search(text[start : stop.start()]):
-            parts.append(text[start : stop.end()].strip())
-            start = stop.end()
-    parts.append(text[start:].strip())
-    return [part for part in parts if _WORD.search(part)]
 
 
 @lru_cache(maxsize=65536)
@@ -424,19 +428,20 @@ def read_sentence(text: str) -> Sentence:
         word = match.group()
         words.append(word.lower())
         key = word.lower().removesuffix("'s").removesuffix("’s")
-        is_capital = len(word) > 1 and not word[0].islower() or word[0].isdigit()
-        if is_capital and key not in CLASS:  # a name
+        is_number = word[0].isdigit()
+        is_capital = len(word) > 1 and not word[0].islower()
+        if (is_number or is_capital) and key not in CLASS:  # a name
             if not mentions or text[name_end : match.start()] != " ":  # else the same mention goes on
                 mentions.append(frozenset())
             mentions[-1] |= {key}
             name_end = match.end()
             in_subject = not after_verb or not subject or len(mentions) == 1
-            if in_subject and not word[0].isdigit():
+            if in_subject and not is_number:
                 subject |= {key}
             continue
         if not subject and (key in PRONOUNS or _DEFINITE.match(text, match.start())):
             points_back = True
-        after_verb = after_verb or CLASS.get(key) == "V" or bool(_VERB.match(word))
+        after_verb = after_verb or is_verb(key)
         if len(key) > 1 and key not in CLASS and key not in NEGATIONS:
             stems.append(key[:4])  # live and lives are one term, and so are director and directed
 
@@ -485,9 +490,11 @@ class Context:
             support = 0.9 + 0.1 * (len(others & terms) / len(others) if others else 1.0)
             for mention in step.mentions:
                 support *= len(mention & terms) / len(mention)
-            if support >= best:  # of equals, the last
+            if support >= best:  # of equals the last, as a text goes on from what it has just said
                 best, best_subject = support, subject
-        return replace(step, support=best, about=step.names | best_subject if step.points_back else step.names)
+        if not step.points_back:
+            best_subject = frozenset()
+        return replace(step, support=best, about=step.names | best_subject)
 
 
 read_context = lru_cache(maxsize=1024)(Context)

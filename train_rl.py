@@ -36,7 +36,7 @@ from eval import evaluate, read_run, texts_of_large
 from lmcot import Answer, LocalLM
 from model import pad_batch
 from plumbing import processes
-from plumbing.command import parse_settings, run_main
+from plumbing.command import parse_settings, parse_weights, run_main
 from plumbing.errors import UserError
 from plumbing.run import Run
 from train_kd import side_by_side
@@ -82,7 +82,7 @@ class Settings:
     def check(self) -> None:
         if self.reward not in ("sum", "standardized") or self.task_metric not in ("em", "f1"):
             raise ValueError("--reward is sum or standardized, --task-metric is em or f1")
-        rewards.parse_weights(self.weights)
+        parse_weights(self.weights, rewards.ASPECTS)
         if self.questions < processes.rank_and_size()[1]:
             raise ValueError("--questions must be at least the number of processes")
 
@@ -117,7 +117,7 @@ def sample_rationales(
 
 def judge(examples: list[Example], answers: list[Answer], s: Settings) -> list[dict[str, float]]:
     """R_aspect, the eight aspects and R_task of each rationale, of which N in a row belong to each example."""
-    weights = rewards.parse_weights(s.weights)
+    weights = parse_weights(s.weights, rewards.ASPECTS)
     samples = len(answers) // len(examples)
     judged = []
     for i, answer in enumerate(answers):
@@ -169,12 +169,12 @@ def means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def main() -> None:
     s = parse_settings(Settings, __doc__)
-    kd = distilled(s.kd)
+    kd = distilled(s.kd) | {"device": s.device}
     train = data.load(kd["data"], "train", s.train_limit, kd["context"])
     dev = data.load(kd["data"], "dev", s.dev_limit, kd["context"])
-    test = data.load(kd["test_data"] or kd["data"], "test", s.test_limit, kd["context"])
-    shared = {name: kd[name] for name in vars(lmcot.Models())}
-    models = lmcot.Models(**shared | {"device": s.device})
+    test_data = kd["test_data"] or kd["data"]
+    test = data.load(test_data, "test", s.test_limit, kd["context"])
+    models = lmcot.Models(**{name: kd[name] for name in vars(lmcot.Models())})
     large = lmcot.load_large(models, s.out)
     small = lmcot.load_small(models, Path(s.kd) / "model")
     reference = lmcot.load_small(models, Path(s.kd) / "model")
@@ -258,8 +258,8 @@ def main() -> None:
                     updates += found
 
             # ---- log
-            row = {"step": step + 1, "reward": float(scores.mean()), "beta": state["beta"], **rl.rollout_metrics(r)}
-            row |= means(judged) | means(updates)
+            row = {"step": step + 1, "reward": float(scores.mean()), "beta": state["beta"]}
+            row |= rl.rollout_metrics(r) | means(judged) | means(updates)
             row["ratio_max"] = max(each["ratio_max"] for each in updates)
             row["explained_variance"] = rl.explained_variance(r.values, returns, r.mask)
             run.append("metrics.jsonl", row)
@@ -269,7 +269,8 @@ def main() -> None:
             bar.update()
             if (step + 1) % s.eval_every == 0:
                 for i in (0, len(answers) - 1):
-                    bar.write(described(step + 1, asked[i // s.samples_per_question], answers[i], judged[i]))
+                    example = asked[i // s.samples_per_question]
+                    bar.write(described(step + 1, example, answers[i], judged[i]))
                 for warning in rl.warnings(log, s.max_new_tokens):
                     bar.write(f"warning, step {step + 1}: {warning}")
             if s.target_kl:

@@ -52,6 +52,26 @@ def parse_settings(cls: type, doc: str | None, argv: Sequence[str] | None = None
     return settings
 
 
+def parse_weights(text: str, names: Sequence[str]) -> dict[str, float]:
+    """ "factuality=2,fluency=0" → a weight for each name, 1 where none is given. A number alone is the weight of all:
+    "0,fluency=1" leaves fluency. UserError for an unknown name and for what is no number."""
+    weights = dict.fromkeys(names, 1.0)
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.rpartition("=")
+        try:
+            weight = float(value)
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise UserError(f"the weight {part!r} is no number (write for instance {names[0]}=2)")
+        weights |= {name.strip(): weight} if equals else dict.fromkeys(names, weight)
+
+    unknown = sorted(weights.keys() - set(names))
+    if unknown:
+        raise UserError(f"there is no weight of {', '.join(unknown)} (expected {', '.join(names)})")
+    return weights
+
+
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 

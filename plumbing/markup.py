@@ -1,4 +1,4 @@
-"""A language model's text without what stands around its words, and without accents."""
+"""A language model's text: without what stands around its words, without accents, cut into sentences."""
 
 import re
 import unicodedata
@@ -46,3 +46,21 @@ def fold(text: str) -> str:
     """A text without accents, "Čapek" → "Capek": an M_S may lack such letters."""
     letters = unicodedata.normalize("NFKD", text.translate(str.maketrans(_LETTERS)))
     return re.sub("[\u0300-\u036f]", "", letters)  # the accents, which stand alone now
+
+
+_STOP = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n\s*")  # what parts sentences: the space after "He won." and "(He won.)"
+# Stops that do not: "in St.", "D. P.", and the number before a step ("1.", "Step 1.").
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s.(\"])(?:[A-Z]|St|Ft|Mt|Dr|Mrs?|Ms|Jr|Sr|vs|Inc|Ltd|Co|Corp|c|No)\.$|^\W*(?:[A-Za-z]+ )?\d{1,2}\.$"
+)
+
+
+def split(text: str) -> list[str]:
+    """Text → its sentences; "D. P. Varma" and "St. Louis" stay whole."""
+    parts, start = [], 0
+    for stop in _STOP.finditer(text):
+        if "\n" in stop.group() or not _ABBREVIATION.search(text[start : stop.start()]):
+            parts.append(text[start : stop.end()].strip())
+            start = stop.end()
+    parts.append(text[start:].strip())
+    return [part for part in parts if re.search(r"[^\W_]", part)]

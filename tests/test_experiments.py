@@ -20,7 +20,7 @@ import train_rl
 from lab import experiments as lab
 from lab import runs
 from model import T5
-from plumbing.command import parse_settings
+from plumbing.command import parse_settings, parse_weights
 from plumbing.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -250,7 +250,7 @@ def test_every_training_has_flags_that_its_script_knows_and_does_what_its_name_s
                  "rl20-factuality-only": dict.fromkeys(everything, 0) | {"factuality": 1},
                  "rl20-content-only": everything | dict.fromkeys(form, 0),
                  "rl20-form-only": everything | dict.fromkeys(content, 0)}  # fmt: skip
-    assert {name: rewards.parse_weights(made[name].weights) for name in expected} == expected
+    assert {name: parse_weights(made[name].weights, rewards.ASPECTS) for name in expected} == expected
     assert made["rl-quality"].task_weight == 0 and made["rl"].task_weight == made["rl-answers"].task_weight == 4
     assert (made["rl"].steps, made["rl20-default"].steps) == (train_rl.Settings.steps, 20)
     assert made["rl20-lr-0.00021"].lr == pytest.approx(3 * made["rl"].lr)

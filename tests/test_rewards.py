@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import data
 import rewards
 from lab import validity
+from plumbing.command import parse_weights
 from plumbing.errors import UserError
 from rewards import ASPECTS, Combination, aspects, read
 
@@ -332,16 +333,16 @@ def test_a_correct_rationale_ranks_above_its_edits_in_total(tiny, edit):
 def test_r_aspect_is_the_weighted_sum():
     scores = dict(zip(ASPECTS, [1, 0.5, 0.25, 0, 1, 1, 1, 0.125], strict=True))
     assert rewards.r_aspect(scores) == 4.875
-    weights = rewards.parse_weights("factuality=2, fluency=0,relevance=-1")
+    weights = parse_weights("factuality=2, fluency=0,relevance=-1", ASPECTS)
     assert rewards.r_aspect(scores, weights) == 2 - 0.5 + 0.25 + 0 + 1 + 0 + 1 + 0.125
-    assert rewards.parse_weights("") == rewards.parse_weights("1") == dict.fromkeys(ASPECTS, 1.0)
-    assert rewards.parse_weights("0,fluency=2") == dict.fromkeys(ASPECTS, 0.0) | {"fluency": 2.0}
+    assert parse_weights("", ASPECTS) == parse_weights("1", ASPECTS) == dict.fromkeys(ASPECTS, 1.0)
+    assert parse_weights("0,fluency=2", ASPECTS) == dict.fromkeys(ASPECTS, 0.0) | {"fluency": 2.0}
 
 
 @pytest.mark.parametrize(("text", "said"), [("fluency", "no number"), ("fluency=x", "no number"), ("style=1", "style")])
 def test_a_wrong_weight_gets_one_sentence(text, said):
     with pytest.raises(UserError, match=said):
-        rewards.parse_weights(text)
+        parse_weights(text, ASPECTS)
 
 
 def test_r_task_is_exact_match_or_f1_with_the_best_gold_answer():

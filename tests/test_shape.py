@@ -22,14 +22,14 @@ LINES = {
     "model.py": 446,
     "data.py": 308,
     "lmcot.py": 445,
-    "rewards.py": 492,
+    "rewards.py": 500,
     "rl.py": 275,
     "eval.py": 435,
     "train_kd.py": 393,
-    "train_rl.py": 298,
+    "train_rl.py": 300,
 }
-# plumbing/ was to have 850 lines; the client of real servers and what their models write take 570.
-ALL_LINES, PLUMBING_LINES, README_LINES, FUNCTION_LINES = 3100, 1380, 140, 50
+# plumbing/ was to have 850 lines; the client of real servers and what their models write take 600.
+ALL_LINES, PLUMBING_LINES, README_LINES, FUNCTION_LINES = 3110, 1410, 140, 50
 TOKENS, COMPREHENSIONS = 11.6, 6  # per code line; per 100 code lines
 DEPTH = dict.fromkeys(LINES, 5) | {"train_kd.py": 6, "train_rl.py": 6}
 
