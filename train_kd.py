@@ -1,4 +1,4 @@
-"""Step 1, rationale distillation: M_S learns to write M_L's rationales, those that led M_L to the right answer.
+"""Rationale distillation, the first training: M_S learns to write M_L's rationales, those that led to right answers.
 
     python train_kd.py                                         # tiny pair, TinyWiki → runs/kd, minutes on a CPU
     python train_kd.py --seed 1 --out runs/kd1 --rationales runs/kd           # another seed; M_L is not asked again

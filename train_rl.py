@@ -1,4 +1,4 @@
-"""Step 2, rationale refinement: PPO, rewarded for the rationale's quality and for M_L's answer from it.
+"""Rationale refinement, the second training: PPO, rewarded for the rationale's quality and for M_L's answer from it.
 
     python train_rl.py                                         # continues runs/kd → runs/rl, minutes on a CPU
     python train_rl.py --kd runs/kd1 --seed 1 --out runs/rl1   # another seed

@@ -4,7 +4,7 @@
     python lab/experiments.py selection            # one of them → runs/lab/results/selection.md and .json
     python lab/experiments.py reward --seeds 5     # with more seeds; those that are there are not trained again
     python lab/experiments.py all                  # all of them; interrupt it when you like, the same command goes on
-    python lab/experiments.py tables > FILE.md     # the results so far as one document
+    python lab/experiments.py tables > FILE.md     # the results so far as one document; --out lab: those of docs/
     python lab/experiments.py ood --small google/flan-t5-small --large google/flan-t5-xxl --large-dtype bfloat16 \\
         --data 2wiki --ood musique.jsonl,strategyqa.json --kd-flags "--lr 3e-4 --bf16 --train-limit 90000" \\
         --rl-flags "--lr 1e-5 --bf16 --train-limit 90000" --out runs/lab-flan
@@ -732,7 +732,7 @@ def conduct(name: str, s: Settings) -> str:
 
 
 def document(out: Path) -> str:
-    """The results so far as one Markdown document."""
+    """The results in `out` as one Markdown document; docs/experiments.md is that of lab/results."""
     listed, parts = [["experiment", "seeds", "CPU minutes", "question"]], []
     for name in EXPERIMENTS:
         file = out / "results" / f"{name}.json"
@@ -742,7 +742,8 @@ def document(out: Path) -> str:
             parts.append(as_markdown(result))
     if not parts:
         raise UserError(f"there are no results in {out / 'results'}")
-    return "\n".join(["# Experiments\n", "Made by `python lab/experiments.py tables`.\n", align(listed) + "\n", *parts])
+    head = ["# Experiments\n", "Made by `python lab/experiments.py tables`. [Findings](findings.md) says what they show.\n"]
+    return "\n".join([*head, align(listed) + "\n", *parts])
 
 
 def main() -> None:

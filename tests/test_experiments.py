@@ -404,6 +404,10 @@ def test_a_failing_training_stops_its_experiment_and_no_other(monkeypatch, tmp_p
     assert [path.name for path in (tmp_path / "results").glob("*.json")] == ["good.json"]
 
 
+def test_the_page_of_experiments_is_that_of_the_results():
+    assert (ROOT / "docs/experiments.md").read_text("utf-8") == lab.document(ROOT / "lab") + "\n"
+
+
 def test_without_a_name_the_experiments_are_listed_and_a_wrong_one_is_an_error(monkeypatch, tmp_path, capsys):
     assert run(monkeypatch) == 0
     listed = capsys.readouterr().out
