@@ -742,7 +742,7 @@ def document(out: Path) -> str:
             parts.append(as_markdown(result))
     if not parts:
         raise UserError(f"there are no results in {out / 'results'}")
-    head = ["# Experiments\n", "Made by `python lab/experiments.py tables`. [Findings](findings.md) says what they show.\n"]
+    head = ["# Experiments\n", "Made by `python lab/experiments.py tables`. [What they show](findings.md).\n"]
     return "\n".join([*head, align(listed) + "\n", *parts])
 
 

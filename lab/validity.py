@@ -11,8 +11,8 @@ from 1,000 bootstrap samples of records (a record brings both of its texts). The
 rest is tells how far the aspects are eight things. The records are listed by id in lab/validity_ids.json; the context
 is all paragraphs. The tables go to validity.md and validity.json in --out.
 
-Two more tables guard the reward. Harmless edits (an opener, a label, a bullet, a year in front) must change no aspect:
-the mean change of each, with its interval. Those of `COSTLY` do: two steps in one sentence. Hacks (copying, padding,
+Two more tables guard the reward. Harmless edits (an opener, a label, a bullet, a year in front, two
+steps in one sentence) must change no aspect: the mean change of each, with its interval. Hacks (copying, padding,
 repetition, boilerplate) must not pay: how often the clean rationale has the higher total, and by how much.
 
 Where the rules fall short of .90 on the dev ids, and why:
@@ -412,10 +412,6 @@ def stranger(c: Clean, rng: random.Random) -> str | None:
         if first and first[0][0] == "name" and step.startswith(first[0][1]):
             return c.text([*c.steps[:i], "Zelda" + step[len(first[0][1]) :], *c.steps[i + 1 :]])
     return None
-
-
-# Known to cost much: a step's names must all stand in one sentence of the context.
-COSTLY = ("Since A, B.", "A, so B.")
 
 
 HACKS: dict[str, Callable[[Clean, random.Random], str | None]] = {

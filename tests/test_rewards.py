@@ -227,6 +227,25 @@ def test_a_clause_before_the_conclusion_is_a_step():
     assert len(read(told, QUESTION, CONTEXT).sentences) == 3
 
 
+@pytest.mark.parametrize(
+    ("joined", "steps", "factual"),
+    [
+        ("Since Vega was directed by Ann Lie, Ann Lie was born in Oslo.", 2, 1.0),
+        ("Vega was directed by Ann Lie, so Ann Lie was born in Oslo.", 2, 1.0),
+        ("Vega was directed by Ann Lie; therefore, Ann Lie was born in Oslo.", 2, 1.0),
+        ("Since Vega was directed by Ann Lie, Ann Lie was born in Bergen.", 2, (0.5 + 0) / 2),  # one lie of two
+        ("Ann Lie, the daughter of Bo Nyman, was born in Oslo.", 1, None),  # one statement with commas
+        ("Ann Lie, who directed Vega, was born in Oslo.", 1, None),
+        ("Ann Lie was born in Oslo, Norway.", 1, None),
+        ("Lyra is a new film, directed by Bo Nyman.", 1, None),
+    ],
+)
+def test_a_sentence_that_joins_two_statements_is_two_steps(joined, steps, factual):
+    assert len(read(joined, QUESTION, CONTEXT).steps) == steps
+    if factual is not None:
+        assert aspects(joined, QUESTION, CONTEXT)["factuality"] == pytest.approx(factual)
+
+
 def test_behind_an_opener_the_lie_still_costs_and_the_truth_does_not():
     told = [f"First, {DIRECTED}", f"First, {DIRECTED.replace('Ann Lie', 'Bo Nyman')}", "First, Zelda directed Vega."]
     assert [aspects(text, QUESTION, CONTEXT)["factuality"] for text in told] == [1.0, 0.0, 0.0]
@@ -464,8 +483,7 @@ def test_each_aspect_falls_on_its_own_corruption_of_real_rationales(name, file, 
         monkeypatch.setattr(validity, "HACKS", {})
         changes = validity.guards(records[:60])["harmless"]
         assert len(changes) == 22  # openers of every kind change no aspect
-        small = [row for edit, row in changes.items() if edit not in validity.COSTLY]
-        assert len(small) == 20 and max(abs(row[a][0]) for row in small for a in ASPECTS) < 0.06
+        assert max(abs(row[a][0]) for row in changes.values() for a in ASPECTS) < 0.07
     found = validity.measure(records)
     reached = {aspect: found["matrix"][aspect][aspect][0] for aspect in ASPECTS}
     short = {a: v for a, v in reached.items() if v < BELOW.get((name, a), 0.9)}
