@@ -81,7 +81,7 @@ class Clock:
 
 
 def who_writes(lm) -> str:
-    return "M_L writes" if hasattr(lm, "prompts") else "M_S writes"  # `load_large` sets them
+    return "M_L writes" if hasattr(lm, "templates") else "M_S writes"  # `load_large` sets them
 
 
 def run_script(result: str, name: str, *flags: str) -> None:

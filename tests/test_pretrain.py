@@ -229,6 +229,12 @@ def test_the_exported_untied_model_is_the_tied_one_that_was_trained(little, tmp_
         torch.testing.assert_close(exported(*given), tied(*given), rtol=2e-2, atol=2e-2)
     assert load_tokenizer(tmp_path / "m").encode("Stormgate").ids == TOKENIZER.encode("Stormgate").ids
 
+    again = pretrain.new_model(TOKENIZER)
+    pretrain.load_exported(again, tmp_path / "m")  # the way back, for another M_L
+    assert again.lm_head.weight is again.shared.weight
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(*given), tied.eval()(*given))
+
 
 # ---- The probe -------------------------------------------------------------------------------------------------------
 

@@ -538,6 +538,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints, for continuing")
     parser.add_argument("--out", type=Path, default=ROOT, help="folder that gets small/ and large/")
     args = parser.parse_args()
+    if args.control and args.small:
+        parser.error("--control is about how an M_S begins, and --small brings a finished one")
     torch.set_num_threads(args.threads)
     tokenizer = make_tokenizer()
     work = args.work / f"seed{args.seed}{'-control' * args.control}{'-large-alone' * bool(args.small)}"
