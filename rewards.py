@@ -3,10 +3,10 @@ The reward of a rationale: what its text is like, and whether M_L answers right 
 
     R = R_aspect + w_task R_taskAcc,   R_aspect = Σ w_i s_i
 
-First R and its two parts, then the aspects (eight functions from a Reading to a score s_i in [0, 1]), then how a text
-is read. The aspects have the names of Lee et al. 2024 (arXiv 2404.03414). How the paper measures them is not public, so
-the definitions are ours: rules on text, no model. They never see the gold answer. Each docstring says what its rule is
-blind to. `lab/validity.py` breaks one property at a time and looks whether its aspect falls.
+First R and its two parts, then what an aspect sees and the aspects (eight functions from a Reading to a score s_i in
+[0, 1]), then how a text is read. The aspects have the names of Lee et al. 2024 (arXiv 2404.03414). How the paper
+measures them is not public, so the definitions are ours: rules on text with constants set by hand, no model. They never
+see the gold answer. Each docstring says what its rule is blind to. `lab/validity.py` breaks one at a time.
 """
 
 from __future__ import annotations
@@ -81,7 +81,35 @@ class Combination:
         return [(x - self.means[part]) / deviation for x in values]
 
 
-# ---- 2. The eight aspects --------------------------------------------------------------------------------------------
+# ---- 2. What an aspect sees, and the eight aspects -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A rationale beside its question and context: all that an aspect gets to see."""
+
+    sentences: list[Sentence]  # of the whole text
+    steps: list[Sentence]  # the statements of its reasoning, without the conclusion
+    conclusion: str  # "So the answer is …" in the text, else M_L's prediction, else ""
+    is_concluded: bool  # whether the text itself states the conclusion
+    question: Sentence
+    context: Context
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Names, terms and subject are in lower case and without 's."""
+
+    text: str
+    words: list[str]  # in lower case, without punctuation
+    mentions: list[Words]  # names and numbers, each the set of its words: {"ann", "lie"}, {"1950"}
+    names: Words  # the words of all mentions
+    terms: Words  # names, and the stems of the other open words
+    subject: Words  # the names before the first verb, else the first name
+    points_back: bool  # it speaks of "he" or "the album" before it names anybody
+    # Of a step of the reasoning, beside the context:
+    support: float = 0.0  # how far a sentence of the context says the same
+    about: Words = frozenset()  # its names, and those of the subject that it points back to
 
 
 def aspects(rationale: str, question: str, context: str, prediction: str | None = None) -> dict[str, float]:
@@ -294,34 +322,6 @@ PRONOUNS = {"he", "she", "it", "they", "his", "her", "its", "their", "this", "th
 NEGATIONS = {"not", "no", "never", "neither", "nor", "cannot"}
 # An open word that is a verb: directed, lives (but not status, class), won.
 _VERB = re.compile(r"[a-z]{2,}(?:ed|[^us]s)$|(?:born|built|came|became|began|found|held|led|left|lost|made|won|wrote)$")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A rationale beside its question and context: all that an aspect gets to see."""
-
-    sentences: list[Sentence]  # of the whole text
-    steps: list[Sentence]  # the statements of its reasoning, without the conclusion
-    conclusion: str  # "So the answer is …" in the text, else M_L's prediction, else ""
-    is_concluded: bool  # whether the text itself states the conclusion
-    question: Sentence
-    context: Context
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """Names, terms and subject are in lower case and without 's."""
-
-    text: str
-    words: list[str]  # in lower case, without punctuation
-    mentions: list[Words]  # names and numbers, each the set of its words: {"ann", "lie"}, {"1950"}
-    names: Words  # the words of all mentions
-    terms: Words  # names, and the stems of the other open words
-    subject: Words  # the names before the first verb, else the first name
-    points_back: bool  # it speaks of "he" or "the album" before it names anybody
-    # Of a step of the reasoning, beside the context:
-    support: float = 0.0  # how far a sentence of the context says the same
-    about: Words = frozenset()  # its names, and those of the subject that it points back to
 
 
 def read(rationale: str, question: str, context: str, prediction: str | None = None) -> Reading:
