@@ -9,7 +9,7 @@
         --data 2wiki --ood musique.jsonl,strategyqa.json --kd-flags "--lr 3e-4 --bf16 --train-limit 90000" \\
         --rl-flags "--lr 1e-5 --bf16 --train-limit 90000" --out runs/lab-flan
 
-`habits` needs M_L with other habits, made from the finished M_S (25 CPU minutes each):
+`habits` needs M_L with other habits, made from the finished M_S (45 CPU minutes each):
 
     python tiny/pretrain.py --small tiny/small --slips 0 --out runs/pair-noslips
     python tiny/pretrain.py --small tiny/small --leaps 0 --out runs/pair-noleaps
