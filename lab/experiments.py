@@ -694,20 +694,21 @@ def habits(lab: Lab) -> list[dict]:
 
 
 # name → (what makes its tables, CPU minutes on the embedded default beyond the shared runs, which are KD and PPO with
-# the default reward for three seeds: 25); in the order in which `all` runs them. Guessed from the cost of single runs.
+# the default reward for three seeds: 39); in the order in which `all` runs them. Those of reward, aspects, sweep and
+# reader are guessed from the cost of single runs. `habits` is for one more M_L.
 EXPERIMENTS = {
-    "methods": (methods, 5),
-    "reward": (reward, 30),
+    "methods": (methods, 2),
+    "reward": (reward, 48),
     "steps": (steps, 1),
-    "control": (control, 20),
-    "threshold": (threshold, 6),
+    "control": (control, 36),
+    "threshold": (threshold, 3),
     "selection": (selection, 1),
-    "filter": (filter_, 10),
+    "filter": (filter_, 25),
     "aspects": (aspects, 45),
-    "sweep": (sweep, 25),
-    "ood": (ood, 12),
+    "sweep": (sweep, 30),
+    "ood": (ood, 7),
     "reader": (reader, 12),
-    "habits": (habits, 75),
+    "habits": (habits, 56),
 }
 
 
