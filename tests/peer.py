@@ -227,10 +227,11 @@ def rollout(policy, small: PeerLM, asked, s):
 
 def sample(policy, ids, mask, samples: int, max_new_tokens: int):
     """Sources (B, S) → queries and responses as TRL wants them, B·N tensors each; a response goes from the start token
-    to EOS. Faster than TRL's own `generate`, which would encode each source N times."""
+    to EOS. Faster than TRL's own `generate`, which would encode each source N times. TRL leaves the first token out of
+    its losses and fails where no other is left, so an empty rationale is never sampled."""
     policy.eval()
     out = policy.generate(input_ids=ids, attention_mask=mask, num_return_sequences=samples, do_sample=True, top_k=0,
-                          max_new_tokens=max_new_tokens)  # fmt: skip
+                          min_new_tokens=2, max_new_tokens=max_new_tokens)  # fmt: skip
     queries, responses = [], []
     for row, response in enumerate(out):
         queries.append(ids[row // samples][mask[row // samples] == 1])
