@@ -1,6 +1,6 @@
 #!/bin/sh
 # The README's table: five seeds of both trainings, then 1,000 test questions; and the control of RL, with three seeds.
-# About an hour on two cores. Interrupt it when you like: the same command goes on.
+# About 50 minutes on two cores. Interrupt it when you like: the same command goes on.
 set -e
 cd "$(dirname "$0")/.."
 out=${1:-runs/table}
