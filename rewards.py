@@ -328,11 +328,11 @@ def read(rationale: str, question: str, context: str, prediction: str | None = N
     text = fold(clean(rationale))
     reasoning, stated = split_conclusion(text)
     asked, known = read_sentence(fold(question)), read_context(context)
-    steps = [s for s in sentences_of(reasoning, asked, known) if is_statement(s, asked)]
-
+    said = sentences_of(reasoning, asked, known)
+    steps = [s for s in said if is_statement(s, asked)]
     # "Since Ann was born in Oslo, the answer is Oslo." counts as two sentences.
     rest = re.sub(r"^, *(.)", lambda first: "\n" + first[1].upper(), text.removeprefix(reasoning))
-    sentences = sentences_of(reasoning + rest, asked, known)
+    sentences = sentences_of(reasoning + rest, asked, known) if rest else said
     return Reading(sentences, steps, stated or fold(prediction or ""), bool(stated), asked, known)
 
 

@@ -230,8 +230,8 @@ def main() -> None:
             # ---- 2 M_L answers, every rationale gets its reward
             answers = lmcot.answer(large, asked, small.decode(r.ids, r.mask))
             judged = judge(asked, answers, s)
-            aspect = [parts["R_aspect"] for parts in judged]
-            task = [parts["R_task"] for parts in judged]
+            aspect = [each["R_aspect"] for each in judged]
+            task = [each["R_task"] for each in judged]
             scores = torch.tensor(combination(aspect, task), device=small.device)  # (BN,) R of each rationale
             scores = scores - s.missing_eos_penalty * ~r.ended
             batch = vars(r) | {"scores": scores, "questions": [example.id for example in asked]}

@@ -34,6 +34,7 @@ from lab.svg import DARK, DASHES, LIGHT, SERIES, WIDTH, Line, Picture, as_file, 
 from plumbing.command import field_comments, flag, run_main  # noqa: E402
 from plumbing.errors import UserError  # noqa: E402
 from plumbing.files import atomic_write, parse_json, read_json, read_jsonl  # noqa: E402
+from plumbing.markup import split  # noqa: E402
 
 FRAME = Path(__file__).resolve().parent / "report.html"
 UNTRAINED, KD, RL = "LM-guided, untrained", "LM-guided, KD", "LM-guided, RL"
@@ -379,7 +380,7 @@ def support_of(sentence: str, example: data.Example) -> float | None:
 def marked(rationale: str, example: data.Example) -> str:
     """A rationale with a sign and a colour for each of its sentences; one that is said again and again is one."""
     said = ""
-    for sentence, again in itertools.groupby(rewards.split(rationale)):
+    for sentence, again in itertools.groupby(split(rationale)):
         times = len(list(again))
         support = support_of(sentence, example)
         if support is None:

@@ -4,11 +4,13 @@ import random
 import re
 from types import SimpleNamespace
 
+import harness
 import pytest
 import torch
 
 import lmcot
 from model import T5, load_tokenizer
+from plumbing.errors import UserError
 from plumbing.server import Completion
 from tiny import pretrain, probe, world
 
@@ -234,6 +236,9 @@ def test_the_exported_untied_model_is_the_tied_one_that_was_trained(little, tmp_
     assert again.lm_head.weight is again.shared.weight
     with torch.no_grad():
         torch.testing.assert_close(again.eval()(*given), tied.eval()(*given))
+    harness.save_random_small(tmp_path / "other", TOKENIZER)
+    with pytest.raises(UserError, match="other is no M_S of this shape"):
+        pretrain.load_exported(again, tmp_path / "other")
 
 
 # ---- The probe -------------------------------------------------------------------------------------------------------

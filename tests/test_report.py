@@ -21,6 +21,7 @@ import rewards
 import train_kd
 import train_rl
 from lab import report, svg
+from plumbing.markup import split
 from tiny import pretrain
 
 SIZES = {"train": 16, "dev": 8, "test": 4}
@@ -302,7 +303,7 @@ def test_the_signs_are_those_that_factuality_is_made_of():
     examples = data.load("tiny", "dev", 30)
     for example, other in zip(examples, examples[1:], strict=False):
         rationale = " ".join(example.supporting_sentences + other.supporting_sentences[:1] + ["So it is Ann."])
-        supports = [report.support_of(sentence, example) for sentence in rewards.split(rationale)]
+        supports = [report.support_of(sentence, example) for sentence in split(rationale)]
         supports = [support for support in supports if support is not None]
         scores = rewards.quality(rationale, example)
         assert scores["factuality"] == pytest.approx((np.mean(supports) + min(supports)) / 2)

@@ -18,6 +18,7 @@ import rewards
 from lab import validity
 from plumbing.command import parse_weights
 from plumbing.errors import UserError
+from plumbing.markup import split
 from rewards import ASPECTS, Combination, aspects, read
 
 # Six sentences; "vega" stands in two of them ("It" is Vega), "direc" in two, "born" in two.
@@ -44,7 +45,7 @@ def test_the_aspects_are_the_papers_in_its_order():
     [("D. P. Varma lives in St. Louis. He sings.", 2), ("Is it so? Yes! It is.", 3), ("A b\nC d", 2), (" . ", 0)],
 )
 def test_sentences_end_at_stops_and_not_at_abbreviations(text, count):
-    assert len(rewards.split(text)) == count
+    assert len(split(text)) == count
 
 
 def test_names_are_capitals_and_numbers_outside_the_closed_classes():
@@ -218,7 +219,7 @@ def test_an_opener_is_cut_and_a_name_is_not(written, read_as):
 
 
 def test_a_number_before_a_step_ends_no_sentence():
-    assert rewards.split("1. Ann won.\n2. Bo won. Step 3. Cy won.") == ["1. Ann won.", "2. Bo won.", "Step 3. Cy won."]
+    assert split("1. Ann won.\n2. Bo won. Step 3. Cy won.") == ["1. Ann won.", "2. Bo won.", "Step 3. Cy won."]
 
 
 def test_a_clause_before_the_conclusion_is_a_step():

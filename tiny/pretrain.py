@@ -40,6 +40,7 @@ sys.path.insert(0, str(ROOT.parent))
 import lmcot  # noqa: E402
 from model import T5, T5Config, pad_batch  # noqa: E402
 from plumbing.command import run_main  # noqa: E402
+from plumbing.errors import UserError  # noqa: E402
 from plumbing.files import atomic_write  # noqa: E402
 from tiny import world  # noqa: E402
 
@@ -524,7 +525,10 @@ def load_exported(model: T5, folder: Path) -> None:
     """The way back: the weights of `folder` → the tied model. Its optimizers begin anew."""
     weights = T5.from_pretrained(folder).state_dict()
     weights["lm_head.weight"] = weights["shared.weight"]
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:
+        raise UserError(f"{folder} is no M_S of this shape and vocabulary") from None
 
 
 def main() -> None:
