@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -40,45 +40,52 @@ BASELINES = ("standard", "CoT", "LM-guided, untrained", "LM-guided, KD")  # the 
 TRAININGS = {"Distillation": ("LM-guided, untrained", "LM-guided, KD"), "PPO": ("LM-guided, KD", "LM-guided, RL")}
 BOOTSTRAPS = 2000
 
-METHODS = {  # name → the M_S that it needs
-    "standard": "",  # M_L answers from question and context
-    "CoT": "",  # M_L thinks step by step, then answers
-    "CoT + SC": "",  # majority of N sampled chains of M_L
-    "LM-guided, untrained": "untrained",  # M_S as it was pretrained writes the rationale
-    "LM-guided, KD": "kd",  # M_S after rationale distillation writes it
-    "LM-guided, KD + SC": "kd",  # majority over N rationales sampled from M_S
-    "LM-guided, KD, best of N": "kd",  # of N rationales sampled from it, the one with the highest R_aspect
-    "LM-guided, RL": "rl",  # M_S after rationale refinement writes it
-    "LM-guided, RL + SC": "rl",  # as for KD
-    "LM-guided, RL, best of N": "rl",  # as for KD
-    "M_S alone": "direct",  # control: M_S fine-tuned to answer directly, no M_L
-    "gold rationale": "",  # ceiling: the supporting sentences as the rationale
-    "other's rationale": "",  # floor: another question's supporting sentences
+
+class Method(NamedTuple):
+    """Who writes the rationale, and what becomes of N of them."""
+
+    author: str  # "" (nobody), M_L, gold, other, or an M_S: untrained, kd, rl, direct
+    sampling: str = ""  # "": one, greedy; "vote": N answers, and the majority; "best": the best of N by R_aspect
+
+
+METHODS = {
+    "standard": Method(""),  # M_L answers from question and context
+    "CoT": Method("M_L"),  # M_L thinks step by step, then answers
+    "CoT + SC": Method("M_L", "vote"),  # self-consistency
+    "LM-guided, untrained": Method("untrained"),  # M_S as it was pretrained writes the rationale
+    "LM-guided, KD": Method("kd"),  # M_S after rationale distillation
+    "LM-guided, KD + SC": Method("kd", "vote"),
+    "LM-guided, KD, best of N": Method("kd", "best"),
+    "LM-guided, RL": Method("rl"),  # M_S after rationale refinement
+    "LM-guided, RL + SC": Method("rl", "vote"),
+    "LM-guided, RL, best of N": Method("rl", "best"),
+    "M_S alone": Method("direct"),  # control: M_S fine-tuned to answer directly, no M_L
+    "gold rationale": Method("gold"),  # ceiling: the supporting sentences as the rationale
+    "other's rationale": Method("other"),  # floor: another question's supporting sentences
 }
-WITHOUT_RATIONALE = ("standard", "M_S alone")
+STUDENTS = ("untrained", "kd", "rl", "direct")  # the authors that are an M_S
+WITHOUT_RATIONALE = ("", "direct")  # authors that write none
 COSTS = ("seconds", "tokens", "cut", "unfinished", "unanswered")  # of answers.jsonl
-NEED_FACTS = ("gold rationale", "other's rationale")  # left out where the data names no supporting sentences
 
 
-def run_method(name: str, examples: Sequence[Example], large: LM, small: LM | None, s: "Settings") -> list[Answer]:
-    """Answers the examples by one method of METHODS. Of the settings `s` it reads samples (N), temperature and
-    max_new_tokens (of a rationale)."""
-    if name in WITHOUT_RATIONALE:
-        return lmcot.standard(small if name == "M_S alone" else large, examples)
-    samples, temperature = 1, 0.0
-    if name.endswith((" + SC", " best of N")):
-        samples, temperature = s.samples, s.temperature
-    if name.startswith("CoT"):
+def run_method(method: Method, examples: Sequence[Example], large: LM, small: LM | None, s: "Settings") -> list[Answer]:
+    """Answers the examples by one method. Of the settings `s` it reads samples (N), temperature and max_new_tokens (of
+    a rationale)."""
+    author, sampling = method
+    if author in WITHOUT_RATIONALE:
+        return lmcot.standard(small or large, examples)
+    samples, temperature = (s.samples, s.temperature) if sampling else (1, 0.0)
+    if author == "M_L":
         return voted(lmcot.chain_of_thought(large, examples, samples, temperature), samples)
 
     gold = [" ".join(example.supporting_sentences) for example in examples]
-    if name == "gold rationale":
+    if author == "gold":
         rationales = gold
-    elif name == "other's rationale":
+    elif author == "other":
         rationales = gold[1:] + gold[:1]
     else:
         rationales = lmcot.write_rationales(small, examples, s.max_new_tokens, samples, temperature)
-    if name.endswith(" best of N"):
+    if sampling == "best":
         rationales, samples = best(examples, rationales, samples), 1
     return voted(lmcot.answer(large, examples, rationales), samples)
 
@@ -134,13 +141,12 @@ def summarise(examples: Sequence[Example], rows: dict[str, list[dict]]) -> dict:
     scores: dict[str, dict[str, np.ndarray]] = {}  # method → measure → (runs, questions)
     methods: dict[str, dict] = {}
     for name, runs in rows.items():
-        scores[name] = scores_of(examples, runs, name not in WITHOUT_RATIONALE)
+        scores[name] = scores_of(examples, runs, METHODS[name].author not in WITHOUT_RATIONALE)
         em = scores[name]["EM"]
         asked = len(runs) * len(examples)
         by_type = {}
-        for kind in sorted(set(types)):
+        for kind in sorted(set(types) - {""}):
             by_type[kind] = float(em[:, types == kind].mean())
-        by_type.pop("", None)
         methods[name] = {
             "two-stage": float(scores[name]["two-stage"].mean()),
             "empty": float(scores[name]["empty"].mean()),
@@ -287,21 +293,23 @@ def students_of(
     name: str, examples: Sequence[Example], smalls: dict[str, Sequence[LM | None]], samples: int
 ) -> Sequence[LM | None]:
     """The M_S of each seed with which a method is run: [None] for one that needs none, [] for one that is left out."""
-    if name in NEED_FACTS and not all(example.supporting_facts for example in examples):
+    author, sampling = METHODS[name]
+    if author in ("gold", "other") and not all(example.supporting_facts for example in examples):
         return []
-    if name.endswith((" + SC", " best of N")) and samples == 1:
+    if sampling and samples == 1:
         return []
-    if name == "CoT + SC":  # without an M_S, but sampled
+    if author in STUDENTS:
+        return smalls.get(author, [])
+    if sampling:  # of M_L: a seed for each M_S
         return [None] * max(map(len, smalls.values()), default=1)
-    role = METHODS[name]
-    return smalls.get(role, []) if role else [None]
+    return [None]
 
 
 def texts_of_large(examples: Sequence[Example], smalls: dict[str, Sequence[LM | None]], samples: int) -> int:
     """About how many texts M_L writes for a comparison."""
     texts = 0
     for name in METHODS.keys() - {"M_S alone"}:
-        of_each = samples if name.endswith(" + SC") else 1
+        of_each = samples if METHODS[name].sampling == "vote" else 1
         texts += len(students_of(name, examples, smalls, samples)) * of_each
     return texts * len(examples)
 
@@ -342,7 +350,7 @@ def timed(name: str, seed: int, examples: list[Example], large: LM, small: LM | 
     for lm in lms:
         lm.restart(seed)
     begun = time.perf_counter()
-    answers = run_method(name, examples, large, small, s)
+    answers = run_method(METHODS[name], examples, large, small, s)
     row = {"method": name, "seed": seed, "seconds": time.perf_counter() - begun}
     row |= {"tokens": 0, "cut": 0, "unfinished": 0, "unanswered": 0}
     for lm in lms:

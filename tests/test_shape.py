@@ -24,12 +24,12 @@ LINES = {
     "lmcot.py": 445,
     "rewards.py": 500,
     "rl.py": 275,
-    "eval.py": 435,
+    "eval.py": 443,
     "train_kd.py": 393,
     "train_rl.py": 300,
 }
 # plumbing/ was to have 850 lines; the client of real servers and what their models write take 600.
-ALL_LINES, PLUMBING_LINES, README_LINES, FUNCTION_LINES = 3110, 1410, 140, 50
+ALL_LINES, PLUMBING_LINES, README_LINES, FUNCTION_LINES = 3110, 1411, 140, 50
 TOKENS, COMPREHENSIONS = 11.6, 6  # per code line; per 100 code lines
 DEPTH = dict.fromkeys(LINES, 5) | {"train_kd.py": 6, "train_rl.py": 6}
 
