@@ -17,6 +17,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import lmcot
 import model as M
 import plumbing.hub
 from model import T5, T5Config
@@ -607,3 +608,10 @@ def test_loading_a_tokenizer_switches_off_its_saved_padding_and_truncation(tmp_p
 def test_a_file_that_is_no_tokenizer_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Nonsense"}}')
     assert "not a tokenizer" in refusal(M.load_tokenizer, tmp_path)
+
+
+def test_never_written_is_pad_and_the_rows_that_the_tokenizer_lacks():
+    tokenizer = M.load_tokenizer(TINY_TOKENIZER)
+    n = tokenizer.get_vocab_size()
+    forbid = lmcot.LocalLM(make("v1.1", vocab_size=n + 3), tokenizer).forbid
+    assert sorted(forbid) == [0, n, n + 1, n + 2]
