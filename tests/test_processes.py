@@ -1,6 +1,5 @@
 """Proofs for several processes: what two of torchrun's (gloo) do together is what one does alone."""
 
-import json
 import os
 import subprocess
 import sys
@@ -75,28 +74,29 @@ def distance(a, b):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Both trainings by one process and by two, and the output of each: {(script, processes): text}, folder."""
+    """Both trainings by one process and by two, and the output of each: {(script, processes): text}, folder. The two
+    distil in micro-batches, which are to memory what processes are to time."""
     place = tmp_path_factory.mktemp("processes")
     save_random_small(place / "small", pretrain.make_tokenizer(), dropout=0.0)
     said = {}
-    for n in (1, 2):
-        said["train_kd", n] = run("train_kd", place / f"kd{n}", place, n, ["--small", place / "small", *KD])
+    for n, parts in ((1, 0), (2, 2)):
+        kd = ["--small", place / "small", *KD, "--micro-batch", parts]
+        said["train_kd", n] = run("train_kd", place / f"kd{n}", place, n, kd)
         rl = ["--kd", place / "kd1", "--steps", 2, "--questions", 5, "--samples-per-question", 3, "--minibatch", 2,
               "--eval-every", 1, "--samples", 2, "--max-new-tokens", 12, "--lr", 3e-3, "--target-kl", 1]  # fmt: skip
         said["train_rl", n] = run("train_rl", place / f"rl{n}", place, n, rl)
     return said, place
 
 
-def test_distillation_by_two_processes_ends_with_the_weights_of_one(both):
+def test_distillation_by_two_processes_in_micro_batches_ends_with_the_weights_of_one(both):
     _, place = both
     models = [place / name / "model" for name in ("kd1", "kd2")]
     assert distance(*models) < 1e-5 < 3e-4 < distance(place / "small", models[0])
     for one, two in zip(*(lines(place / f"kd{n}" / "metrics.jsonl") for n in (1, 2)), strict=True):
         assert two == pytest.approx(one, rel=1e-5)
     # 48 training examples in batches of 9 leave one of 3; each is asked once, and all stay in their order.
-    assert [r["id"] for r in lines(place / "kd1" / "rationales.jsonl")] == [
-        r["id"] for r in lines(place / "kd2" / "rationales.jsonl")
-    ]
+    ids = [[row["id"] for row in lines(place / f"kd{n}" / "rationales.jsonl")] for n in (1, 2)]
+    assert ids[0] == ids[1]
     asked = [len((place / f"asked-train_kd-{name}").read_text()) for name in ("1-0", "2-0", "2-1")]
     assert asked[0] == asked[1] + asked[2] == 48 + 7 + 9  # shares, not everything twice; one chain for each test
     assert abs(asked[1] - asked[2]) <= 3  # question: greedy, and sampled
@@ -127,12 +127,3 @@ def test_the_evaluation_of_two_processes_gives_the_answers_of_one_and_is_printed
     for script in ("train_kd", "train_rl"):
         assert said[script, 2].count("| method ") == said[script, 1].count("| method ") == 1
     assert {path.name for path in place.glob("*/.*")} <= {".lock"}  # nothing half written
-
-
-def test_gradients_of_parts_add_up_to_those_of_the_batch(both, tmp_path):
-    """Micro-batches are to memory what processes are to time: the same update, here to rounding."""
-    _, place = both
-    run("train_kd", place / "kd-micro", tmp_path, 1, ["--small", place / "small", *KD, "--micro-batch", 2])
-    assert distance(place / "kd1" / "model", place / "kd-micro" / "model") < 1e-5
-    settings = json.loads((place / "kd-micro" / "settings.json").read_text())
-    assert settings["micro_batch"] == 2

@@ -62,18 +62,11 @@ def test_the_kl_coefficient_moves_by_at_most_a_fifth_of_the_episodes_share_of_th
     assert rl.adapt_beta(0.1, kl=6.0, target=6.0, episodes=1000) == pytest.approx(0.1)
 
 
-def test_the_rows_of_prompts_are_those_of_their_samples():
-    assert rl.rows_of(torch.tensor([2, 0]), 3).tolist() == [6, 7, 8, 0, 1, 2]
-
-
-def test_a_ratio_that_is_not_1_before_any_update_and_numbers_that_are_none_are_seen():
+def test_a_ratio_that_is_not_1_before_any_update_is_seen():
     logp = torch.tensor([[-1.0, -2.0]])
     rl.check_first_ratio(logp, logp + 1e-5)
     with pytest.raises(AssertionError, match="a ratio differs from 1"):
         rl.check_first_ratio(logp, logp + torch.tensor([0.0, 1e-3]))
-    assert rl.all_finite(logp, logp[:0])
-    for broken in (math.nan, math.inf, -math.inf):
-        assert not rl.all_finite(logp, torch.tensor([0.0, broken]))
 
 
 # ------------------------------------------------------------------------------------------------ against plain loops
@@ -133,22 +126,21 @@ def test_losses_and_their_gradients_equal_those_of_a_loop_over_tokens(tensors, c
     places = mask.nonzero().tolist()
 
     def loop_policy(new):
-        total = 0.0
+        total = 0 * new.sum()
         for i, t in places:
-            ratio = torch.exp(new[i, t] - old[i, t])
-            if third[i, t] > 0:  # clipped where the ratio has already gone the way the advantage points
-                total = total + (ratio if ratio < 1 + clip else torch.tensor(1 + clip, dtype=new.dtype)) * third[i, t]
-            else:
-                total = total + (ratio if ratio > 1 - clip else torch.tensor(1 - clip, dtype=new.dtype)) * third[i, t]
-        return -total / len(places)
+            ratio, advantage = torch.exp(new[i, t] - old[i, t]), third[i, t]
+            limit = 1 + clip if advantage > 0 else 1 - clip
+            is_clipped = ratio > limit if advantage > 0 else ratio < limit  # it has gone where the advantage points
+            total = total - (limit if is_clipped else ratio) * advantage
+        return total / len(places)
 
     def loop_value(new):
-        total = 0.0
+        total = 0 * new.sum()
         for i, t in places:
             move = new[i, t] - old[i, t]
-            near = old[i, t] + (move if abs(move) <= clip else clip * float(move.detach().sign()))
+            near = old[i, t] + (move if abs(move) <= clip else clip * move.detach().sign())
             errors = (new[i, t] - fourth[i, t]) ** 2, (near - fourth[i, t]) ** 2
-            total = total + (errors[0] if errors[0] >= errors[1] else errors[1])
+            total = total + max(errors)
         return total / (2 * len(places))
 
     for ours, loop in (
@@ -156,12 +148,11 @@ def test_losses_and_their_gradients_equal_those_of_a_loop_over_tokens(tensors, c
         (lambda x: rl.value_loss(x, old, fourth, mask, clip), loop_value),
     ):
         a, b = (new.clone().requires_grad_() for _ in range(2))
-        loss, expected = ours(a), torch.as_tensor(loop(b))
-        assert loss.item() == pytest.approx(float(expected.detach()), abs=1e-9)
-        if expected.requires_grad:
-            expected.backward()
+        loss, expected = ours(a), loop(b)
         loss.backward()
-        torch.testing.assert_close(a.grad, b.grad if b.grad is not None else torch.zeros_like(b))
+        expected.backward()
+        torch.testing.assert_close(loss, expected, atol=1e-9, rtol=1e-7)
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 @settings(max_examples=40, deadline=None)
@@ -202,19 +193,19 @@ def scored(policy, head, r):
     return rl.teacher_forced(policy, head, encoded, r.source_mask, r.ids, r.mask, FORBID)
 
 
-def test_at_step_0_the_kl_and_the_values_are_0_and_every_ratio_is_1(rolled):
-    policy, head, r = rolled
-    assert (r.logp_old - r.logp_ref).abs().max() == 0 and r.values.abs().max() == 0
-    assert (scored(policy, head, r)[0] - r.logp_old).abs().max() < 1e-5
-    assert rl.rollout_metrics(r)["kl"] == 0
-
-
-def test_log_probabilities_and_entropies_are_those_of_each_row_and_its_source_alone(rolled):
+def test_what_a_rollout_says_of_a_row_is_what_this_row_and_its_source_alone_give(rolled):
     policy, head, r = rolled
     _, entropy, _ = scored(policy, head, r)
     assert r.ids.shape[0] == 15 and len({tuple(row) for row in r.ids.tolist()}) > 10
-    for row in range(15):
-        n = int(r.mask[row].sum())
+    assert 0 < float(r.ended.float().mean()) < 1, "all of them end, or none"
+    assert torch.equal(r.logp_old, r.logp_ref) and r.values.eq(0).all()
+    # test_model.py proves that `generate` samples at the temperature that it is given; here it must be 1.
+    again = policy.generate(*sources(5), 10, 3, 1.0, FORBID, torch.Generator().manual_seed(0))
+    assert torch.equal(r.ids, again.ids.flatten(0, 1))
+    for row, ids in enumerate(r.ids.tolist()):
+        n = ids.index(1) + 1 if 1 in ids else len(ids)
+        assert r.mask[row].tolist() == [True] * n + [False] * (len(ids) - n) and r.ended[row] == (1 in ids)
+        assert not set(ids[:n]) & set(FORBID)
         length = int(r.source_mask[row // 3].sum())
         source = r.source[row // 3 : row // 3 + 1, :length]  # without padding
         logits = policy(source, torch.ones_like(source), policy.shift_right(r.ids[row : row + 1, :n]))
@@ -222,17 +213,6 @@ def test_log_probabilities_and_entropies_are_those_of_each_row_and_its_source_al
         torch.testing.assert_close(r.logp_old[row, :n], p[range(n), r.ids[row, :n]].log(), rtol=1e-4, atol=1e-4)
         expected = torch.distributions.Categorical(p).entropy()
         torch.testing.assert_close(entropy[row, :n], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_rationales_are_sampled_at_temperature_1():
-    """Share of each first token among 20,000 of one source: within five standard deviations of its probability."""
-    policy, n = tiny_policy(), 20_000
-    source, mask = sources(1)
-    r = rl.rollout(policy, policy, rl.ValueHead(32), source, mask, n, 1, FORBID, torch.Generator().manual_seed(0))
-    logits = policy(source, mask, torch.zeros(1, 1, dtype=torch.long))[0, 0]
-    p = torch.softmax(logits.index_fill(0, torch.tensor(FORBID), -torch.inf), 0)
-    share = r.ids[:, 0].bincount(minlength=12) / n
-    assert ((share - p).abs() <= 5 * (p * (1 - p) / n).sqrt()).all()
 
 
 def test_in_bfloat16_the_critic_and_all_that_is_made_of_it_stay_in_fp32():
@@ -247,15 +227,6 @@ def test_in_bfloat16_the_critic_and_all_that_is_made_of_it_stay_in_fp32():
     assert {x.dtype for x in (r.values, r.logp_old, values)} == {torch.float32}
     advantages, returns = rl.gae(torch.ones_like(r.values), r.values, r.mask, 1.0, 0.95)
     assert advantages.dtype == returns.dtype == torch.float32
-
-
-def test_the_mask_ends_with_the_first_eos_and_ended_says_whether_there_is_one(rolled):
-    r = rolled[2]
-    for ids, mask, ended in zip(r.ids.tolist(), r.mask.tolist(), r.ended.tolist(), strict=True):
-        n = ids.index(1) + 1 if 1 in ids else len(ids)
-        assert mask == [True] * n + [False] * (len(ids) - n) and ended == (1 in ids)
-        assert not set(ids[:n]) & set(FORBID)
-    assert 0 < float(r.ended.float().mean()) < 1  # both kinds occur
 
 
 def test_in_a_rollout_each_encoder_runs_once_per_prompt_and_keys_are_made_once_per_pass_of_the_decoder():

@@ -3,11 +3,11 @@
 import functools
 import json
 import re
-import shutil
 
 import pytest
 import torch
 from harness import SAMPLES, ScriptedLM, call, error_of, failing_once, files_of, lines, run_script, save_random_small
+from kill import differences
 
 import data
 import lmcot
@@ -17,6 +17,7 @@ from model import T5, load_tokenizer
 from tiny import pretrain, world
 
 SIZES = {"train": 32, "dev": 16, "test": 4}
+OUT = ["settings.json"]  # what differs between two runs of the same settings
 LIMIT = 60  # tokens of a rationale
 
 
@@ -94,7 +95,7 @@ def facts(example):
 
 
 def plan(example):
-    """What the teacher does with a question; of eight in a split, three are good, one of these in two passes."""
+    """What M_L does with a question; of eight in a split, three are good, one of these in two passes."""
     kinds = ("good", "wrong", "empty", "two-stage", "looping", "long", "good", "wrong in two stages")
     return kinds[int(example.id.split("-")[-1]) % 8]
 
@@ -103,39 +104,32 @@ def good(split):
     return [example for example in EXAMPLES[split] if plan(example) in ("good", "two-stage")]
 
 
-class Teacher(ScriptedLM):
-    """M_L as a script. `fail_at`: Ctrl-C at this call for chains of thought."""
+def asked_about(prompt):
+    return re.search(r"Question: (.*)\n", prompt)[1]
 
-    def __init__(self, fail_at=None, right=True, batch_size=0, **_):
-        self.fail_at, self.right, self.batch_size, self.chains = fail_at, right, batch_size, 0
-        self.thought_about = []  # questions
-        super().__init__(self.answer)
 
-    def complete(self, prompts, *rest):
-        self.chains += any(prompt.endswith("step by step.") for prompt in prompts)
-        if self.chains == self.fail_at:
-            raise KeyboardInterrupt
-        return super().complete(prompts, *rest)
+def says(prompt, _):
+    """M_L as a script: it follows the plan when it is to think, and knows nothing without thinking."""
+    example = KNOWN[asked_about(prompt)]
+    kind, end = plan(example), f" So the answer is {example.answer}."
+    if prompt.endswith("Therefore, the answer is"):
+        return example.answer if kind == "two-stage" else "nonsense"
+    if not prompt.endswith("step by step."):
+        return "nonsense"
+    chains = {
+        "wrong": facts(example) + " So the answer is nonsense.",
+        "empty": end,
+        "two-stage": facts(example),
+        "wrong in two stages": facts(example),
+        "looping": facts(example) + " the seat of Roburg" * 4 + "." + end,
+        "long": facts(example) + " " + " ".join(world.NAMES["woman"]) + "." + end,
+    }
+    return chains.get(kind, facts(example) + end)
 
-    def answer(self, prompt, _):
-        example = KNOWN[re.search(r"Question: (.*)\n", prompt)[1]]
-        kind, reasoning = plan(example), facts(example)
-        if prompt.endswith("Therefore, the answer is"):
-            return example.answer if kind == "two-stage" and self.right else "nonsense"
-        if not prompt.endswith("step by step."):
-            return "nonsense"
-        self.thought_about.append(example.question)
-        said = example.answer if kind != "wrong" and (self.right or kind != "good") else "nonsense"
-        match kind:
-            case "two-stage" | "wrong in two stages":
-                return reasoning
-            case "empty":
-                reasoning = ""
-            case "looping":
-                reasoning += " the seat of Roburg" * 4 + "."
-            case "long":
-                reasoning += " " + " ".join(world.NAMES["woman"]) + "."
-        return f"{reasoning} So the answer is {said}."
+
+def thought_about(teacher):
+    """The questions of which M_L was asked a chain of thought, in order."""
+    return [asked_about(prompt) for prompt in teacher.asked if prompt.endswith("step by step.")]
 
 
 @pytest.fixture(scope="module")
@@ -151,43 +145,43 @@ def student(tokenizer, tmp_path_factory):
     return folder
 
 
-def start(patch, student, folder, *arguments, **teacher_options):
-    """Run train_kd.py in this process → (exit status, the teachers that were loaded)."""
-    teachers = []
+def start(patch, student, folder, *arguments):
+    """Run train_kd.py in this process → (exit status, M_L)."""
+    teacher = ScriptedLM(says)
 
-    def make(**options):
-        teachers.append(Teacher(**teacher_options, **options))
-        return teachers[-1]
+    def make(batch_size, **_):
+        teacher.batch_size = batch_size
+        return teacher
 
     flags = {"--out": folder, "--small": student, "--large": "teacher", "--max-new-tokens": LIMIT, "--epochs": 3,
              "--batch-size": 4, "--decode-batch-size": 3, "--lr": 3e-3, "--samples": 2}  # fmt: skip
-    return run_script(patch, train_kd, SIZES, make, flags, arguments), teachers
+    return run_script(patch, train_kd, SIZES, make, flags, arguments), teacher
 
 
 @pytest.fixture
 def train(student, monkeypatch):
-    """`start` with the student: train(folder, *arguments, **teacher_options)."""
+    """`start` with the student: train(folder, *arguments)."""
     return functools.partial(start, monkeypatch, student)
 
 
 @pytest.fixture(scope="module")
 def whole(student, tmp_path_factory):
-    """One run that nothing interrupts: (folder, its teachers, the (source, target) ids that it was trained on)."""
+    """One run that nothing interrupts: (folder, M_L, the (source, target) ids that it was trained on)."""
     folder, calls, original = tmp_path_factory.mktemp("whole") / "kd", [], train_kd.make_batches
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_kd, "make_batches", lambda *args: calls.append(args) or original(*args))
-        code, teachers = start(patch, student, folder)
+        code, teacher = start(patch, student, folder)
     assert code == 0
-    return folder, teachers, next(pairs for pairs, _, *rng in calls if rng)
+    return folder, teacher, next(pairs for pairs, _, *rng in calls if rng)
 
 
 # ------------------------------------------------------------------------------------------------ a whole run
 
 
 def test_a_run_leaves_every_rationale_with_what_became_of_it(whole):
-    folder, (teacher,), _ = whole
+    folder, teacher, _ = whole
     rows = lines(folder / "rationales.jsonl")
-    assert [row["question"] for row in rows] == ASKED == teacher.thought_about[: len(ASKED)]
+    assert [row["question"] for row in rows] == ASKED == thought_about(teacher)[: len(ASKED)]
     for row in rows:
         kind, expected = plan(KNOWN[row["question"]]), facts(KNOWN[row["question"]])
         assert row["right"] == (kind not in ("wrong", "wrong in two stages"))
@@ -260,8 +254,8 @@ def test_the_table_at_the_end_has_every_method_that_needs_no_other_student(whole
 def test_the_same_command_again_prints_the_table_and_asks_and_trains_nothing(whole, capsys, train):
     folder = whole[0]
     before = files_of(folder)
-    code, teachers = train(folder)
-    assert code == 0 and not any(teacher.thought_about for teacher in teachers)
+    code, teacher = train(folder)
+    assert code == 0 and not teacher.asked
     assert (folder / "results.md").read_text().strip() in capsys.readouterr().out
     assert files_of(folder) == before
 
@@ -269,26 +263,20 @@ def test_the_same_command_again_prints_the_table_and_asks_and_trains_nothing(who
 # ------------------------------------------------------------------------------------------------ interruptions
 
 
-def assert_same_run(a, b):
-    for name in ("model/model.safetensors", "rationales.jsonl", "filter.json", "metrics.jsonl", "texts.jsonl"):
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
-    states = [torch.load(folder / "state.pt", weights_only=True)["model"] for folder in (a, b)]
-    assert all(torch.equal(states[0][name], p) for name, p in states[1].items())
-    tables = [json.loads((folder / "results.json").read_text()) for folder in (a, b)]
-    for table in tables:
-        for row in table["methods"].values():
-            row.pop("seconds per question")
-    assert tables[0] == tables[1]
-
-
-def test_interrupted_while_the_teacher_writes_only_the_rest_is_asked_and_the_result_is_the_same(whole, tmp_path, train):
+def test_interrupted_while_m_l_writes_what_is_there_is_not_asked_again_and_the_result_is_the_same(
+    whole, tmp_path, train
+):
     folder = tmp_path / "kd"
-    code, _ = train(folder, fail_at=3)  # after two chunks of 4 · 3 questions
-    assert code == 130 and len(lines(folder / "rationales.jsonl")) == 24
-    code, (teacher,) = train(folder)
-    assert code == 0 and teacher.thought_about[: len(ASKED) - 24] == ASKED[24:]
-    assert not set(teacher.thought_about) & set(ASKED[:24])
-    assert_same_run(whole[0], folder)
+    with failing_once(lmcot, "chain_of_thought", 3, KeyboardInterrupt()):  # after two chunks of 4 · 3 questions
+        assert train(folder)[0] == 130
+    rows = (folder / "rationales.jsonl").read_text().splitlines(keepends=True)
+    assert len(rows) == 24
+    # A crash in a write left part of a chunk. It is asked whole: in another batch M_L would round differently.
+    (folder / "rationales.jsonl").write_text("".join(rows[:18]) + rows[18][:40])
+    code, teacher = train(folder)
+    assert code == 0 and thought_about(teacher)[: len(ASKED) - 12] == ASKED[12:]
+    assert not set(thought_about(teacher)) & set(ASKED[:12])
+    assert differences(whole[0], folder) == OUT
 
 
 @pytest.mark.parametrize(
@@ -310,32 +298,9 @@ def test_interrupted_in_training_the_run_goes_on_bit_identically(
         assert "No space left on device" in error_of(capsys)
     saved = torch.load(folder / "state.pt", weights_only=True)["epoch"] if (folder / "state.pt").exists() else 0
     assert saved == epochs_saved
-    code, (teacher,) = train(folder)
-    assert code == 0 and not set(teacher.thought_about) & set(ASKED)
-    assert_same_run(whole[0], folder)
-
-
-def test_part_of_a_chunk_is_asked_with_the_whole_chunk_and_written_once(tmp_path, train):
-    """In another batch M_L would round differently, so that some text might come out differently."""
-    folder = tmp_path / "kd"
-    assert train(folder, fail_at=2)[0] == 130
-    twelve = (folder / "rationales.jsonl").read_text()
-    (folder / "rationales.jsonl").write_text(twelve[: len(twelve) // 2])
-    assert train(folder, fail_at=2)[0] == 130
-    assert (folder / "rationales.jsonl").read_text() == twelve and len(twelve.splitlines()) == 12
-
-
-@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b""], ids=["half", "empty"])
-def test_a_damaged_state_is_named_in_one_sentence_and_nothing_is_lost(damage, whole, tmp_path, capsys, train):
-    folder = tmp_path / "kd"
-    shutil.copytree(whole[0], folder)
-    (folder / "results.md").unlink()  # as if the run had not ended
-    (folder / "state.pt").write_bytes(damage((folder / "state.pt").read_bytes()))
-    before = files_of(folder)
-    assert train(folder)[0] == 2
-    said = error_of(capsys)
-    assert "state.pt is damaged" in said and "--overwrite" in said
-    assert files_of(folder) == before
+    code, teacher = train(folder)
+    assert code == 0 and not set(thought_about(teacher)) & set(ASKED)
+    assert differences(whole[0], folder) == OUT
 
 
 # ------------------------------------------------------------------------------------------------ steps
@@ -362,7 +327,7 @@ def test_a_loss_that_is_no_number_stops_the_step_saves_its_batch_and_keeps_the_l
         assert torch.equal(found, expected)
     monkeypatch.setattr(train_kd, "token_loss", original)  # say, on another machine
     assert train(folder)[0] == 0
-    assert_same_run(whole[0], folder)
+    assert differences(whole[0], folder) == ["bad_batch.pt", *OUT]
 
 
 def test_a_learning_rate_that_breaks_the_weights_ends_in_one_sentence_and_saves_none_of_it(tmp_path, capsys, train):
@@ -418,17 +383,16 @@ def test_without_the_filter_wrong_answers_stay_and_broken_texts_still_go(tmp_pat
     assert {name.split()[1] for name in counts if name.startswith("dropped: ")} == {"empty", "looping", "cut"}
 
 
-def test_a_teacher_that_is_never_right_ends_the_run_in_one_sentence(tmp_path, capsys, train):
-    code, _ = train(tmp_path / "kd", right=False)
-    # "empty", "looping" and "long" chains still name the right answer, and are dropped for other reasons
-    assert code == 2 and not (tmp_path / "kd" / "model").exists()
-    assert "nothing to learn from" in error_of(capsys)
+def test_a_filter_that_leaves_nothing_ends_the_run_in_one_sentence(tmp_path, capsys, train):
+    assert train(tmp_path / "kd", "--max-new-tokens", 1)[0] == 2  # every rationale is cut
+    assert "nothing to learn from" in error_of(capsys) and not (tmp_path / "kd" / "model").exists()
 
 
 def test_a_mistyped_model_folder_is_named_and_can_be_corrected_without_overwrite(tmp_path, capsys, train):
     assert train(tmp_path / "kd", "--small", tmp_path / "nowhere")[0] == 2
     assert "nowhere" in error_of(capsys)
-    assert train(tmp_path / "kd", fail_at=1)[0] == 130  # goes on as far as the teacher
+    with failing_once(lmcot, "chain_of_thought", 1, KeyboardInterrupt()):
+        assert train(tmp_path / "kd")[0] == 130
 
 
 @pytest.mark.parametrize(

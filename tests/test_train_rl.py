@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 import torch
-from harness import ScriptedLM, error_of, failing_once, files_of, lines, run_script, save_random_small
+from harness import ScriptedLM, error_of, failing_once, files_of, lines, run_script, save_random_small, write_run
+from kill import differences
 
 import data
 import rewards
@@ -18,14 +19,18 @@ from model import T5
 from tiny import pretrain, world
 
 SIZES = {"train": 24, "dev": 6, "test": 4}
+OUT = ["settings.json"]  # what differs between two runs of the same settings
 ANSWERS = {r["question"]: r["answer"] for split, n in SIZES.items() for r in world.records(split, world.SEED, n)}
 
 
-def large_says(prompt, _=0):
+def asked_about(prompt):
+    return re.search(r"Question: (.*)\n", prompt)[1]
+
+
+def large_says(prompt, _):
     """M_L as a script: right if the rationale has an even number of words."""
     rationale = prompt.rpartition("Reasoning: ")[2].removesuffix("\nAnswer:")
-    question = re.search(r"Question: (.*)\n", prompt)[1]
-    return ANSWERS[question] if len(rationale.split()) % 2 == 0 else "nonsense"
+    return ANSWERS[asked_about(prompt)] if len(rationale.split()) % 2 == 0 else "nonsense"
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +40,7 @@ def kd(tmp_path_factory):
     save_random_small(folder / "model", pretrain.make_tokenizer())
     settings = {"target": "rationale", "data": "tiny", "test_data": "", "test_limit": 5, "large": "teacher",
                 "context": "gold", "max_input_tokens": 1024, "decode_batch_size": 8}  # fmt: skip
-    (folder / "settings.json").write_text(json.dumps(settings))
-    return folder
+    return write_run(folder, settings)
 
 
 def start(patch, kd, folder, *arguments):
@@ -57,13 +61,8 @@ def train(kd, monkeypatch):
 def whole(kd, tmp_path_factory):
     """One run that nothing interrupts: (folder, M_L, the arguments of every call of rewards.aspects)."""
     folder, calls, original = tmp_path_factory.mktemp("whole") / "rl", [], rewards.aspects
-
-    def recording(*args):
-        calls.append(args)
-        return original(*args)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewards, "aspects", recording)
+        patch.setattr(rewards, "aspects", lambda *args: calls.append(args) or original(*args))
         code, large = start(patch, kd, folder)
     assert code == 0
     return folder, large, calls
@@ -115,15 +114,15 @@ def test_the_texts_that_are_kept_of_each_look_are_those_that_it_measured(whole):
     dev = data.load("tiny", "dev", SIZES["dev"])
     assert [row["step"] for row in texts] == [0, 2, 4, 5]
     for look, row in zip(looks, texts, strict=True):
-        assert [answer["id"] for answer in row["answers"]] == [example.id for example in dev]
-        right = [answer["prediction"] == example.answer for answer, example in zip(row["answers"], dev, strict=True)]
-        scores = [rewards.quality(a["rationale"], e, a["prediction"]) for a, e in zip(row["answers"], dev, strict=True)]
-        assert look["R_task"] == pytest.approx(sum(right) / 6)
-        assert look["R_aspect"] == pytest.approx(sum(each["R_aspect"] for each in scores) / 6)
+        pairs = list(zip(row["answers"], dev, strict=True))
+        assert all(answer["id"] == example.id for answer, example in pairs)
+        assert look["R_task"] == pytest.approx(sum(a["prediction"] == e.answer for a, e in pairs) / 6)
+        scores = [rewards.quality(a["rationale"], e, a["prediction"])["R_aspect"] for a, e in pairs]
+        assert look["R_aspect"] == pytest.approx(sum(scores) / 6)
 
 
 def test_m_l_is_asked_once_for_each_rationale_of_a_step_and_of_a_look_at_dev(whole):
-    asked = [re.search(r"Question: (.*)\n", prompt)[1] for prompt in whole[1].asked[:30]]
+    asked = [asked_about(prompt) for prompt in whole[1].asked[:30]]
     dev = [example.question for example in data.load("tiny", "dev", SIZES["dev"])]
     assert asked[:6] == dev
     for rollout in (asked[6:18], asked[18:30]):  # 4 questions × 3 samples each
@@ -142,14 +141,6 @@ def test_the_same_command_again_prints_the_table_and_asks_nothing(whole, capsys,
 # ------------------------------------------------------------------------------------------------ interruptions
 
 
-def assert_same_run(a, b):
-    for file in ("metrics.jsonl", "dev.jsonl", "texts.jsonl", "model/model.safetensors"):
-        assert (a / file).read_bytes() == (b / file).read_bytes(), file
-    a, b = (torch.load(folder / "state.pt", weights_only=True) for folder in (a, b))
-    assert all(torch.equal(a["policy"][name], p) for name, p in b["policy"].items())
-    assert a["combination"] == b["combination"] and torch.equal(a["head"]["bias"], b["head"]["bias"])
-
-
 @pytest.mark.parametrize(
     ("place", "name", "number"),
     [(rl, "rollout", 4), (torch, "save", 2), (T5, "save_pretrained", 1)],
@@ -160,7 +151,7 @@ def test_interrupted_the_run_goes_on_bit_identically(place, name, number, whole,
     with failing_once(place, name, number, KeyboardInterrupt()):
         assert train(folder)[0] == 130
     assert train(folder)[0] == 0
-    assert_same_run(folder, whole[0])
+    assert differences(whole[0], folder) == OUT
 
 
 def test_another_seed_draws_other_questions_and_rationales(whole, tmp_path, train):
@@ -223,18 +214,7 @@ def test_a_number_that_is_none_stops_the_step_and_the_run_can_go_on(
     assert sum(not torch.tensor(x).isfinite() for x in numbers) > 0
     monkeypatch.setattr(place, name, original)
     assert train(folder)[0] == 0
-    assert_same_run(folder, whole[0])
-
-
-def test_weights_that_are_no_numbers_are_named_before_anything_is_written(kd, tmp_path, capsys, train):
-    broken = tmp_path / "kd"
-    shutil.copytree(kd, broken)
-    model = T5.from_pretrained(kd / "model")
-    model.lm_head.weight.data[7, 3] = float("nan")
-    model.save_pretrained(broken / "model")
-    assert train(tmp_path / "rl", "--kd", broken)[0] == 2
-    assert "error: the model's outputs are not finite numbers" in error_of(capsys)
-    assert not (tmp_path / "rl" / "state.pt").exists()
+    assert differences(whole[0], folder) == ["bad_batch.pt", *OUT]
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -280,23 +260,16 @@ def test_an_adaptive_coefficient_falls_below_its_target_and_standardized_rewards
     ("arguments", "words"),
     [
         (["--kd", "nowhere"], "no distilled M_S in nowhere: run train_kd.py first"),
+        (["--kd", "another-rl"], "no distilled M_S in another-rl: run train_kd.py first"),
+        (["--kd", "direct"], "the M_S of direct learned to answer, not to write rationales"),
         (["--weights", "brilliance=2"], "brilliance"),
         (["--reward", "product"], "--reward is sum or standardized"),
     ],
 )
-def test_a_mistake_ends_in_one_sentence_and_leaves_no_folder(arguments, words, tmp_path, capsys, train):
-    code, _ = train(tmp_path / "rl", *arguments)
+def test_a_mistake_ends_in_one_sentence_and_leaves_no_folder(arguments, words, tmp_path, monkeypatch, capsys, train):
+    monkeypatch.chdir(tmp_path)
+    (write_run(tmp_path / "direct", {"target": "answer", "data": "tiny", "test_data": ""}) / "model").mkdir()
+    (write_run(tmp_path / "another-rl", {"kd": "runs/kd", "ppo_epochs": 2}) / "model").mkdir()
+    code, _ = train("rl", *arguments)
     assert code == 2 and words in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "rl").exists()
-
-
-def test_an_m_s_that_learned_to_answer_is_refused(kd, tmp_path, capsys, train):
-    folder = tmp_path / "direct"
-    (folder / "model").mkdir(parents=True)
-    settings = json.loads((kd / "settings.json").read_text()) | {"target": "answer"}
-    (folder / "settings.json").write_text(json.dumps(settings))
-    assert train(tmp_path / "rl", "--kd", folder)[0] == 2
-    assert "learned to answer, not to write rationales" in error_of(capsys)
-    (folder / "settings.json").write_text(json.dumps({"kd": "runs/kd"}))
-    assert train(tmp_path / "rl", "--kd", folder)[0] == 2
-    assert f"no distilled M_S in {folder}: run train_kd.py first" in error_of(capsys)
