@@ -2,12 +2,17 @@
 FLAN-T5's form with its real tokenizer."""
 
 import contextlib
+import html
 import json
 import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 
 import data
@@ -153,3 +158,15 @@ def error_of(capsys):
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in said
     return line
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+in_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+
+
+def seen_in_chromium(page, *options):
+    """What the script of a page leaves as JSON in its <pre>, in headless Chromium."""
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--allow-file-access-from-files",
+               "--virtual-time-budget=20000", "--dump-dom", f"--user-data-dir={page.parent / 'profile'}"]  # fmt: skip
+    shown = subprocess.run([*command, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
+    return json.loads(html.unescape(re.search("<pre>(.*)</pre>", shown.stdout, re.S)[1]))

@@ -1,16 +1,10 @@
 """lab/classes.py: rationales classed by hand, and what the gold sentences of real questions are."""
 
-
 import pytest
 from harness import call, write_run
 
 import data
 from lab import classes
-
-DIRECTED, MUSIC = "Bapick directed Stormgate.", "Stormgate has music by Cobla."
-BORN, COBLA_BORN = "The birthplace of Bapick is Daton.", "Cobla was born in Feburg."
-FATHER = "Bapick is a child of Rocuck, the father."
-FILMS = {"Stormgate": (DIRECTED, MUSIC, COBLA_BORN), "Bapick": (FATHER, BORN)}
 
 
 def example(kind, paragraphs, supporting):
@@ -21,72 +15,75 @@ def example(kind, paragraphs, supporting):
     return data.Example("0", "?", tuple(texts), "Daton", supporting_facts=facts, type=kind)
 
 
-@pytest.mark.parametrize("said, name", [
-    ([DIRECTED, BORN], "full chain"),
-    ([DIRECTED, MUSIC, FATHER, BORN], "full chain"),  # true sentences between them
-    ([BORN], "right leap"),
-    ([FATHER, BORN], "right leap"),
-    ([MUSIC, COBLA_BORN], "lookalike chain"),
-    ([COBLA_BORN], "lookalike leap"),
-    ([DIRECTED, COBLA_BORN], "lookalike leap"),  # the hop to somebody else leads not there
-    ([DIRECTED], "hop only"),
-    ([DIRECTED, FATHER], "hop only"),
-    ([DIRECTED, BORN, MUSIC], "hop only"),  # the last sentence counts
-    ([MUSIC], "other"),
-    ([], "other"),
-    ([DIRECTED, "Bapick was born in Daton."], "unfaithful"),  # true, and in other words
-    ([DIRECTED, "The birthplace of Bapick is Feburg."], "unfaithful"),
-    ([DIRECTED, BORN.rstrip(".")], "unfaithful"),  # cut
-])  # fmt: skip
-@pytest.mark.parametrize("kind", ["compositional", "inference", "unseen_pair"])
-def test_rationales_of_two_hops_by_hand(kind, said, name):
-    assert classes.classify(example(kind, FILMS, [DIRECTED, BORN]), " ".join(said)) == name
+DIRECTED, MUSIC = "Bapick directed Stormgate.", "Stormgate has music by Cobla."
+BORN, COBLA_BORN = "The birthplace of Bapick is Daton.", "Cobla was born in Feburg."
+FATHER = "Bapick is a child of Rocuck, the father."
+CHAIN = example("compositional", {"Stormgate": (DIRECTED, MUSIC, COBLA_BORN), "Bapick": (FATHER, BORN)},
+                [DIRECTED, BORN])  # fmt: skip
 
-
-def test_a_lookalike_is_who_the_last_sentence_is_about_and_not_who_it_names_too():
-    """The director lives where the lookalike, a stranger, was born: no sentence leads to the stranger."""
-    lives = "Hiklona lives in Feburg."
-    one = example("compositional", {"Hiklona": ("Bapick employs Hiklona.", lives, COBLA_BORN), "Bapick": (BORN,)},
-                  ["Bapick employs Hiklona.", BORN])  # fmt: skip
-    assert classes.classify(one, f"{lives} {COBLA_BORN}") == "lookalike leap"
-
+# The director lives where the lookalike, a stranger, was born: no sentence leads to the stranger. A lookalike is who
+# the last sentence is about, and not who it names, too.
+EMPLOYS, LIVES = "Bapick employs Hiklona.", "Hiklona lives in Feburg."
+STRANGER = example("compositional", {"Hiklona": (EMPLOYS, LIVES, COBLA_BORN), "Bapick": (BORN,)}, [EMPLOYS, BORN])
 
 A, B = "Stormgate was released in 1950.", "Moonfall came out in 1931."
-
-
-@pytest.mark.parametrize("said, name", [
-    ([A, B], "both facts"), ([B, A], "both facts"), ([A, MUSIC], "one fact"), ([B, B], "one fact"),
-    ([MUSIC], "no fact"), ([], "no fact"), ([A, "Moonfall came out in 1950."], "unfaithful"),
-])  # fmt: skip
-def test_rationales_of_comparisons_by_hand(said, name):
-    compared = example("comparison", {"Stormgate": (A, MUSIC), "Moonfall": (B,)}, [A, B])
-    assert classes.classify(compared, " ".join(said)) == name
-
+COMPARISON = example("comparison", {"Stormgate": (A, MUSIC), "Moonfall": (B,)}, [A, B])
 
 A_HOP, A_YEAR = "P directed A.", "P was born in the year 1950."
 B_HOP, B_YEAR = "Q directed B.", "The birth year of Q is 1931."
+BRIDGE = example("bridge_comparison", {"A": (A_HOP,), "P": (A_YEAR,), "B": (B_HOP,), "Q": (B_YEAR,)},
+                 [A_HOP, A_YEAR, B_HOP, B_YEAR])  # fmt: skip
 
 
-@pytest.mark.parametrize("said, name", [
-    ([A_HOP, A_YEAR, B_HOP, B_YEAR], "2 full chains"), ([B_HOP, B_YEAR, A_HOP, A_YEAR], "2 full chains"),
-    ([A_HOP, B_HOP, A_YEAR, B_YEAR], "2 full chains"), ([A_HOP, A_YEAR, B_YEAR], "1 full chain"),
-    ([A_YEAR, A_HOP, B_YEAR], "0 full chains"), ([], "0 full chains"), ([A_HOP, "Q directed A."], "unfaithful"),
+@pytest.mark.parametrize("question, said, name", [
+    (CHAIN, [DIRECTED, BORN], "full chain"),
+    (CHAIN, [DIRECTED, MUSIC, FATHER, BORN], "full chain"),  # true sentences between them
+    (CHAIN, [BORN], "right leap"),
+    (CHAIN, [FATHER, BORN], "right leap"),
+    (CHAIN, [MUSIC, COBLA_BORN], "lookalike chain"),
+    (CHAIN, [COBLA_BORN], "lookalike leap"),
+    (CHAIN, [DIRECTED, COBLA_BORN], "lookalike leap"),  # the hop to somebody else leads not there
+    (STRANGER, [LIVES, COBLA_BORN], "lookalike leap"),
+    (CHAIN, [DIRECTED], "hop only"),
+    (CHAIN, [DIRECTED, FATHER], "hop only"),
+    (CHAIN, [DIRECTED, BORN, MUSIC], "hop only"),  # the last sentence counts
+    (CHAIN, [MUSIC], "other"),
+    (CHAIN, [], "other"),
+    (CHAIN, [DIRECTED, "Bapick was born in Daton."], "unfaithful"),  # true, and in other words
+    (CHAIN, [DIRECTED, "The birthplace of Bapick is Feburg."], "unfaithful"),
+    (CHAIN, [DIRECTED, BORN.rstrip(".")], "unfaithful"),  # cut
+    (COMPARISON, [A, B], "both facts"),
+    (COMPARISON, [B, A], "both facts"),
+    (COMPARISON, [A, MUSIC], "one fact"),
+    (COMPARISON, [B, B], "one fact"),
+    (COMPARISON, [MUSIC], "no fact"),
+    (COMPARISON, [], "no fact"),
+    (COMPARISON, [A, "Moonfall came out in 1950."], "unfaithful"),
+    (BRIDGE, [A_HOP, A_YEAR, B_HOP, B_YEAR], "2 full chains"),
+    (BRIDGE, [B_HOP, B_YEAR, A_HOP, A_YEAR], "2 full chains"),
+    (BRIDGE, [A_HOP, B_HOP, A_YEAR, B_YEAR], "2 full chains"),
+    (BRIDGE, [A_HOP, A_YEAR, B_YEAR], "1 full chain"),
+    (BRIDGE, [A_YEAR, A_HOP, B_YEAR], "0 full chains"),
+    (BRIDGE, [], "0 full chains"),
+    (BRIDGE, [A_HOP, "Q directed A."], "unfaithful"),
 ])  # fmt: skip
-def test_rationales_of_bridge_comparisons_by_hand(said, name):
-    paragraphs = {"A": (A_HOP,), "P": (A_YEAR,), "B": (B_HOP,), "Q": (B_YEAR,)}
-    bridge = example("bridge_comparison", paragraphs, [A_HOP, A_YEAR, B_HOP, B_YEAR])
-    assert classes.classify(bridge, " ".join(said)) == name
+def test_rationales_by_hand(question, said, name):
+    assert classes.classify(question, " ".join(said)) == name
 
 
 def test_of_real_questions_gold_is_whole_and_only_two_hops_have_leaps():
     best = {"two hops": "full chain", "comparison": "both facts", "bridge comparison": "2 full chains", "": ""}
     without = {"two hops": "right leap", "comparison": "one fact", "bridge comparison": "1 full chain", "": ""}
+    groups = {}
     for each in data.load("tiny", "dev", 200) + data.load("tiny", "ood", 50, "all"):
         gold, group = each.supporting_sentences, classes.group_of(each)
+        groups[each.type] = group
         assert classes.classify(each, " ".join(gold)) == best[group]
         assert classes.classify(each, " ".join(gold[1:])) == without[group]
         if group == "two hops":
             assert classes.classify(each, classes.lookalike(each)[1]) == "lookalike leap"
+    two_hops = dict.fromkeys(("compositional", "inference", "unseen_pair"), "two hops")
+    assert groups == two_hops | {"comparison": "comparison", "bridge_comparison": "bridge comparison", "three_hops": ""}
 
 
 def test_a_comparison_of_eval_is_counted_by_hand(tmp_path, monkeypatch, capsys):

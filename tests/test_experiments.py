@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import SAMPLES, call, save_flan_form, write_run
+from harness import SAMPLES, call, failing_once, save_flan_form, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,8 +157,7 @@ def test_arms_are_compared_with_the_first_by_hand(monkeypatch, tmp_path):
     looks = [{"step": 0, "reward": 5.0}, {"step": 10, "reward": 7.0}, {"step": 20, "reward": 6.0}]
     write_run(tmp_path / "rl", {}, metrics=[{"kl": 1.0}, {"kl": 3.0}], dev=looks)
     stretches = [("kd", 1.5), ("rl", 2.0), ("rl", 0.5), ("other", 9.0)]  # rl was cut off once
-    rows = [{"name": name, "cpu_minutes": minutes} for name, minutes in stretches]
-    (tmp_path / "minutes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_run(tmp_path, {}, minutes=[{"name": name, "cpu_minutes": minutes} for name, minutes in stretches])
     here = lab.Lab(lab.Settings(seeds=1, limit=2, out=str(tmp_path)))
     table = lab.arm_table(here, "Title.", {name: [tmp_path / name] for name in answers}, "dev")
     assert table["title"] == "Title. 2 dev questions."
@@ -184,10 +183,9 @@ def test_curves_are_means_over_seeds_at_each_step_with_all_weights_1(tmp_path):
 
 def test_classes_have_their_share_of_their_own_questions():
     """Three comparisons and one other question: of the comparisons, two are whole (one right), one is made up."""
-    questions = [data.Example(str(i), "?", (data.Paragraph("", ("A is a.", "B is b.")),), "x",
-                              supporting_facts=((0, 0), (0, 1)), type=kind)
-                 for i, kind in enumerate(("comparison", "comparison", "comparison", "three_hops"))]  # fmt: skip
-    questions[3] = data.Example("3", "?", (), "x", type="three_hops")
+    facts = data.Paragraph("", ("A is a.", "B is b."))
+    comparison = data.Example("0", "?", (facts,), "x", supporting_facts=((0, 0), (0, 1)), type="comparison")
+    questions = [comparison] * 3 + [data.Example("3", "?", (), "x", type="three_hops")]
     answers = [{"rationale": text, "prediction": prediction} for text, prediction in
                [("A is a. B is b.", "x"), ("B is b. A is a.", "y"), ("A is b.", "y"), ("", "x")]]  # fmt: skip
     cells = lab.class_cells(questions, *lab.texts_and_right(questions, [answers]))
@@ -344,21 +342,14 @@ def test_an_interrupted_experiment_goes_on_to_the_same_result(ready, monkeypatch
     whole, cut = ready("whole"), ready("cut")
     sizes = ["--seeds", 2, "--limit", 3, "--samples", 2]
     assert run(monkeypatch, "selection", *sizes, "--out", whole) == 0
-    ask, asked = lab.ask, []
-
-    def ask_once(*arguments):
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(arguments)
-        return ask(*arguments)
-
-    monkeypatch.setattr(lab, "ask", ask_once)
-    assert run(monkeypatch, "selection", *sizes, "--out", cut) == 130
+    with failing_once(lab, "ask", 2, KeyboardInterrupt()):
+        assert run(monkeypatch, "selection", *sizes, "--out", cut) == 130
     assert without_minutes(cut) == {}
+    ask, asked = lab.ask, []
     monkeypatch.setattr(lab, "ask", lambda *a: asked.append(a) or ask(*a))
     assert run(monkeypatch, "selection", *sizes, "--out", cut) == 0
-    assert without_minutes(cut) == without_minutes(whole) and len(asked) == 2  # what was there is not asked again
-    assert run(monkeypatch, "threshold", *sizes, "--out", cut) == 0 and len(asked) == 2  # another shares the answers
+    assert without_minutes(cut) == without_minutes(whole) and len(asked) == 1  # what was there is not asked again
+    assert run(monkeypatch, "threshold", *sizes, "--out", cut) == 0 and len(asked) == 1  # another shares the answers
     capsys.readouterr()
     assert run(monkeypatch, "tables", "--out", cut) == 0
     said = capsys.readouterr().out

@@ -5,13 +5,10 @@ the truth, blinding by what the sheet depends on, import after export, raters' d
 """
 
 import csv
-import html
 import io
 import itertools
 import json
 import re
-import shutil
-import subprocess
 from collections import Counter
 
 import harness
@@ -291,6 +288,7 @@ NAMES = ["bcdfg", "hjkmn"]
 @pytest.mark.parametrize("content, sentence", [
     ("", "0 columns 'item'"),
     (HEAD.replace(",fluency", "") + "\nbcdfg,1,1,1,1,1,1,1\n", "0 columns 'fluency'"),
+    (HEAD + "\nbcdfg,,,,,,,,\n", "no rating in it"),
     (HEAD + "\nzzzzz,1,1,1,1,1,1,1,1\n", "line 2: the key has no item 'zzzzz'"),
     (HEAD + "\nbcdfg,1,1,1,1,1,1,1,6\n", "line 2: readability is '6' (expected 1 to 5 or blank)"),
     (HEAD + "\nbcdfg,1,1,1,1,1,1,1,1\nhjkmn,2,,,,,,,\nbcdfg,1,1,1,1,1,1,1,1\n", "line 4: item bcdfg a second time"),
@@ -358,8 +356,6 @@ def test_no_cell_of_the_sheet_is_a_formula(text, delimiter):
 
 # ---- The page --------------------------------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-in_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
 RATER = """<!doctype html><meta charset="utf-8"><iframe src="for_raters/sheet.html"></iframe><pre></pre><script>
 const frame = document.querySelector("iframe");
 const find = (selector) => frame.contentDocument.querySelector(selector);
@@ -379,15 +375,13 @@ frame.onload = async () => {
 
 
 def in_browser(sheet, actions):
-    """What the JavaScript `actions` returns, which uses the sheet's page as a rater does, in headless Chromium."""
-    (sheet / "rater.html").write_text(RATER.replace("@ACTIONS@", actions))
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--allow-file-access-from-files",
-               f"--user-data-dir={sheet / 'profile'}", "--virtual-time-budget=20000", "--dump-dom"]  # fmt: skip
-    page = subprocess.run([*command, (sheet / "rater.html").as_uri()], capture_output=True, text=True, timeout=120)
-    return json.loads(html.unescape(re.search("<pre>(.*)</pre>", page.stdout, re.S)[1]))
+    """What the JavaScript `actions` returns, which uses the sheet's page as a rater does."""
+    page = sheet / "rater.html"
+    page.write_text(RATER.replace("@ACTIONS@", actions))
+    return harness.seen_in_chromium(page)
 
 
-@in_chromium
+@harness.in_chromium
 def test_rating_by_clicks_and_keys_survives_a_reload_and_comes_back_by_import(tmp_path, quick):
     items, _ = exported(tmp_path, plain(1))
     reloaded, end, other, file = in_browser(tmp_path / "sheet", f"""
@@ -416,7 +410,7 @@ def test_rating_by_clicks_and_keys_survives_a_reload_and_comes_back_by_import(tm
     assert found == pytest.approx(np.array(expected), nan_ok=True)
 
 
-@in_chromium
+@harness.in_chromium
 def test_markup_in_texts_is_shown_as_text(tmp_path):
     items, _ = exported(tmp_path, [MARKUP[:3], MARKUP[1:]])
     shown, counts = in_browser(tmp_path / "sheet", f"""

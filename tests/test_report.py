@@ -3,23 +3,31 @@
 The run folders are made by the three scripts, with a random M_S and a scripted M_L, or are written by hand.
 """
 
-import html
 import json
 import re
 import shutil
-import subprocess
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from harness import SAMPLES, ScriptedLM, call, lines, run_script, save_random_small, write_run
+from harness import (
+    ScriptedLM,
+    call,
+    in_chromium,
+    lines,
+    run_script,
+    save_random_small,
+    seen_in_chromium,
+    write_run,
+)
 
 import data
 import eval as evaluation
 import rewards
 import train_kd
 import train_rl
+from eval import number, with_interval
 from lab import report, svg
 from plumbing.markup import split
 from tiny import pretrain
@@ -38,45 +46,38 @@ class Reader(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.text, self.bare, self.tags, self.open = "", "", [], []
-        self.tables, self.questions, self.looks = [], [], []
+        self.tree, self.closed = ElementTree.TreeBuilder(), None
         self.feed(page)
-        assert not self.open  # every tag is closed
+        root = self.tree.close()
+        assert self.closed is root  # every tag is closed
+        self.tags = [(element.tag, element.attrib) for element in root.iter()]
+        self.text = text_of(root)
+        self.questions = list(map(text_of, root.iter("h4")))
+        self.looks = [list(map(text_of, rows.findall("li"))) for rows in root.iter("ol")]
+        self.tables = [[list(map(text_of, row)) for row in table.iter("tr")] for table in root.iter("table")]
+        for isolated in (*root.iter("bdi"), *root.iter("text")):
+            isolated.text = ""
+        self.bare = text_of(root)
 
     def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag != "meta":  # the only one that has no end
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-        elif tag == "h4":
-            self.questions.append("")
-            self.looks.append([])
-        elif tag == "li" and self.open[-2] == "ol":
-            self.looks[-1].append("")
+        self.tree.start(tag, dict(attributes))
+        if tag == "meta":  # the only one that has no end
+            self.tree.end(tag)
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        self.closed = self.tree.end(tag)
+        assert self.closed.tag == tag
 
     def handle_data(self, text):
-        text = text.replace("\x00", "\ufffd")
-        self.text += text
-        if not {"bdi", "text"} & set(self.open):
-            self.bare += text
-        if {"td", "th"} & set(self.open):
-            self.tables[-1][-1][-1] += text
-        if "h4" in self.open:
-            self.questions[-1] += text
-        if "ol" in self.open:
-            self.looks[-1][-1] += text
+        self.tree.data(text.replace("\x00", "\ufffd"))
 
     def table(self, first_cell):
         (found,) = [table for table in self.tables if table[0][0] == first_cell]
         return found
+
+
+def text_of(element):
+    return "".join(element.itertext())
 
 
 def run(patch, *arguments):
@@ -138,33 +139,29 @@ def whole(folders, tmp_path_factory):
     return Reader((out / "page.html").read_text()), out / "pictures"
 
 
-HOTPOTQA = [  # question, answer, context, supporting facts
-    (f"Where was {name} born?", town, [[name, [f"{name} was born in {town}.", f" {name} is a singer."]], ["X", ["X."]]],
-     [[name, 0]])
-    for name, town in (("Ann Lie", "Rome"), ("Bob Ray", "Oslo"), ("Cy Dow", "Lima"), ("Di Fox", "Bern"),
-                       ("Ed Orr", "Kyiv"))
-]  # fmt: skip
-#          untrained, KD and RL: M_L's answers from them
-ANSWERS = [("Rome", "Rome", "Rome"), ("x", "x", "x"), ("x", "Lima", "Lima"), ("Bern", "Bern", "x"), ("x", "x", "Kyiv")]
+BORN = {"Ann Lie": "Rome", "Bob Ray": "Oslo", "Cy Dow": "Lima", "Di Fox": "Bern", "Ed Orr": "Kyiv"}
+HOTPOTQA = []
+for name, town in BORN.items():
+    context = [[name, [f"{name} was born in {town}.", f" {name} is a singer."]], ["X", ["X."]]]
+    HOTPOTQA.append({"_id": f"q{len(HOTPOTQA)}", "question": f"Where was {name} born?", "answer": town,
+                     "context": context, "supporting_facts": [[name, 0]]})  # fmt: skip
+# M_L's answers from rationales of each M_S, to these five questions
+ANSWERS = {report.UNTRAINED: ("Rome", "x", "x", "Bern", "x"), report.KD: ("Rome", "x", "Lima", "Bern", "x"),
+           report.RL: ("Rome", "x", "Lima", "x", "Kyiv")}  # fmt: skip
 
 
 def hotpotqa_run(folder, texts=("He was born in Mars.", "Ann Lie was born in Rome.", "")):
     """A comparison on records of HotpotQA's form, with the table that eval.py's `summarise` makes of it."""
-    names = ("question", "answer", "context", "supporting_facts")
     folder.mkdir(parents=True)
-    records = [{"_id": f"q{i}", **dict(zip(names, row, strict=True))} for i, row in enumerate(HOTPOTQA)]
-    (folder / "records.json").write_text(json.dumps(records))
-    stages = (report.UNTRAINED, report.KD, report.RL)
+    file = folder / "records.json"
+    file.write_text(json.dumps(HOTPOTQA))
     rows = {}
-    for stage, text, predictions in zip(stages, texts, zip(*ANSWERS, strict=True), strict=True):
+    for (method, predictions), text in zip(ANSWERS.items(), texts, strict=True):
         answers = [vars(evaluation.Answer(f"q{i}", said, text)) for i, said in enumerate(predictions)]
-        costs = dict.fromkeys(evaluation.COSTS, 0) | {"seconds": 0.25 * len(answers), "tokens": 7.5 * len(answers)}
-        rows[stage] = [{"method": stage, "seed": 0, "answers": answers, **costs}]
-    table = evaluation.summarise(data.load(folder / "records.json"), rows)
-    (folder / "results.json").write_text(json.dumps(table))
-    settings = {"data": str(folder / "records.json"), "split": "test", "limit": 9, "context": "gold", "kd": HOSTILE,
-                "max_new_tokens": 64}  # fmt: skip
-    return write_run(folder, settings, answers=[row for row, in rows.values()])
+        rows[method] = [{"method": method, "seed": 0, "answers": answers, **dict.fromkeys(evaluation.COSTS, 1)}]
+    (folder / "results.json").write_text(json.dumps(evaluation.summarise(data.load(file), rows)))
+    settings = {"data": str(file), "split": "test", "limit": 9, "context": "gold", "kd": HOSTILE, "max_new_tokens": 64}
+    return write_run(folder, settings, answers=sum(rows.values(), []))
 
 
 # ---- What the page says ----------------------------------------------------------------------------------------------
@@ -180,102 +177,85 @@ def test_the_page_has_its_parts_in_order_and_says_what_was_trained_on_what(whole
     assert "4 times it writes 2 rationales for each of 4 questions" in text
     assert "So far: 2 epochs. It has ended." in text and "So far: 4 steps. It has ended." in text
     assert ["--beta", "0.05", "KL coefficient"] in [row for table in whole[0].tables for row in table]
+    assert len(whole[0].looks) >= 3 and all("PPO, step 4" in rows[-1] for rows in whole[0].looks)
 
 
-def test_the_counts_of_the_page_are_those_of_the_filter(whole, folders):
-    head, *rows = whole[0].table("rationales of M_L")
-    counts = json.loads((folders[0] / "filter.json").read_text())
-    assert [row[0] for row in rows] == sorted(counts[0] | counts[1]) and counts[0]["asked"] == 16
-    for what, *cells in rows:
-        for cell, of in zip(cells, counts, strict=True):
-            assert cell == f"{of.get(what, 0)} ({100 * of.get(what, 0) / of['asked']:.0f} %)"
+def test_the_counts_of_the_filter_are_shares_of_all_or_of_what_was_kept(folders, tmp_path, page_of):
+    kd = write_run(tmp_path / "kd", json.loads((folders[0] / "settings.json").read_text()))
+    counts = [{"asked": 1600, "kept": 800, "kept: verbatim": 200, "wrong answer": 400}, {"asked": 0}]
+    (kd / "filter.json").write_text(json.dumps(counts))
+    assert page_of(kd).table("rationales of M_L")[1:] == [
+        ["asked", "1,600 (100 %)", "0 (0 %)"], ["kept", "800 (50 %)", "0 (0 %)"],
+        ["kept: verbatim", "200 (25 %)", "0 (0 %)"], ["wrong answer", "400 (25 %)", "0 (0 %)"]]  # fmt: skip
 
 
-def test_the_numbers_of_the_page_are_those_of_the_table(whole, folders):
-    head, *rows = whole[0].table("method")
+def test_the_numbers_of_the_page_and_of_its_picture_are_those_of_the_table(whole, folders, monkeypatch):
     methods = json.loads((folders[2] / "results.json").read_text())["methods"]
-    assert [row[0] for row in rows] == list(methods) and len(rows) > 9
     assert any(row["EM"]["mean"] < row["F1"]["mean"] < row["AI"]["mean"] for row in methods.values())  # they differ
-    for name, *cells in rows:
-        row = methods[name]
-        cell = dict(zip(head[1:], ([float(x) for x in re.findall(r"[-+]?[\d.]+", c.replace("−", "-"))] for c in cells),
-                        strict=True))  # fmt: skip
-        for column, measure, unit, digits in (("EM [95 %]", "EM", 100, 1), ("quality [95 %]", "R_aspect", 1, 2)):
-            if measure in row:
-                expected = [row[measure]["mean"], *row[measure]["interval"]]
-                assert cell[column] == [round(unit * x, digits) for x in expected]
-        assert (cell["F1"], cell["AI"]) == tuple([round(100 * row[measure]["mean"], 1)] for measure in ("F1", "AI"))
-        gain = row["EM"].get("minus CoT")
-        assert cell["EM minus CoT"] == ([round(100 * x, 1) for x in (gain["mean"], *gain["interval"])] if gain else [])
-
-
-def test_the_picture_of_the_methods_has_the_numbers_of_the_table(folders, monkeypatch):
     drawn = []
     monkeypatch.setattr(report, "dots", lambda title, cells: drawn.append(cells) or [])
     report.results_picture(report.find(folders[2]), "results")
-    methods = json.loads((folders[2] / "results.json").read_text())["methods"]
-    for cells, measure, unit in zip(drawn, ("EM", "R_aspect"), (100, 1), strict=True):
-        assert list(cells) == [name for name, row in methods.items() if measure in row]
-        for name, (_, *numbers) in cells.items():
-            cell = methods[name][measure]
-            assert numbers == [unit * x for x in (cell["mean"], *cell["interval"])]
+    head, *rows = whole[0].table("method")
+    assert [row[0] for row in rows] == list(drawn[0]) == list(methods) and len(rows) > 9
+    assert list(drawn[1]) == [name for name, row in methods.items() if "R_aspect" in row]
+    for name, *cells in rows:
+        row, cell = methods[name], dict(zip(head[1:], cells, strict=True))
+        em, quality = row["EM"], row.get("R_aspect")
+        expected = {
+            "EM [95 %]": with_interval(em, "EM"),
+            "F1": number(row["F1"]["mean"], "F1"),
+            "AI": number(row["AI"]["mean"], "AI"),
+            "quality [95 %]": with_interval(quality, "R_aspect"),
+            "EM minus CoT": with_interval(em.get("minus CoT"), "EM", "+").replace("-", "−"),
+        }
+        assert {column: cell[column] for column in expected} == expected
+        assert drawn[0][name][1:] == tuple(100 * x for x in (em["mean"], *em["interval"]))
+        if quality:
+            assert drawn[1][name][1:] == (quality["mean"], *quality["interval"])
 
 
-def test_each_look_shows_the_text_and_the_answer_that_the_run_kept_then(whole, folders):
-    page, (kd, rl, _) = whole[0], folders
-    losses = [row["held_out_loss"] for row in lines(kd / "metrics.jsonl")]
-    epochs = lines(kd / "texts.jsonl")[: losses.index(min(losses))]  # with the best PPO begins
-    times = ["before training", "distillation, epoch 1"][: len(epochs)]
-    times += ["after distillation", "PPO, step 2", "PPO, step 4"]
-    examples = {example.question: example.id for example in data.load("tiny", "dev", 8)}
-    assert len(page.questions) >= 3
-    for question, looks in zip(page.questions, page.looks, strict=True):
-        expected = []
-        for when, row in zip(times, epochs + lines(rl / "texts.jsonl"), strict=True):
-            (answer,) = [answer for answer in row["answers"] if answer["id"] == examples[question]]
-            same = (answer["rationale"], answer["prediction"])
-            if expected and expected[-1][1:] == same:
-                expected[-1] = (f"{expected[-1][0].split(' to ')[0]} to {when}", *same)
-            else:
-                expected.append((when, *same))
-        for look, (when, rationale, prediction) in zip(looks, expected, strict=True):
-            told, _, rest = look.removeprefix(when).partition("M_L answers ")
-            assert look.startswith(when) and rest.startswith(prediction)
-            told = re.sub("[✓≈✗·] (.*?) × (\\d+) ", lambda said: f"{said[1]} " * int(said[2]), told)
-            assert re.sub("[✓≈✗·] ", "", told).split() == (rationale or "(nothing)").split()
+def test_the_story_of_a_training_by_hand(folders, tmp_path, page_of):
+    """All eight held-out questions have the same text at a time; PPO begins with epoch 1, whose loss is the lowest."""
+    examples = data.load("tiny", "dev", 8)
+
+    def look(text, right, **when):
+        answers = []
+        for i, example in enumerate(examples):
+            answers.append({"id": example.id, "rationale": text, "prediction": example.answer if i in right else "?"})
+        return when | {"answers": answers}
+
+    kd, rl = [json.loads((folder / "settings.json").read_text()) for folder in folders[:2]]
+    losses = [{"epoch": epoch, "held_out_loss": loss} for epoch, loss in enumerate((3.0, 1.0, 2.0))]
+    texts = [look("One.", (3, 4, 5), epoch=0), look("Two.", (3, 4, 5), epoch=1), look("Worse.", (), epoch=2)]
+    write_run(tmp_path / "kd", kd, metrics=losses, texts=texts)
+    texts = [look("Two.", (3, 4, 5), step=0), look("Two.", (3, 4, 5), step=2), look("Two.", range(6), step=4)]
+    page = page_of(write_run(tmp_path / "rl", rl | {"kd": str(tmp_path / "kd")}, texts=texts))
+    assert "Wrong, then right: 3. Right, then wrong: 0. Right, and stays so: 3. Wrong, and stays so: 2." in page.text
+    assert page.questions == [examples[i].question for i in (3, 4, 6, 7, 0, 1)]
+    for i, rows in zip((3, 4, 6, 7, 0, 1), page.looks, strict=True):
+        right = f"M_L answers {examples[i].answer} ✓ right"
+        says = right if i in (3, 4) else "M_L answers ? ✗ wrong"
+        expected = [f"before training· One. {says}", f"after distillation to PPO, step 4· Two. {says}"]
+        if i in (0, 1):  # its answer is another one at the last step
+            expected[1:] = [f"after distillation to PPO, step 2· Two. {says}", f"PPO, step 4· Two. {right}"]
+        assert [row.partition("quality")[0] for row in rows] == expected
 
 
-def test_six_questions_two_of_each_kind_the_first_of_each(page_of, tmp_path):
+def test_a_comparison_on_records_of_hotpotqas_form_by_hand(tmp_path, page_of):
     page = page_of(hotpotqa_run(tmp_path / "a"))
     assert "Wrong, then right: 2. Right, then wrong: 1. Right, and stays so: 1. Wrong, and stays so: 1" in page.text
     assert re.findall(r"M_L's answer: (.*?)Where was (\w+)", page.text) == [
         ("right, and stays so", "Ann"), ("wrong, and stays so", "Bob"), ("wrong, then right", "Cy"),
         ("right, then wrong", "Di")]  # fmt: skip
+    untrained, kd, rl = page.looks[0]
+    assert "✗ He was born in Mars." in untrained and "M_L answers Rome ✓ right" in untrained
+    assert kd.startswith("LM-guided, KD") and "✓ Ann Lie was born in Rome." in kd and "(nothing)" in rl
+    assert "Ann Lie was born in Rome. Ann Lie is a singer." in page.text
 
-
-def test_what_changed_is_one_gained_and_one_lost_or_two_of_the_kind_that_there_is():
-    examples = data.load("tiny", "dev", 8)
-    looks = []
-    for right in ((3, 4, 5), range(6)):
-        answers = {}
-        for i, e in enumerate(examples):
-            answers[e.id] = {"id": e.id, "rationale": "x", "prediction": e.answer if i in right else "?"}
-        looks.append(("then", answers))
-    story = report.Story("t", {e.id: e for e in examples}, looks)
-    ids = [e.id for e in examples]
-    assert list(report.fates_of(story).values()) == [ids[:3], [], ids[3:6], ids[6:]]
-    assert Reader(report.six_questions(story, True)).questions == [examples[i].question for i in (3, 4, 6, 7, 0, 1)]
-
-
-def test_times_with_the_same_text_and_answer_are_one_row():
-    (example,) = data.load("tiny", "dev", 1)
-
-    def look(text, said):
-        return {example.id: {"id": example.id, "rationale": text, "prediction": said}}
-
-    times = [("t1", look("A.", "x")), ("t2", look("A.", "x")), ("t3", look("A.", "y")), ("t4", look("A.", "x"))]
-    page = Reader(report.question(report.Story("s", {example.id: example}, times), example.id, "fate"))
-    assert [re.match(r"t\d( to t\d)?", row)[0] for row in page.looks[0]] == ["t1 to t2", "t3", "t4"]
+    bars = [attributes["style"] for tag, attributes in page.tags if tag == "i" and "style" in attributes]
+    (ann, *_) = data.load(tmp_path / "a" / "records.json")
+    scores = rewards.quality("Ann Lie was born in Rome.", ann, "Rome")
+    assert bars[8:16] == [f"width: {100 * scores[name]:.0f}%" for name in rewards.ASPECTS]
 
 
 # ---- Signs before sentences ------------------------------------------------------------------------------------------
@@ -310,20 +290,10 @@ def test_the_signs_are_those_that_factuality_is_made_of():
         assert max(supports) >= 0.9
 
 
-def test_bars_are_as_long_as_the_aspects(tmp_path, page_of):
-    page = page_of(hotpotqa_run(tmp_path / "a"))
-    widths = [attributes["style"] for tag, attributes in page.tags if tag == "i" and "style" in attributes]
-    assert len(widths) == 8 * sum(map(len, page.looks))
-    (ann, *_) = data.load(tmp_path / "a" / "records.json")
-    scores = rewards.quality("Ann Lie was born in Rome.", ann, "Rome")
-    assert page.questions[0] == ann.question and page.looks[0][1].startswith("LM-guided, KD")
-    assert widths[8:16] == [f"width: {100 * scores[name]:.0f}%" for name in rewards.ASPECTS]
-
-
 # ---- Strangers' texts ------------------------------------------------------------------------------------------------
 
 
-def test_nothing_of_data_models_or_names_becomes_markup_or_turns_the_text_around(folders, tmp_path, page_of):
+def test_no_text_of_a_stranger_becomes_markup_turns_the_page_around_or_loads_anything(folders, tmp_path, page_of):
     kd = tmp_path / "<i>&kd"
     shutil.copytree(folders[0], kd)
 
@@ -342,8 +312,11 @@ def test_nothing_of_data_models_or_names_becomes_markup_or_turns_the_text_around
     page = page_of(kd, hotpotqa_run(tmp_path / "a", (HOSTILE, "Ann.", HOSTILE)))
     assert page.text.count(SHOWN) > 6 and "<i>&kd" in page.text
     assert "\u202e" not in page.bare and "alert" not in page.bare
-    assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "link", "form", "img", "a"}
-    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    policy = [attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "iframe", "object", "link", "form", "img", "a")
+        assert not [name for name in attributes if name in ("src", "href") or name.startswith("on")]
 
 
 def test_any_text_in_a_picture_is_xml_and_text():
@@ -351,75 +324,55 @@ def test_any_text_in_a_picture_is_xml_and_text():
     assert text == "".join("?" if letter in "\u202e\ud800\x00" else letter for letter in HOSTILE)
 
 
-def test_the_page_loads_nothing(whole):
-    page, _ = whole
-    policy = [attributes["content"] for tag, attributes in page.tags if "http-equiv" in attributes]
-    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
-    for tag, attributes in page.tags:
-        assert tag not in ("script", "link", "img", "iframe", "object") and not attributes.keys() & {"src", "href"}
-
-
 # ---- What is missing, unfinished or damaged --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kept, said", [
-    ([], ["has no filter.json yet", "no epoch has ended yet", "keeps no texts of M_S", "no run has a table"]),
-    (["filter.json"], ["no epoch has ended yet", "keeps no texts of M_S", "no run has a table"]),
-    (["filter.json", "metrics.jsonl", "texts.jsonl"], ["no run has a table"]),
+NO_KD = ["train_kd.py was given"] * 2  # no counts of a filter, and no losses
+
+
+@pytest.mark.parametrize("number, kept, left_out", [
+    (0, [], ["no filter.json yet", "no epoch", "train_rl.py was given", "no run has a table", "keeps no texts"]),
+    (0, ["filter.json"], ["no epoch", "train_rl.py was given", "no run has a table", "keeps no texts"]),
+    (0, ["filter.json", "metrics.jsonl", "texts.jsonl"], ["train_rl.py was given", "no run has a table"]),
+    (1, [], [*NO_KD, "no step", "no run has a table", "keeps no texts"]),
+    (1, ["metrics.jsonl"], [*NO_KD, "no run has a table", "keeps no texts"]),
+    (1, ["dev.jsonl", "texts.jsonl"], [*NO_KD, "no run has a table"]),
 ])  # fmt: skip
-def test_an_unfinished_distillation_shows_what_there_is(folders, tmp_path, page_of, kept, said):
-    (tmp_path / "kd").mkdir()
+def test_an_unfinished_training_shows_what_there_is(folders, tmp_path, page_of, number, kept, left_out):
+    (tmp_path / "here").mkdir()
     for name in ["settings.json", *kept]:
-        shutil.copy(folders[0] / name, tmp_path / "kd" / name)
-    page = page_of(tmp_path / "kd")
-    text = page.text
-    assert "It has not ended: the same command goes on." in text
-    assert text.count("Left out: ") == len(said) + 1 and "no folder of train_rl.py was given" in text
-    assert all(sentence in text for sentence in said)
-    assert ("Loss of kd, by epoch" in text) == ("metrics.jsonl" in kept) == bool(page.looks)
-
-
-@pytest.mark.parametrize("kept, left_out", [([], 5), (["metrics.jsonl"], 4), (["dev.jsonl", "texts.jsonl"], 3)])
-def test_an_unfinished_refinement_shows_what_there_is(folders, tmp_path, page_of, kept, left_out):
-    (tmp_path / "rl").mkdir()
-    for name in ["settings.json", *kept]:
-        shutil.copy(folders[1] / name, tmp_path / "rl" / name)
-    page = page_of(tmp_path / "rl")
-    assert page.text.count("Left out: ") == left_out
+        shutil.copy(folders[number] / name, tmp_path / "here" / name)
+    page = page_of(tmp_path / "here")
+    first, *said = page.text.split("Left out: ")
+    assert "It has not ended: the same command goes on." in first
+    assert [words in sentence for words, sentence in zip(left_out, said, strict=True)] == [True] * len(left_out)
+    assert ("Loss of here, by epoch" in page.text) == (number == 0 and "metrics.jsonl" in kept)
+    assert ("Entropy" in page.text) == (number == 1 and "metrics.jsonl" in kept)
     assert bool(page.looks) == ("texts.jsonl" in kept)
-    assert ("Entropy" in page.text) == ("metrics.jsonl" in kept)
 
 
-def test_a_page_of_texts_whose_distillation_or_data_are_gone_says_so(folders, tmp_path, page_of):
-    rl = tmp_path / "rl"
-    shutil.copytree(folders[1], rl)
+def test_what_is_left_out_because_a_distillation_or_data_are_gone_is_said(folders, tmp_path, page_of):
+    rl = shutil.copytree(folders[1], tmp_path / "rl")
     settings = json.loads((rl / "settings.json").read_text())
     (rl / "settings.json").write_text(json.dumps(settings | {"kd": "gone"}))
     assert "gone is no run folder" in page_of(rl).text
+    kd = shutil.copytree(folders[0], tmp_path / "kd")
+    settings = json.loads((kd / "settings.json").read_text())
+    (kd / "settings.json").write_text(json.dumps(settings | {"data": "gone.json"}))
+    assert page_of(kd).text.count("Left out: gone.json") == 2  # of its table, and of its held-out questions
     compared = hotpotqa_run(tmp_path / "a")
     (compared / "records.json").write_text(json.dumps(json.loads((compared / "records.json").read_text())[:1]))
     text = page_of(compared).text
     assert "are to other questions than its settings name" in text and "LM-guided, KD" in text
 
 
-def test_a_number_that_is_none_leaves_a_gap(folders, tmp_path, page_of):
-    kd = tmp_path / "kd"
-    shutil.copytree(folders[0], kd)
-    losses = (kd / "metrics.jsonl").read_text()
-    (kd / "metrics.jsonl").write_text(losses.replace('"train_loss": ', '"train_loss": NaN, "x": '))
-    ways = [attributes["points"] for tag, attributes in page_of(kd).tags if tag == "polyline"]
-    assert len(ways[0].split()) == 3 and "nan" not in " ".join(ways)
-
-
 @pytest.mark.parametrize("file, content, sentence", [
     ("settings.json", '{"editor.fontSize": 12}', "is no run folder"),
-    ("results.json", '{"methods": {}}', "no run of this version writes"),
-    ("results.json", '{"methods": {"x": 3}, "questions": 1, "seeds": 1}', "no run of this version writes"),
-    ("results.json", "[", "not JSON"),
+    ("filter.json", "[", "not JSON"),
     ("metrics.jsonl", '{"epoch": 0}\noops\n', "line 2: not JSON"),
     ("metrics.jsonl", '{"epoch": 0}\n', "no run of this version writes"),
-    ("texts.jsonl", '{"epoch": 0, "answers": 3}\n', "no run of this version writes"),
-    ("filter.json", "[3, 4]", "no run of this version writes"),
+    ("results.json", '{"methods": {}}', "no run of this version writes"),
+    ("results.json", '{"methods": {"x": 3}, "questions": 1, "seeds": 1}', "no run of this version writes"),
 ])  # fmt: skip
 def test_a_damaged_folder_ends_in_one_sentence(folders, tmp_path, monkeypatch, capsys, file, content, sentence):
     shutil.copytree(folders[0], tmp_path / "kd")
@@ -427,42 +380,6 @@ def test_a_damaged_folder_ends_in_one_sentence(folders, tmp_path, monkeypatch, c
     assert run(monkeypatch, tmp_path / "kd", "--out", tmp_path / "page.html") == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1 and not (tmp_path / "page.html").exists()
-
-
-@pytest.mark.parametrize("place", ["nowhere", "a file"])
-def test_no_folder_ends_in_one_sentence(tmp_path, monkeypatch, capsys, place):
-    (tmp_path / "a file").write_text("x")
-    assert run(monkeypatch, tmp_path / place, "--out", tmp_path / "page.html") == 2
-    assert "is no run folder" in capsys.readouterr().err
-
-
-# ---- HotpotQA --------------------------------------------------------------------------------------------------------
-
-
-def test_records_of_hotpotqa_form_are_shown_as_those_of_tinywiki(tmp_path, page_of):
-    page = page_of(hotpotqa_run(tmp_path / "a"))
-    ann = page.looks[0]
-    assert "✗ He was born in Mars." in ann[0] and "✓ Ann Lie was born in Rome." in ann[1] and "(nothing)" in ann[2]
-    assert "M_L answers Rome ✓ right" in ann[0] and "Ann Lie was born in Rome. Ann Lie is a singer." in page.text
-
-
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="needs real records")
-def test_a_training_on_hotpotqa_is_shown_with_its_held_out_questions(folders, tmp_path, page_of):
-    file = SAMPLES / "hotpotqa_train_sample.json"
-    held_out = data.load(file, "dev", 6)
-    rows = []
-    for epoch in (0, 1):
-        said = [e.answer if (i + epoch) % 2 else "?" for i, e in enumerate(held_out)]
-        answers = [{"id": e.id, "prediction": p, "rationale": " ".join(e.supporting_sentences)}
-                   for e, p in zip(held_out, said, strict=True)]  # fmt: skip
-        rows.append({"epoch": epoch, "answers": answers})
-    settings = json.loads((folders[0] / "settings.json").read_text()) | {"data": str(file)}
-    losses = [{"epoch": 0, "held_out_loss": 2.0}, {"epoch": 1, "held_out_loss": 1.0, "train_loss": 1.5}]
-    page = page_of(write_run(tmp_path / "kd", settings, texts=rows, metrics=losses))
-    assert "Wrong, then right: 3. Right, then wrong: 3." in page.text
-    assert page.questions == [held_out[0].question, held_out[1].question]
-    first, second = page.looks[0]
-    assert first.startswith("before training✓") and second.startswith("distillation, epoch 1✓")
 
 
 # ---- Pictures --------------------------------------------------------------------------------------------------------
@@ -545,7 +462,6 @@ def test_every_colour_of_text_can_be_read_on_its_ground(colours):
 
 # ---- In a browser ----------------------------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LOOK = """<!doctype html><meta charset="utf-8"><iframe src="page.html" style="width: WIDTHpx; height: 900px; border: 0">
 </iframe><pre></pre><script>
 const frame = document.querySelector("iframe");
@@ -563,7 +479,7 @@ frame.onload = () => {
 </script>"""
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+@in_chromium
 @pytest.mark.parametrize("width, scheme, ground", [
     (390, "light", "rgb(255, 255, 255)"), (390, "dark", "rgb(13, 17, 23)"), (1280, "dark", "rgb(13, 17, 23)"),
 ])  # fmt: skip
@@ -573,13 +489,9 @@ def test_in_chromium_nothing_is_cut_off_or_too_small_and_the_colours_follow_the_
     long = tmp_path / ("long-" * 20)
     shutil.copytree(folders[0], long)
     page_of(*folders, hotpotqa_run(tmp_path / "a", (HOSTILE, "word" * 90, "Ann Lie was born in Rome. " * 20)), long)
-    (tmp_path / "new" / "look.html").write_text(LOOK.replace("WIDTH", str(width)))
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--allow-file-access-from-files",
-               "--hide-scrollbars", f"--window-size={width + 100},1000",
-               f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
-               f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom"]  # fmt: skip
-    command.append((tmp_path / "new" / "look.html").as_uri())
-    page = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    seen = json.loads(html.unescape(re.search("<pre>(.*)</pre>", page.stdout, re.S)[1]))
+    look = tmp_path / "new" / "look.html"
+    look.write_text(LOOK.replace("WIDTH", str(width)))
+    seen = seen_in_chromium(look, "--hide-scrollbars", f"--window-size={width + 100},1000",
+                            f"--blink-settings=preferredColorScheme={int(scheme == 'light')}")  # fmt: skip
     assert seen["width"] == width == seen["scroll"] and seen["outside"] == []
     assert seen["smallest"] > 11 and seen["focusable"] and seen["ground"] == ground

@@ -197,22 +197,14 @@ def test_the_demo_shows_what_every_method_that_there_is_answers_in_80_columns(mo
     large, small = lmcot.LocalLM.load(ROOT / "tiny/large"), lmcot.LocalLM.load(ROOT / "tiny/small")
     examples = [example for example in data.load("tiny", "dev", 20) if example.question in words]
     assert len(examples) == words.count("Question ") == words.count("M_L is right ") - 1 > 2  # and in the table
-    for example in examples:
-        asked = {"question": example.question, "context": example.context}
-        standard, chain = large.complete([lmcot.STANDARD.format(**asked), lmcot.COT.format(**asked)], 256)
-        (rationale,) = small.complete([lmcot.RATIONALE.format(**asked)], 256)
-        (guided,) = large.complete([lmcot.GUIDED.format(**asked, rationale=rationale.text)], 32)
-        shown = {
-            "Standard prompting": (lmcot.parse_answer(standard.text), ""),
-            "Guided by tiny/small": (guided.text, rationale.text),
-            "Guided by runs/kd/model": (guided.text, rationale.text),
-        }
-        reasoning, prediction = lmcot.parse_cot(chain.text)
-        if prediction:
-            shown["Chain of thought"] = (prediction, reasoning)
-        for method, (prediction, text) in shown.items():
-            verdict = "right" if data.exact_match(prediction, example.answers) else "wrong"
-            assert f"{method} {prediction} ({verdict}) {text}".strip() in words
+    guided = lmcot.answer(large, examples, lmcot.write_rationales(small, examples))
+    shown = {"Standard prompting": lmcot.standard(large, examples),
+             "Chain of thought": lmcot.chain_of_thought(large, examples),
+             "Guided by tiny/small": guided, "Guided by runs/kd/model": guided}  # fmt: skip
+    for method, answers in shown.items():
+        for answer, example in zip(answers, examples, strict=True):
+            verdict = "right" if data.exact_match(answer.prediction, example.answers) else "wrong"
+            assert f"{method} {answer.prediction} ({verdict}) {answer.rationale}".strip() in words
 
 
 # ------------------------------------------------------------------------------------------------ the table

@@ -1,5 +1,5 @@
-"""Proofs for tiny/world.py and tiny/pretrain.py: a reader that knows only names and words solves every question from
-its sentences, and a scan of all texts finds no pair of names that two splits share."""
+"""Proofs for tiny/world.py and its tokenizer: a reader that knows only names and words solves every question from its
+sentences, and a scan of all texts finds no pair of names that two splits share."""
 
 import random
 import re
@@ -305,78 +305,3 @@ def test_only_the_embedded_pairs_tokenizer_refuses_words_and_names_those_that_it
     world.refuse_unknown_words("this", english, *others)
     with pytest.raises(UserError, match="^this is outside TinyWiki: .* never read 'Hamlet', 'Shakespeare' and could"):
         world.refuse_unknown_words("this", english, *others, embedded)
-
-
-# ------------------------------------------------------------------------------------------------ pretraining texts
-
-
-def parts(source):
-    """Prompt → (question, sentences of the context, sentences of the reasoning)."""
-    pattern = r"(?s).*?Question: (.*?)\s+Context: (.*?)(?:\s+Reasoning:(.*?))?\s*(?:Answer:|Let's .*)?"
-    question, context, rationale = re.fullmatch(pattern, source).groups()
-    cut = [re.findall(r"[^.]+\.", text or "") for text in (context, rationale)]
-    return question, *([s.strip() for s in sentences] for sentences in cut)
-
-
-def states(question, sentence):
-    """Whether a sentence is about the question's name and says what it asks for, a year if it asks when."""
-    about_same = any(re.search(cue, question) and re.search(cue, sentence) for cue in CUES.values())
-    has_year = any(t.isdigit() for t in things(sentence))
-    return things(question)[0] in things(sentence) and about_same and question.startswith("When") == has_year
-
-
-def test_lookup_targets_are_the_sentences_that_answer_the_questions_in_their_order():
-    rng, numbers = random.Random(1), Counter()
-    for _ in range(300):
-        source, target = pretrain.make_text("lookup", rng)
-        questions, context, _ = parts(source)
-        questions = re.findall(r"\w[^?]+\?", questions)
-        sentences = [s + "." for s in target.rstrip(".").split(". ")]
-        assert len(questions) == len(sentences) == len(set(sentences))
-        assert source.endswith(" Reasoning:") and source.startswith("Based on the context, generate reasoning")
-        for question, sentence in zip(questions, sentences, strict=True):
-            assert sentence in context and states(question, sentence), (question, sentence)
-        numbers[len(questions)] += 1
-    assert set(numbers) == {1, 2, 3}
-
-
-def test_follow_up_questions_are_about_whom_the_first_sentence_names_and_never_an_unseen_pair_of_relations(wiki):
-    unseen = {(r["evidences"][0][1], r["evidences"][1][1]) for r in wiki["ood"] if r["type"] == "unseen_pair"}
-    relation_of = {}  # question, with … for the name → relation
-    for name, relation in world.RELATIONS.items():
-        relation_of[relation.question.format(s="…")] = name
-    rng, seen = random.Random(6), set()
-    for _ in range(400):
-        source, target = pretrain.make_text("follow-up", rng)
-        question, context, _ = parts(source)
-        first, then = re.findall(r"\w[^?]+\?", question)
-        one, two = (s + "." for s in target.rstrip(".").split(". "))
-        assert one in context and two in context and states(first, one)
-        (start,) = things(first)
-        (between,) = set(things(one)) - {start}
-        that = f"that {next(kind for kind in world.DESCRIBED if between in world.NAMES[kind])}"
-        assert that in then and states(then.replace(that, between), two)
-        seen.add((relation_of[first.replace(start, "…")], relation_of[then.replace(that, "…")]))
-    assert len(seen) > 30 and len(unseen) >= 5 and not seen & unseen
-
-
-def test_single_answers_stand_in_a_sentence_that_answers_the_question():
-    rng = random.Random(2)
-    for _ in range(200):
-        source, target = pretrain.make_text("single answer", rng)
-        question, context, _ = parts(source)
-        (name,) = things(question)
-        assert any(states(question, s) and sorted(things(s)) == sorted((name, target)) for s in context), source
-        assert source == lmcot.STANDARD.format(question=question, context=" ".join(context))
-
-
-def test_guided_answers_follow_from_a_rationale_that_has_at_most_one_sentence_too_many():
-    rng, exact = random.Random(4), 0
-    for _ in range(300):
-        source, answer = pretrain.make_text("guided", rng)
-        question, context, rationale = parts(source)
-        assert all(sentence in context for sentence in rationale)
-        fewer = [rationale[:i] + rationale[i + 1 :] for i in range(len(rationale))]
-        assert answer in [solve(question, some) for some in [rationale, *fewer]], source
-        exact += solve(question, rationale) == answer
-    assert 200 < exact < 285  # in a fifth of the texts there is one more
