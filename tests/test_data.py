@@ -252,6 +252,7 @@ TWO = json.dumps(OWN) + "\n\n" + json.dumps(OWN)
         # what Python would read without an error
         ([record(answer=None)], f"record 0 (id r1): field 'answer' holds null {NO_TEXT}"),
         ([RECORD, record(_id="r2", answer=" ")], f"record 1 (id r2): field 'answer' holds \" \" {NO_TEXT}"),
+        ([record(answer=True)], "field 'answer' holds true"),
         ([record(aliases=[""])], f"field 'aliases' holds \"\" {NO_TEXT}"),
         ([record(context=[["T", "no list"]])], f"field 'context' holds \"no list\" {NO_TEXTS}"),
         ([record(context=[["T", ["s", 1]]])], f"field 'context' holds [\"s\", 1] {NO_TEXTS}"),
