@@ -265,6 +265,8 @@ TWO = json.dumps(OWN) + "\n\n" + json.dumps(OWN)
         (TWO, "line 3: the id is taken already, by"),
         # what Python finds
         ([RECORD, {"_id": "r2", "question": "q?"}], "record 1 (id r2): field 'answer' is missing"),
+        ([record(context={"title": ["T"], "sentences": []})], "shorter than argument 1"),
+        ([record(aliases="Kristiania")], 'can only concatenate list (not "str") to list'),
         ([[]], "record 0: this is [] (expected an object)"),
     ],
 )
@@ -304,8 +306,8 @@ def test_a_wrong_split_or_context_gets_one_sentence():
 words = st.lists(st.sampled_from(["a", "bb", "c d", "e f g"]), max_size=12)
 
 
-@given(paragraphs=st.lists(words, max_size=4), max_tokens=st.integers(0, 40))
-def test_fit_context_keeps_the_longest_run_of_whole_sentences_that_fits(paragraphs, max_tokens):
+@given(paragraphs=st.lists(words, max_size=4))
+def test_fit_context_keeps_the_longest_run_of_whole_sentences_that_fits(paragraphs):
     def prompt_of(context):
         return f"Question: q Context: {context} Answer:"
 
@@ -315,10 +317,11 @@ def test_fit_context_keeps_the_longest_run_of_whole_sentences_that_fits(paragrap
     example = Example("i", "q", tuple(Paragraph("t", tuple(p)) for p in paragraphs), "a")
     sentences = [s for p in paragraphs for s in p]
     candidates = [" ".join(sentences[:n]) for n in range(len(sentences) + 1)]
-    fitting = [c for c in candidates if count_tokens(prompt_of(c)) <= max_tokens]
-    context, was_cut = data.fit_context(example, prompt_of, count_tokens, max_tokens)
-    assert context == (fitting[-1] if fitting else "")
-    assert was_cut == (candidates[-1] not in fitting)
+    for max_tokens in range(count_tokens(prompt_of(example.context)) + 2):
+        fitting = [c for c in candidates if count_tokens(prompt_of(c)) <= max_tokens]
+        context, was_cut = data.fit_context(example, prompt_of, count_tokens, max_tokens)
+        assert context == (fitting[-1] if fitting else "")
+        assert was_cut == (candidates[-1] not in fitting)
 
 
 # ---- Metrics ---------------------------------------------------------------------------------------------------------
