@@ -35,6 +35,7 @@ class ScriptedLM:
     def __init__(self, say):
         self.say = say
         self.asked = []  # prompts, one for each text
+        self.calls = []  # the arguments of each call that has prompts
         self.restart(0)
 
     def restart(self, seed):
@@ -44,6 +45,8 @@ class ScriptedLM:
         return len(text.split())
 
     def complete(self, prompts, max_new_tokens, samples=1, temperature=0.0):
+        if prompts:
+            self.calls.append((list(prompts), max_new_tokens, samples, temperature))
         completions = []
         for prompt in prompts:
             self.asked += [prompt] * samples

@@ -27,13 +27,10 @@ TINY = Path(data.__file__).parent / "tiny"
 # ------------------------------------------------------------------------------------------------ statistics
 
 
-def binary(mean: float, n: int) -> np.ndarray:
-    return (np.arange(n) < round(mean * n)).astype(float)
-
-
 def test_with_one_seed_the_interval_of_a_share_is_that_of_the_normal_approximation():
     for p, n in ((0.3, 400), (0.5, 1000), (0.8, 600)):
-        low, high = interval(bootstrap(binary(p, n)[None, None])[0])
+        right = np.repeat([1.0, 0.0], [round(p * n), round((1 - p) * n)])
+        low, high = interval(bootstrap(right[None, None])[0])
         half = 1.96 * np.sqrt(p * (1 - p) / n)
         assert low == pytest.approx(p - half, abs=0.12 * half)
         assert high == pytest.approx(p + half, abs=0.12 * half)
@@ -235,23 +232,24 @@ def test_markdown_tables_are_rectangles_with_the_figures_in_per_cent(compared):
     for block in text.split("\n\n"):
         if block.startswith("|"):
             rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
-            assert len(set(map(len, block.splitlines()))) == 1 and len(set(map(len, rows))) == 1
+            assert len(set(map(len, block.splitlines()))) == 1
             head, rule, *body = rows
             assert set("".join(rule)) == {"-"}
-            tables[head[0]] = head[1:], {name: cells for name, *cells in body}
+            tables[head[0]] = {name: dict(zip(head[1:], cells, strict=True)) for name, *cells in body}
     assert list(tables) == ["method", "EM", "aspect of rationales", "", "EM by question type"]
-    kd = tables["method"][1]["LM-guided, KD"]
-    assert re.fullmatch(r"75\.0 \[\d+\.\d, \d+\.\d\]", kd[0])
-    assert kd[1:4] == ["75.0", "75.0", "3.00"] and kd[5] == "4"
-    bases, differences = tables["EM"]
-    assert bases == ["minus standard", "minus CoT", "minus LM-guided, untrained", "minus LM-guided, KD"]
-    assert re.fullmatch(r"\+25\.0 \[[+-]\d+\.\d, [+-]\d+\.\d\]", differences["LM-guided, KD"][1])
-    assert differences["CoT"][1] == "" and differences["CoT"][3].startswith("-25.0 [")
-    aspects = tables["aspect of rationales"][1]
+    kd = tables["method"]["LM-guided, KD"]
+    assert re.fullmatch(r"75\.0 \[\d+\.\d, \d+\.\d\]", kd["EM [95 %]"])
+    assert [kd[column] for column in ("F1", "AI", "R_aspect", "tokens per question")] == ["75.0", "75.0", "3.00", "4"]
+    kd, cot = tables["EM"]["LM-guided, KD"], tables["EM"]["CoT"]
+    assert list(kd) == ["minus standard", "minus CoT", "minus LM-guided, untrained", "minus LM-guided, KD"]
+    signed = r" \[[+-]\d+\.\d, [+-]\d+\.\d\]"
+    assert re.fullmatch(r"\+25\.0" + signed, kd["minus CoT"])
+    assert cot["minus CoT"] == "" and cot["minus LM-guided, KD"].startswith("-25.0 [")
+    aspects = {name: list(row.values()) for name, row in tables["aspect of rationales"].items()}
     assert aspects["CoT"] == ["0.00"] * 8 and aspects["LM-guided, KD"] == ["0.38"] * 8 and "standard" not in aspects
-    gains = tables[""][1]
-    assert gains["EM"][0].startswith("-25.0 [") and gains["R_aspect"][0].startswith("-1.00 [")
-    assert tables["EM by question type"][1]["LM-guided, KD + SC"] == ["75.0", "50.0"]
+    gains = {measure: row["RL minus KD [95 %]"] for measure, row in tables[""].items()}
+    assert re.fullmatch(r"-25\.0" + signed, gains["EM"]) and gains["R_aspect"].startswith("-1.00 [")
+    assert tables["EM by question type"]["LM-guided, KD + SC"] == {"bridge": "75.0", "compare": "50.0"}
     gain = table_of["methods"]["LM-guided, RL"]["EM"]["minus LM-guided, KD"]
     low, high = (f"{100 * bound:+.1f}" for bound in gain["interval"])
     assert text.endswith("\n\nPPO: M_L answers 50.0 % of these 4 questions right instead of 75.0 %: "
@@ -264,9 +262,7 @@ def test_markdown_tables_are_rectangles_with_the_figures_in_per_cent(compared):
 )
 def test_a_change_is_called_chance_where_its_interval_holds_0(interval, said):
     before, after = {"EM": {"mean": 0.5}}, {"EM": {"mean": 0.6, "minus a": {"mean": 0.1, "interval": interval}}}
-    sentence = what_changed({"questions": 10, "methods": {"a": before, "b": after}}, "a", "b")
-    assert sentence.startswith("M_L answers 60.0 % of these 10 questions right instead of 50.0 %: +10.0 [")
-    assert sentence.endswith(said)
+    assert what_changed({"questions": 10, "methods": {"a": before, "b": after}}, "a", "b").endswith(said)
 
 
 def test_align_pads_cells_and_missing_cells():

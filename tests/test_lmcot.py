@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 import re
 from collections import Counter
@@ -18,8 +17,7 @@ import data
 import lmcot
 from data import Example, Paragraph
 from lmcot import LocalLM
-from model import T5, T5Config, load_tokenizer
-from plumbing import processes
+from model import T5, T5Config
 from plumbing.errors import UserError
 from plumbing.server import Completion
 from tiny import pretrain, world
@@ -64,84 +62,73 @@ def example(question="Who?", *sentences, answer="Ann"):
 # ------------------------------------------------------------------------------------------------ prompts, two stages
 
 
-class Recorder:
-    """An LM that keeps its prompts and says what a function says."""
-
-    max_input_tokens, cut = 10**6, 0
-
-    def __init__(self, say):
-        self.say, self.calls = say, []
-
-    def count_tokens(self, text):
-        return len(text)
-
-    def complete(self, prompts, max_new_tokens, samples=1, temperature=0.0):
-        self.calls.append((list(prompts), max_new_tokens, samples, temperature))
-        return [Completion(self.say(prompt), "stop") for prompt in prompts for _ in range(samples)]
+SERVED = lmcot.Models(large="http://localhost:1/v1", large_model="m", answer_tokens=9, chain_tokens=99)
+BRIEFLY = "Give only the answer, in a few words, not a sentence.\nAnswer:"
 
 
-def test_prompts_are_those_of_the_method_word_for_word():
+@pytest.mark.parametrize(
+    ("models", "prompts", "answer", "conclude", "room", "chain_room"),
+    [
+        (lmcot.Models(), "plain", "Answer:", "Therefore, the answer is", 32, 256),
+        (SERVED, "chat", BRIEFLY, BRIEFLY, 9, 99),
+    ],
+    ids=["plain", "chat"],
+)
+def test_m_l_gets_these_prompts_word_for_word(models, prompts, answer, conclude, room, chain_room):
+    assert models.prompts == prompts  # settings.json holds the choice
+    large = ScriptedLM(lambda prompt, n: "Because {x}." if prompt.endswith("by step.") else "Ann")
+    large.templates = lmcot.load_large(models).templates
     ex = example("Who {did} it?")  # braces in texts are not ours to fill
-    large, small = Recorder(lambda prompt: "So the answer is Ann."), Recorder(lambda prompt: "r")
-    lmcot.standard(large, [ex])
-    lmcot.chain_of_thought(large, [ex], 2, 0.5)
-    lmcot.write_rationales(small, [ex], 9, 3, 0.25)
-    lmcot.answer(large, [ex], ["Because {x}."])
-    task = "Answer the question based on the context.\nQuestion: Who {did} it?\nContext: Ann did. Bob did not.\n"
-    assert [call for call in large.calls if call[0]] == [
-        ([task + "Answer:"], 32, 1, 0.0),
-        ([task + "Let's think step by step."], 256, 2, 0.5),
-        (["Answer the question based on the context and the reasoning.\nQuestion: Who {did} it?\n"
-          "Context: Ann did. Bob did not.\nReasoning: Because {x}.\nAnswer:"], 32, 1, 0.0),
-    ]  # fmt: skip
-    rationale = ("Based on the context, generate reasoning step by step to answer the question. "
-                 "Question: Who {did} it? Context: Ann did. Bob did not. Reasoning:")  # fmt: skip
-    assert small.calls == [([rationale], 9, 3, 0.25)]
-
-
-def test_gold_answers_are_in_no_prompt():
-    ex = example("Who?", "Nobody knows.", answer="Xerxes")
-    large = Recorder(lambda prompt: "no idea")
     lmcot.standard(large, [ex])
     lmcot.chain_of_thought(large, [ex])
-    lmcot.write_rationales(large, [ex])
-    lmcot.answer(large, [ex], ["r"])
-    asked = [prompt for prompts, *_ in large.calls for prompt in prompts]
-    assert len(asked) == 5 and not any("Xerxes" in prompt for prompt in asked)
+    lmcot.answer(large, [ex], ["Because {x}."])
+    task = "Answer the question based on the context"
+    asked = "Question: Who {did} it?\nContext: Ann did. Bob did not.\n"
+    chain = f"{task}.\n{asked}Let's think step by step."
+    assert large.calls == [
+        ([f"{task}.\n{asked}{answer}"], room, 1, 0.0),
+        ([chain], chain_room, 1, 0.0),
+        ([f"{chain} Because {{x}}.\n{conclude}"], room, 1, 0.0),
+        ([f"{task} and the reasoning.\n{asked}Reasoning: Because {{x}}.\n{answer}"], room, 1, 0.0),
+    ]
+
+
+def test_m_s_gets_this_prompt_word_for_word():
+    small = ScriptedLM(lambda prompt, n: f"r{n}")
+    assert lmcot.write_rationales(small, [example("Who {did} it?")], 9, 3, 0.25) == ["r0", "r1", "r2"]
+    prompt = (
+        "Based on the context, generate reasoning step by step to answer the question. "
+        "Question: Who {did} it? Context: Ann did. Bob did not. Reasoning:"
+    )
+    assert small.calls == [([prompt], 9, 3, 0.25)]
 
 
 def test_the_second_stage_asks_exactly_those_whose_first_pass_named_no_answer():
     texts = {"q0": "A. So the answer is a.", "q1": "B without end", "q2": "So the answer is c.", "q3": ""}
 
-    def say(prompt):
-        if prompt.endswith("Therefore, the answer is"):
-            return "second"
-        return next(text for q, text in texts.items() if f"Question: {q}\n" in prompt)
+    def say(prompt, n):
+        question = re.search("Question: (.*)\n", prompt)[1]
+        return f"second {question}" if prompt.endswith("Therefore, the answer is") else texts[question]
 
-    large = Recorder(say)
-    examples = [example(q) for q in texts]
-    a = lmcot.Answer(examples[0].id, "a", "A.")
-    b = lmcot.Answer(examples[1].id, "second", "B without end", parsed=False)
-    c = lmcot.Answer(examples[2].id, "c")
-    d = lmcot.Answer(examples[3].id, "second", parsed=False)
-    assert lmcot.chain_of_thought(large, examples, 2, 0.7) == [a, a, b, b, c, c, d, d]
-    (first, *how), second = large.calls
-    assert len(first) == 4 and how == [256, 2, 0.7]
-    second_prompts = [
-        f"Answer the question based on the context.\nQuestion: {q}\nContext: Ann did. Bob did not.\n"
-        f"Let's think step by step. {texts[q]}\nTherefore, the answer is" for q in ("q1", "q1", "q3", "q3")
-    ]  # fmt: skip
-    assert second == (second_prompts, 32, 1, 0.0)
+    large = ScriptedLM(say)
+    of_each = [
+        lmcot.Answer("x", "a", "A."),
+        lmcot.Answer("x", "second q1", "B without end", parsed=False),
+        lmcot.Answer("x", "c"),
+        lmcot.Answer("x", "second q3", parsed=False),
+    ]
+    answers = lmcot.chain_of_thought(large, [example(q) for q in texts], 2, 0.7)
+    assert answers == [answer for answer in of_each for _ in range(2)]
+    (first, *sampled), (second, *greedy) = large.calls
+    assert len(first) == 4 and sampled == [256, 2, 0.7] and greedy == [32, 1, 0.0]
+    assert ["B without end" in prompt for prompt in second] == [True, True, False, False]
 
 
 def test_of_several_rationales_for_each_example_those_in_a_row_belong_to_it():
-    large = Recorder(lambda prompt: "The answer is " + re.search("Question: (.*)\n", prompt)[1] + ".")
-    examples, rationales = [example(q) for q in "pqr"], list("abcdef")
-    answers = lmcot.answer(large, examples, rationales)
-    assert [(a.prediction, a.rationale, a.parsed) for a in answers] == [
-        ("p", "a", True), ("p", "b", True), ("q", "c", True), ("q", "d", True), ("r", "e", True), ("r", "f", True),
-    ]  # fmt: skip
-    assert [re.search("Reasoning: (.*)\n", prompt)[1] for prompt in large.calls[0][0]] == rationales
+    large = ScriptedLM(lambda prompt, n: "The answer is " + re.search("Question: (.*)\n", prompt)[1] + ".")
+    answers = lmcot.answer(large, [example(q) for q in "pqr"], list("abcdef"))
+    assert [a.prediction + a.rationale for a in answers] == ["pa", "pb", "qc", "qd", "re", "rf"]
+    assert [re.search("Reasoning: (.*)\n", prompt)[1] for prompt in large.asked] == list("abcdef")
     assert lmcot.answer(large, [], []) == []
 
 
@@ -183,6 +170,7 @@ def test_equal_greedy_prompts_are_computed_once_and_a_prompt_that_is_sampled_is_
     rows.clear()
     assert len(lm.complete(PROMPTS[:3], 4, samples=7, temperature=1.0)) == 21
     assert sum(rows) == 3
+    assert lm.complete([], 4) == lm.complete([], 4, samples=7, temperature=1.0) == []
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
@@ -204,8 +192,7 @@ def test_copies_of_a_prompt_get_independent_samples_of_the_model_at_that_tempera
     expected = Counter()
     for i, share in enumerate(p.tolist()):
         expected[lm.tokenizer.decode([i]).strip()] += share * n
-    completions = lm.complete(PROMPTS[:1] * 2, 1, n // 2, temperature)
-    texts = [completion.text for completion in completions]
+    texts = [completion.text for completion in lm.complete(PROMPTS[:1] * 2, 1, n // 2, temperature)]
     seen = Counter(texts)
     common = [t for t, count in expected.items() if count >= 20]
     assert len(common) >= 5
@@ -227,10 +214,6 @@ def test_a_seed_decides_what_is_sampled_and_restart_counts_from_0(lm):
     assert len(set(texts[0])) > 5
 
 
-def test_no_prompts_give_no_completions(lm):
-    assert lm.complete([], 5) == lm.complete([], 5, 3, 1.0) == []
-
-
 # ------------------------------------------------------------------------------------------------ fill
 
 
@@ -247,29 +230,15 @@ def test_a_context_that_is_too_long_loses_whole_sentences_from_its_end_and_is_co
         assert lm.cut == 1 and "Context: Ann did.\nReasoning: R.\nAnswer:" in short_prompt
 
 
-def test_nothing_is_cut_or_counted_where_everything_fits(lm):
-    ex = example("Who?", *["Ann did it again and again."] * 40)
-    lm.max_input_tokens = len(lm.tokenizer.encode(lmcot.STANDARD.format(question="Who?", context=ex.context)).ids)
-    assert lmcot.fill(lmcot.STANDARD, lm, [ex]) == [lmcot.STANDARD.format(question="Who?", context=ex.context)]
-    assert lm.cut == 0
-    lm.max_input_tokens -= 1
-    assert lmcot.fill(lmcot.STANDARD, lm, [ex])[0].count("again and again.") == 39 and lm.cut == 1
-
-
 # ------------------------------------------------------------------------------------------------ vote, selection
 
 
 @pytest.mark.parametrize(
     ("predictions", "winner"),
     [
-        (["a1", "b2", "b2"], 1),
         (["Oslo", "Rome", "rome.", "The Rome"], 1),  # normalised; the first spelling of the winner
-        (["Rome", "Oslo", "oslo", "rome"], 0),  # a tie: the first sampled
-        (["Rome", "Oslo", "Paris"], 0),
-        (["x1", "Oslo", "Rome", "Rome", "Oslo"], 1),
         (["", "Oslo", "The"], 1),  # no answer is no vote
         (["", ""], 0),
-        (["only"], 0),
     ],
 )
 def test_majority_by_hand(predictions, winner):
@@ -284,7 +253,6 @@ def test_majority_is_the_first_of_the_most_frequent(predictions):
 
 def test_select_takes_the_first_of_the_best():
     assert lmcot.select([1.0, 3.0, 3.0, 1.0]) == 1
-    assert lmcot.select([0.0, 0.0]) == 0
     assert lmcot.select([-4.0, -1.0]) == 1
 
 
@@ -336,14 +304,6 @@ def test_the_demo_counts_each_case_by_type_and_finds_its_first_question(capsys):
     assert rows[-2:] == [["even", "1", "0", "2", "0"], ["odd", "2", "0", "0", "1"]]
 
 
-def test_the_demo_is_about_held_out_questions(run):
-    code, out, _ = run("--demo")
-    assert code == 0 and "100 held-out questions, answered at once and guided by s" in out
-    question = re.search(r"(?m)^Question +((?s:.*?))\nContext", out)[1]
-    records = world.records("dev", world.SEED, 100)
-    assert " ".join(question.split()) in [record["question"] for record in records]
-
-
 def test_an_own_question_about_the_world_is_answered_and_not_judged(run):
     woman = world.NAMES["woman"][0]
     code, out, _ = run("--question", "Who directed Stormgate?", "--context", f"{woman} directed Stormgate.")
@@ -351,33 +311,18 @@ def test_an_own_question_about_the_world_is_answered_and_not_judged(run):
     assert "(right)" not in out and "(wrong)" not in out
 
 
-def test_an_own_question_from_outside_the_world_gets_a_sentence_and_no_answer(run):
-    code, out, err = run("--question", "Who wrote Faust?", "--context", "Goethe wrote Faust.")
-    assert code == 2 and "'Faust', 'Goethe'" in err and not out
-
-
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "begins", "said"),
     [
-        (["--example", "nobody"], "nobody"),
-        (["--small", "nowhere"], "nowhere"),
-        (["--data", "nothing.json"], "nothing.json"),
-        (["--device", "gpu"], "there is no device 'gpu'"),
+        (["--example", "nobody"], "error: ", "'nobody'"),
+        (["--question", "Who wrote Faust?", "--context", "Goethe wrote Faust."], "error: ", "'Faust', 'Goethe'"),
+        (["--question", "Who?"], "usage: ", "--question and --context go together"),
+        (["--large-dtype", "float16"], "usage: ", "--large-dtype is float32 or bfloat16"),
     ],
 )
-def test_mistakes_end_in_one_sentence_and_status_2(run, arguments, said):
-    code, _, err = run(*arguments)
-    assert code == 2 and err.startswith("error: ") and said in err and len(err.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [(["--question", "Who?"], "--question and --context go together"), (["--nonsense", "1"], "--nonsense"),
-     (["--large-dtype", "float16"], "--large-dtype is float32 or bfloat16"), (["--concurrency", "0"], "at least 1")],
-)
-def test_wrong_flags_end_in_usage_and_status_2(run, arguments, said):
-    code, _, err = run(*arguments)
-    assert code == 2 and err.startswith("usage:") and said in err.splitlines()[-1]
+def test_mistakes_end_in_one_sentence_and_status_2(run, arguments, begins, said):
+    code, out, err = run(*arguments)
+    assert code == 2 and not out and err.startswith(begins) and said in err.splitlines()[-1]
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -395,90 +340,49 @@ def test_only_m_l_is_in_the_precision_that_was_asked_for_and_both_have_the_limit
         assert len(lm.complete(PROMPTS, 3)) == 5
 
 
-def test_auto_takes_a_gpu_of_its_own_then_mps_then_the_cpu(monkeypatch):
-    monkeypatch.setattr(torch, "Generator", lambda device: device)  # every device is there
-    monkeypatch.setenv("LOCAL_RANK", "3")  # what torchrun gives the fourth process of a machine
-    for cuda, mps, device in ((True, True, "cuda:3"), (False, True, "mps"), (False, False, "cpu")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=cuda: there)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=mps: there)
-        assert processes.find_device("auto") == device
-    assert (processes.find_device("cuda"), processes.find_device("cuda:1")) == ("cuda:3", "cuda:1")
-
-
 # ------------------------------------------------------------------------------------------------ the embedded pair
 
 
-PAIR = [ROOT / "tiny" / name for name in ("small", "large")]
-HAS_PAIR = all((folder / "model.safetensors").is_file() for folder in PAIR)
-needs_pair = pytest.mark.skipif(not HAS_PAIR, reason="tiny/small and tiny/large are not there")
+@pytest.fixture(scope="module")
+def embedded():
+    """M_L, 100 questions, and their gold rationales."""
+    examples = data.load("tiny", "dev", 100)
+    return LocalLM.load("tiny/large"), examples, [" ".join(ex.supporting_sentences) for ex in examples]
 
 
-@needs_pair
-def test_the_embedded_large_lm_answers_from_a_good_rationale_and_not_from_anothers():
-    large = LocalLM.load(PAIR[1])
-    examples = data.load("tiny", "dev", 60)
-    gold = [" ".join(ex.supporting_sentences) for ex in examples]
+def test_the_embedded_large_lm_answers_from_a_good_rationale_and_not_from_anothers(embedded):
+    large, examples, gold = embedded
     right = []
     for rationales in (gold, gold[1:] + gold[:1]):
         answers = lmcot.answer(large, examples, rationales)
         right.append(sum(data.exact_match(a.prediction, ex.answer) for a, ex in zip(answers, examples, strict=True)))
-    assert right[0] >= 40 and right[0] > right[1]
+    assert right[0] >= 67 and right[0] > right[1]
 
 
-@needs_pair
-def test_no_answer_of_the_embedded_large_lm_is_changed_by_parsing():
-    large = LocalLM.load(PAIR[1])
-    examples = data.load("tiny", "dev", 100)
-    gold = [" ".join(ex.supporting_sentences) for ex in examples]
+def test_no_answer_of_the_embedded_large_lm_is_changed_by_parsing(embedded):
+    large, examples, gold = embedded
     for prompts in (lmcot.fill(lmcot.STANDARD, large, examples), lmcot.fill(lmcot.GUIDED, large, examples, gold)):
         texts = [completion.text for completion in large.complete(prompts, 32)]
         assert list(map(lmcot.parse_answer, texts)) == texts and len(set(texts)) > 20
 
 
-@needs_pair
-def test_the_embedded_pair_has_the_tokenizer_of_the_world_and_transformers_gives_the_same_logits(tokenizer):
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_the_embedded_pair_has_the_tokenizer_of_the_world_and_transformers_gives_the_same_logits(name, tokenizer):
     import transformers
 
-    for folder in PAIR:
-        lm = LocalLM.load(folder)
-        assert lm.tokenizer.get_vocab() == tokenizer.get_vocab()
-        theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
-        ids = torch.tensor([tokenizer.encode(PROMPTS[0]).ids])
-        with torch.no_grad():
-            logits = theirs(input_ids=ids, decoder_input_ids=torch.tensor([[0, 300, 400]])).logits
-            torch.testing.assert_close(
-                lm.model(ids, torch.ones_like(ids), torch.tensor([[0, 300, 400]])), logits, rtol=1e-4, atol=1e-3
-            )
+    lm = LocalLM.load(f"tiny/{name}")
+    assert lm.tokenizer.get_vocab() == tokenizer.get_vocab()
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(ROOT / "tiny" / name, dtype=torch.float32).eval()
+    ids, target = torch.tensor([tokenizer.encode(PROMPTS[0]).ids]), torch.tensor([[0, 300, 400]])
+    with torch.no_grad():
+        ours = lm.model(ids, torch.ones_like(ids), target)
+        torch.testing.assert_close(ours, theirs(input_ids=ids, decoder_input_ids=target).logits, rtol=1e-4, atol=1e-3)
 
 
-def test_a_tokenizer_with_more_entries_than_the_model_has_rows_is_refused():
-    config = T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=2)
+def test_a_tokenizer_that_does_not_belong_to_the_model_is_refused(tokenizer):
     with pytest.raises(UserError, match="849 entries and the model only 40"):
-        LocalLM(T5(config).init_weights(0), load_tokenizer("tiny/small"))
-
-
-def test_a_tokenizer_that_ends_no_text_is_refused(model, tmp_path):
-    (tmp_path / "tokenizer.json").write_text(
-        json.dumps(json.loads((ROOT / "tiny/small/tokenizer.json").read_text()) | {"post_processor": None})
-    )
+        LocalLM(make_model(40), tokenizer)
+    endless = pretrain.make_tokenizer()
+    endless.post_processor = None
     with pytest.raises(UserError, match="does not end a text with the model's EOS"):
-        LocalLM(model, load_tokenizer(tmp_path))
-
-
-def test_a_chat_model_gets_its_own_prompts_and_room():
-    models = lmcot.Models(large="http://localhost:1/v1", large_model="m", answer_tokens=9, chain_tokens=99)
-    assert models.prompts == "chat" and lmcot.Models().prompts == "plain"  # settings.json holds the choice
-    large = Recorder(lambda prompt: "Ann was there." if prompt.endswith("step by step.") else "Ann")
-    large.templates = lmcot.load_large(models).templates
-    ex = example("Who did it?")
-    lmcot.standard(large, [ex])
-    lmcot.chain_of_thought(large, [ex])
-    lmcot.answer(large, [ex], ["Ann was there."])
-    task, asked = "Answer the question based on the context", "Question: Who did it?\nContext: Ann did. Bob did not.\n"
-    briefly = "Give only the answer, in a few words, not a sentence.\nAnswer:"
-    assert large.calls == [
-        ([f"{task}.\n{asked}{briefly}"], 9, 1, 0.0),
-        ([f"{task}.\n{asked}Let's think step by step."], 99, 1, 0.0),
-        ([f"{task}.\n{asked}Let's think step by step. Ann was there.\n{briefly}"], 9, 1, 0.0),
-        ([f"{task} and the reasoning.\n{asked}Reasoning: Ann was there.\n{briefly}"], 9, 1, 0.0),
-    ]
+        LocalLM(make_model(900), endless)

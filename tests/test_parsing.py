@@ -265,6 +265,11 @@ CHAINS = {
         ("Ann’s film was in Jean‑Luc’s town. So the answer is Jean‑Luc.</s>",
          "Ann's film was in Jean-Luc's town.", "Jean-Luc"),
     ],
+    "the last punctuation of the reasoning": [
+        ("Oslo is in Norway (see above). So the answer is Oslo.", "Oslo is in Norway (see above).", "Oslo"),
+        ('She said "yes." So the answer is Oslo.', 'She said "yes."', "Oslo"),
+        ("Is it so? It is! So the answer is Oslo.", "Is it so? It is!", "Oslo"),
+    ],
     "a chain without an answer": [
         ("Ann was born in Oslo.", "Ann was born in Oslo.", ""),
         ("  Ann was born in Oslo. So the answer is", "Ann was born in Oslo. So the answer is", ""),  # cut
@@ -328,62 +333,50 @@ def test_a_chain_is_cut_into_reasoning_and_answer(text, reasoning, prediction):
     assert lmcot.parse_cot(text) == (reasoning, prediction)
 
 
-# ---- Words that mean the same ----------------------------------------------------------------------------------------
+# ---- Words that mean the same: text with a gap, prediction, what may stand in the gap --------------------------------
+
+NEXT = ["Question", "Question 2", "Q", "Q2", "User", "Human", "Context", "Passage", "Explanation", "**Note**",
+        "Please note", "Let me know", "I hope", "(Note"]  # fmt: skip
+REASONS = [" because", ", because", ", since", ", as", ", which", ", who", ", where"]
+WORDS_OF_CHAINS = [  # the reasoning is "Ann left."
+    ("Ann left. The {} is Paris.", "Paris",
+     ["answer", "final answer", "correct answer", "right answer", "short answer"]),
+    ("Ann left. The right answer {} Paris.", "Paris",
+     ["is", "is:", "would be", ":", "must be", "to this question is", "to the question:"]),
+    ("Ann left. {} the answer is Paris.", "Paris",
+     ["So", "Thus,", "Therefore,", "Finally,", "In conclusion,", "Based on the context,", "According to the text,"]),
+    ("Ann left. The answer is Paris. The answer is {}.", "Paris",
+     ["not stated", "clear from it", "based on it", "found in it", "given", "stated there", "in the context",
+      "in the text"]),
+    ("Ann left. So the answer is Paris.\n{}: so the answer is Rome.", "Paris", NEXT),
+    ("Ann left. So the answer is St. Louis{} Ann says so.", "St. Louis", REASONS),
+    # Even an initial ends the answer before a word that no name has.
+    ("Ann left. So the answer is Malcolm X. {} Ann says so.", "Malcolm X",
+     ["That", "This", "The", "These", "There", "Therefore,", "It", "He", "She", "We", "I", "A", "An", "In", "On", "At",
+      "As", "So", "Both", "His", "Her", "However,", "Not"]),
+]  # fmt: skip
+WORDS_OF_ANSWERS = [
+    ("Paris\n\n{}: so the answer is Rome.", "Paris", NEXT),
+    ("Rome{} Ann says so.", "Rome", REASONS),
+    ("Yes {} say so.", "Yes", ["they", "both", "it", "he", "she", "because they"]),  # a yes needs no comma
+]
 
 
-@pytest.mark.parametrize("kind", ["answer", "final answer", "correct answer", "right answer", "short answer"])
-@pytest.mark.parametrize("verb", ["is", "is:", "would be", ":", "must be", "to this question is", "to the question:"])
-def test_an_answer_is_stated_in_many_words(kind, verb):
-    assert lmcot.parse_cot(f"Ann left. The {kind} {verb} Paris.") == ("Ann left.", "Paris")
+def filled(table):
+    return [(text.format(word), prediction) for text, prediction, words in table for word in words]
 
 
-@pytest.mark.parametrize("so", [
-    "So", "Thus,", "Therefore,", "Finally,", "In conclusion,", "Based on the context,", "According to the text,",
-])  # fmt: skip
-def test_what_leads_to_the_answer_is_no_reasoning(so):
-    assert lmcot.parse_cot(f"Ann left. {so} the answer is Paris.") == ("Ann left.", "Paris")
+@pytest.mark.parametrize(("text", "prediction"), filled(WORDS_OF_CHAINS))
+def test_a_chain_ends_in_many_words(text, prediction):
+    assert lmcot.parse_cot(text) == ("Ann left.", prediction)
 
 
-@pytest.mark.parametrize("what", ["not stated", "clear from it", "based on it", "found in it", "given", "stated there",
-                                  "in the context", "in the text"])  # fmt: skip
-def test_a_remark_on_the_answer_is_none(what):
-    assert lmcot.parse_cot(f"Ann left. The answer is Paris. The answer is {what}.") == ("Ann left.", "Paris")
-
-
-@pytest.mark.parametrize("label", [
-    "Question", "Question 2", "Q", "Q2", "User", "Human", "Context", "Passage", "Explanation", "**Note**",
-    "Please note", "Let me know", "I hope", "(Note",
-])  # fmt: skip
-def test_what_follows_on_a_line_of_its_own_is_not_the_answer(label):
-    assert lmcot.parse_answer(f"Paris\n\n{label}: so the answer is Rome.") == "Paris"
-    assert lmcot.parse_cot(f"So the answer is Paris.\n{label}: so the answer is Rome.") == ("", "Paris")
-
-
-@pytest.mark.parametrize("reason", [" because", ", because", ", since", ", as", ", which", ", who", ", where"])
-def test_a_reason_ends_the_answer(reason):
-    assert lmcot.parse_answer(f"Rome{reason} Ann says so.") == "Rome"
-    assert lmcot.parse_cot(f"So the answer is St. Louis{reason} Ann says so.") == ("", "St. Louis")
-
-
-@pytest.mark.parametrize("opener", [
-    "That", "This", "The", "These", "There", "Therefore,", "It", "He", "She", "We", "I", "A", "An", "In", "On", "At",
-    "As", "So", "Both", "His", "Her", "However,", "Not",
-])  # fmt: skip
-def test_even_an_initial_ends_the_answer_before_a_word_that_no_name_has(opener):
-    assert lmcot.parse_cot(f"So the answer is Malcolm X. {opener} Ann says so.") == ("", "Malcolm X")
-
-
-@pytest.mark.parametrize("subject", ["they", "both", "it", "he", "she", "because they"])
-def test_a_yes_needs_no_comma_before_its_explanation(subject):
-    assert lmcot.parse_answer(f"Yes {subject} say so.") == "Yes"
+@pytest.mark.parametrize(("text", "prediction"), filled(WORDS_OF_ANSWERS))
+def test_an_answer_ends_before_many_words(text, prediction):
+    assert lmcot.parse_answer(text) == prediction
 
 
 # ---- Properties ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("reasoning", ["Oslo is in Norway (see above).", 'She said "yes."', "Is it so? It is!"])
-def test_reasoning_keeps_its_last_punctuation(reasoning):
-    assert lmcot.parse_cot(f"{reasoning} So the answer is Oslo.")[0] == reasoning
 
 
 @given(st.lists(st.from_regex(r"[A-Za-z0-9À-ÿ'&$%()/-]{1,12}", fullmatch=True), min_size=1, max_size=6))

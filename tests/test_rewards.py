@@ -34,22 +34,21 @@ CLEAN = f"{DIRECTED} {BORN}"
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_aspects_are_the_papers_in_its_order():
-    assert ASPECTS == (
-        "factuality", "relevance", "logicality", "consistency", "coherence", "fluency", "naturalness", "readability"
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
-    ("text", "count"),
-    [("D. P. Varma lives in St. Louis. He sings.", 2), ("Is it so? Yes! It is.", 3), ("A b\nC d", 2), (" . ", 0)],
+    "sentences",
+    [
+        ["D. P. Varma lives in St. Louis.", "He sings."],
+        ["Is it so?", "Yes!", "It is."],
+        ["1. Ann won.", "2. Bo won.", "Step 3. Cy won."],
+        [],
+    ],
 )
-def test_sentences_end_at_stops_and_not_at_abbreviations(text, count):
-    assert len(split(text)) == count
+def test_sentences_end_at_stops_and_lines_but_not_at_abbreviations_and_numbers(sentences):
+    assert split(" ".join(sentences) + " . ") == split("\n".join(sentences)) == sentences
 
 
-def test_names_are_capitals_and_numbers_outside_the_closed_classes():
-    sentence = rewards.read_sentence("The film Moon River was made in 1950, for Lyra's owner.")
+def test_names_are_capitals_and_numbers_and_forms_of_another_word_are_one_term():
+    sentence = rewards.read_sentence("The film Moon River was made in 1950, for Lyra's owner, who owned it.")
     assert sentence.mentions == [{"moon", "river"}, {"1950"}, {"lyra"}]
     assert sentence.terms == {"moon", "river", "1950", "lyra", "film", "made", "owne"}
 
@@ -73,11 +72,6 @@ def test_a_sentence_points_back_where_it_names_nobody_first():
     assert [rewards.read_sentence(text).points_back for text in texts] == [True, True, False, False]
 
 
-@pytest.mark.parametrize(("a", "b"), [("live", "lives"), ("director", "directed"), ("based", "base")])
-def test_forms_of_a_word_are_one_term(a, b):
-    assert rewards.read_sentence(f"It is {a}.").terms == rewards.read_sentence(f"It is {b}.").terms
-
-
 def test_the_subject_of_a_sentence_that_points_back_is_that_of_the_one_before():
     vega, ann, bo, lyra = {"vega"}, {"ann", "lie"}, {"bo", "nyman"}, {"lyra"}
     assert rewards.read_context(CONTEXT).subjects == [vega, vega, ann, bo, lyra, lyra]
@@ -99,6 +93,15 @@ BY_HAND = {
         ("The director of Lyra is Bo Nyman.", 1.0),  # a paraphrase: the words found are all it says
         ("Bo Nyman was directed by Lyra.", 1.0),  # blind to places within a sentence, as the docstring admits
         ("Ann Lie directed Vega in 1950.", 0.0),  # no single sentence says it
+        # Behind an opener the truth costs nothing, and a lie still does.
+        (f"First, {DIRECTED}", 1.0),
+        ("First, Vega was directed by Bo Nyman.", 0.0),
+        ("First, Zelda directed Vega.", 0.0),
+        # Two statements in one sentence are two steps.
+        ("Since Vega was directed by Ann Lie, Ann Lie was born in Oslo.", 1.0),
+        ("Vega was directed by Ann Lie, so Ann Lie was born in Oslo.", 1.0),
+        ("Vega was directed by Ann Lie; therefore, Ann Lie was born in Oslo.", 1.0),
+        ("Since Vega was directed by Ann Lie, Ann Lie was born in Bergen.", (0.5 + 0) / 2),
     ],
     "relevance": [
         (DIRECTED, 2 / 3),  # the question's terms vega, direc, born are equally rare here
@@ -218,10 +221,6 @@ def test_an_opener_is_cut_and_a_name_is_not(written, read_as):
     assert rewards.without_opener(written, context) == read_as
 
 
-def test_a_number_before_a_step_ends_no_sentence():
-    assert split("1. Ann won.\n2. Bo won. Step 3. Cy won.") == ["1. Ann won.", "2. Bo won.", "Step 3. Cy won."]
-
-
 def test_a_clause_before_the_conclusion_is_a_step():
     told = f"{DIRECTED} Since Ann Lie was born in Oslo, the answer is Oslo."
     assert [step.support for step in read(told, QUESTION, CONTEXT).steps] == [1.0, 1.0]
@@ -229,27 +228,16 @@ def test_a_clause_before_the_conclusion_is_a_step():
 
 
 @pytest.mark.parametrize(
-    ("joined", "steps", "factual"),
+    "statement",
     [
-        ("Since Vega was directed by Ann Lie, Ann Lie was born in Oslo.", 2, 1.0),
-        ("Vega was directed by Ann Lie, so Ann Lie was born in Oslo.", 2, 1.0),
-        ("Vega was directed by Ann Lie; therefore, Ann Lie was born in Oslo.", 2, 1.0),
-        ("Since Vega was directed by Ann Lie, Ann Lie was born in Bergen.", 2, (0.5 + 0) / 2),  # one lie of two
-        ("Ann Lie, the daughter of Bo Nyman, was born in Oslo.", 1, None),  # one statement with commas
-        ("Ann Lie, who directed Vega, was born in Oslo.", 1, None),
-        ("Ann Lie was born in Oslo, Norway.", 1, None),
-        ("Lyra is a new film, directed by Bo Nyman.", 1, None),
+        "Ann Lie, the daughter of Bo Nyman, was born in Oslo.",
+        "Ann Lie, who directed Vega, was born in Oslo.",
+        "Ann Lie was born in Oslo, Norway.",
+        "Lyra is a new film, directed by Bo Nyman.",
     ],
 )
-def test_a_sentence_that_joins_two_statements_is_two_steps(joined, steps, factual):
-    assert len(read(joined, QUESTION, CONTEXT).steps) == steps
-    if factual is not None:
-        assert aspects(joined, QUESTION, CONTEXT)["factuality"] == pytest.approx(factual)
-
-
-def test_behind_an_opener_the_lie_still_costs_and_the_truth_does_not():
-    told = [f"First, {DIRECTED}", f"First, {DIRECTED.replace('Ann Lie', 'Bo Nyman')}", "First, Zelda directed Vega."]
-    assert [aspects(text, QUESTION, CONTEXT)["factuality"] for text in told] == [1.0, 0.0, 0.0]
+def test_one_statement_with_commas_is_one_step(statement):
+    assert len(read(statement, QUESTION, CONTEXT).steps) == 1
 
 
 def test_letters_that_m_s_cannot_write_cost_nothing():
@@ -280,7 +268,8 @@ def test_every_score_of_any_text_is_in_its_range_and_always_the_same(rationale, 
 
 
 @pytest.mark.parametrize(
-    "rationale", ["", "?!", QUESTION, QUESTION.replace("?", "."), "in Oslo, Norway.", "So the answer is Oslo."]
+    "rationale",
+    ["", "?!", QUESTION, QUESTION.replace("?", "."), "Oslo", "in Oslo, Norway.", "So the answer is Oslo."],
 )
 def test_without_a_statement_there_is_nothing_to_score(rationale):
     assert set(aspects(rationale, QUESTION, CONTEXT, "Oslo").values()) == {0.0}
@@ -315,19 +304,12 @@ EDITS = {
     "one sentence twice": lambda e, rng: " ".join(e.supporting_sentences[:1] * 2),
     "a true sentence": off_support,
     "whole context": lambda e, rng: e.context,
-    "question": lambda e, rng: e.question,
-    "answer": lambda e, rng: e.answer,
-    "nothing": lambda e, rng: "",
 }
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """150 questions that stay the same when the TinyWiki that results are reported on is another."""
-    world = pytest.importorskip("tiny.world")
-    file = tmp_path_factory.mktemp("tiny") / "dev.json"
-    file.write_text(json.dumps(world.records("dev", 2, 150)))
-    return data.load(str(file), "test")
+def tiny():
+    return data.load("tiny", "dev", 150)
 
 
 def totals(examples, of):
@@ -341,8 +323,6 @@ def test_a_correct_rationale_ranks_above_its_edits_in_total(tiny, edit):
     edited = totals(tiny, EDITS[edit])
     assert validity.auroc_with_interval(gold, edited, np.arange(len(tiny)))[0] >= 0.9
     assert gold.mean() > edited.mean() + 0.7 and gold.mean() > 7.5
-    if edit in ("question", "answer", "nothing"):
-        assert edited.max() == 0
     if edit == "whole context":
         assert edited.max() < gold.min()
 
@@ -418,50 +398,45 @@ def test_a_record_with_two_texts_widens_the_interval():
 def test_two_steps_are_joined_in_one_sentence():
     example = data.Example("i", "Where?", (), "Oslo")
     record = validity.Clean(example, ["Vega won.", "The film is by Ann.", "Her city is Oslo."], [], [])
-    assert validity.HARMLESS["Since A, B."](record) == (
-        "Vega won. Since the film is by Ann, her city is Oslo. So the answer is Oslo."
-    )
-    assert validity.HARMLESS["A, so B."](record) == (
-        "Vega won. The film is by Ann, so her city is Oslo. So the answer is Oslo."
-    )
+    for name, joined in (
+        ("Since A, B.", "Since the film is by Ann, her city is Oslo."),
+        ("A, so B.", "The film is by Ann, so her city is Oslo."),
+    ):
+        assert validity.HARMLESS[name](record) == f"Vega won. {joined} So the answer is Oslo."
 
 
 def test_corruptions_do_what_their_names_say():
-    steps = ["Vega was directed by Ann Lie.", "Ann Lie was raised by Bo Nyman.", "Bo Nyman was born in Oslo."]
-    paragraphs = (
-        data.Paragraph("Vega", tuple(steps)),
-        data.Paragraph("Lyra", ("Lyra is by Cy Dale now.", "Cy Dale lives in Rome now.", "Lyra is a film of Cy Dale.")),
-    )
-    example = data.Example("i", "Where?", paragraphs, "Oslo", supporting_facts=((0, 0), (0, 1), (0, 2)), type="bridge")
-    record = validity.Clean(example, steps, ["Vega", "Ann Lie", "Bo Nyman"], ["Vega", "Ann Lie"])
-    elsewhere = validity.Clean(
-        data.Example("j", "Q?", (data.Paragraph("Z", ("Zed Young saw Quito.", "Dee Wu saw Lima.")),), "Lima"),
-        [],
-        [],
-        [],
-    )
+    steps = ("Vega was directed by Ann Lie.", "Ann Lie was raised by Bo Nyman.", "Bo Nyman was born in Oslo.")
+    lyra = ("Lyra is by Cy Dale now.", "Cy Dale lives in Rome now.", "Lyra is a film of Cy Dale.")
+    paragraphs = (data.Paragraph("Vega", steps), data.Paragraph("Lyra", lyra))
+    example = data.Example("i", "Where?", paragraphs, "Oslo", (), ((0, 0), (0, 1), (0, 2)), "bridge")
+    record = validity.Clean(example, list(steps), ["Vega", "Ann Lie", "Bo Nyman"], ["Vega", "Ann Lie"])
+    far_away = (data.Paragraph("Z", ("Zed Young saw Quito.", "Dee Wu saw Lima.")),)
+    elsewhere = validity.Clean(data.Example("j", "Q?", far_away, "Lima"), [], [], [])
 
     def corrupt(aspect, variant):
         function, *_ = validity.CORRUPTIONS[aspect]
-        text = function(record, [elsewhere], random.Random(f"{aspect} {variant}"), variant)
-        assert text == function(record, [elsewhere], random.Random(f"{aspect} {variant}"), variant)
-        return text
+        one, again = (function(record, [elsewhere], random.Random(f"{aspect} {variant}"), variant) for _ in "12")
+        assert one == again
+        return one
 
-    assert record.text() == " ".join([*steps, "So the answer is Oslo."])
-    for variant, names in ((0, ("Lyra", "Cy Dale", "Rome")), (1, ("Zed Young", "Quito", "Dee Wu", "Lima"))):
-        assert any(name in corrupt("factuality", variant) for name in names)
-    assert not any(step in corrupt("relevance", 0) for step in steps)
-    assert sum(step in corrupt("relevance", 1) for step in steps) == 2
-    assert corrupt("logicality", 0) == " ".join([*steps[1:], "So the answer is Oslo."])
-    assert corrupt("logicality", 1).startswith(" ".join(steps)) and "answer is Oslo" not in corrupt("logicality", 1)
+    conclusion = " So the answer is Oslo."
+    whole = record.text()
+    assert whole == " ".join(steps) + conclusion
+    assert any(name in corrupt("factuality", 0) for name in ("Lyra", "Cy Dale", "Rome"))
+    assert any(name in corrupt("factuality", 1) for name in ("Zed Young", "Quito", "Dee Wu", "Lima"))
+    assert [sum(step in corrupt("relevance", variant) for step in steps) for variant in (0, 1)] == [0, 2]
+    assert corrupt("logicality", 0) == whole.removeprefix(f"{steps[0]} ")
+    changed = corrupt("logicality", 1)
+    assert changed.startswith(whole.removesuffix(conclusion)) and conclusion not in changed
     assert corrupt("consistency", 0).count(" was not ") == 1
     shuffled = corrupt("coherence", 0)
     assert all(step in shuffled for step in steps) and not shuffled.startswith(steps[0])
+    assert sorted(corrupt("fluency", 0).split()) == sorted(whole.split())
     dropped = corrupt("fluency", 1).split()
-    assert len(dropped) == len(record.text().split()) - 6 and set(dropped) <= set(record.text().split())
-    assert sorted(corrupt("fluency", 0).split()) == sorted(record.text().split())
+    assert len(dropped) == len(whole.split()) - 6 and set(dropped) <= set(whole.split())
     assert corrupt("readability", 0).count(".") == 1
-    assert len(corrupt("readability", 1)) > len(record.text()) + 8
+    assert len(corrupt("readability", 1)) > len(whole) + 8
 
 
 # Where the rules do not reach .90 on the dev samples (lab/validity.py says why): floors set below what was measured, so
