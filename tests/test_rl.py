@@ -62,6 +62,22 @@ def test_the_kl_coefficient_moves_by_at_most_a_fifth_of_the_episodes_share_of_th
     assert rl.adapt_beta(0.1, kl=6.0, target=6.0, episodes=1000) == pytest.approx(0.1)
 
 
+def test_what_is_logged_of_two_rationales_by_hand():
+    mask = torch.tensor([[True, True], [True, False]])
+    old = torch.tensor([[0.5, 0.4], [0.2, 0.9]]).log()  # .9 is beyond the mask
+    reference = torch.tensor([[0.25, 0.2], [0.2, 0.1]]).log()
+    nothing = torch.zeros(2, 2)
+    rolled = rl.Rollout(nothing, nothing, nothing, mask, old, reference, nothing, torch.tensor([True, False]))
+    # KL: log 2 for each token of the first, nothing for the second
+    assert rl.rollout_metrics(rolled) == pytest.approx({"kl": math.log(4) / 2, "length": 1.5, "ended": 0.5})
+
+    new = torch.tensor([[0.55, 0.6], [0.2, 0.1]]).log()  # ratios 1.1, 1.5 and 1
+    entropy = torch.tensor([[0.3, 0.6], [0.9, 7.0]])
+    approx_kl = (0.1 - math.log(1.1) + 0.5 - math.log(1.5)) / 3
+    expected = {"ratio_max": 1.5, "clip_fraction": 1 / 3, "approx_kl": approx_kl, "entropy": 0.6}
+    assert rl.update_metrics(new, old, entropy, mask, 0.2) == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_ratio_that_is_not_1_before_any_update_is_seen():
     logp = torch.tensor([[-1.0, -2.0]])
     rl.check_first_ratio(logp, logp + 1e-5)
