@@ -11,18 +11,15 @@ import time
 
 import fuzz
 import pytest
-from harness import save_random_small
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 import data
 import lmcot
-from lmcot import LocalLM
 from model import load_tokenizer
 from plumbing.command import parse_settings
 from plumbing.errors import UserError
-from tiny import pretrain
 
 
 def test_every_loader_makes_something_of_broken_files_or_refuses_them_in_one_sentence():
@@ -112,15 +109,8 @@ def test_scores_of_strange_texts_are_those_of_the_official_rules(prediction, gol
     assert data.answer_inclusion(prediction, gold) == inside
 
 
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("small")
-    save_random_small(folder, pretrain.make_tokenizer())
-    return LocalLM.load(folder, max_input_tokens=256)
-
-
 @given(texts, st.lists(texts, max_size=3), texts)
-def test_strange_texts_are_loaded_as_they_are_and_m_s_reads_them(tmp_path_factory, lm, q, context, a):
+def test_strange_texts_are_loaded_as_they_are(tmp_path_factory, q, context, a):
     question, answer, *sentences = (text.encode(errors="ignore").decode() for text in (q, a, *context))
     question, answer = question.strip() and question or "x", answer.strip() and answer or "x"
     file = tmp_path_factory.getbasetemp() / "strange.jsonl"
@@ -128,7 +118,6 @@ def test_strange_texts_are_loaded_as_they_are_and_m_s_reads_them(tmp_path_factor
     (example,) = data.load(file)
     assert (example.question, example.answer) == (question, answer)
     assert example.paragraphs[0].sentences == tuple(sentences)
-    assert len(lmcot.write_rationales(lm, [example], 2)) == 1
 
 
 @pytest.mark.parametrize(("question", "context"), [("\udcff?", "c"), ("q", "\udcff")], ids=ascii)

@@ -69,14 +69,9 @@ def texts(completions):
     return [completion.text for completion in completions]
 
 
-def after(seconds, plan=echo):
+def after(seconds):
     """A plan that takes so long."""
-
-    def slow(prompt, n):
-        time.sleep(seconds)
-        return plan(prompt, n)
-
-    return slow
+    return lambda prompt, n: time.sleep(seconds) or echo(prompt, n)
 
 
 # ------------------------------------------------------------------------------------------------ when all goes well
@@ -181,6 +176,8 @@ def test_a_reply_is_the_right_answer_or_none_and_the_run_goes_on(name, serve, tm
     lm = connect_and_ask(server.url, cache=cache)
     assert lm.complete(["p", "q", "r"], 5) == [right, *echoes("qr")]
     assert server.seen["p"] == tries and (lm.unanswered, lm.unfinished) == (right == NONE, right.finish == "length")
+    others = [body for _, _, body in server.requests if body["messages"][0]["content"] != "p"]
+    assert {*map(len, others)} == {4}  # "temperature" in a refusal changes no other request
     count = len(server.requests)
     again = connect(server.url, cache=cache)
     assert again.complete(["p", "q", "r"], 5) == [right, *echoes("qr")] and len(server.requests) == count
@@ -235,13 +232,6 @@ def test_a_field_that_a_server_refuses_is_left_out_or_renamed_for_the_run_and_th
     assert [line["key"] for line in lines(tmp_path / "c")] == keys  # as if nothing had been refused
 
 
-def test_a_refusal_that_names_a_field_by_chance_changes_no_other_request(serve):
-    quoting = (400, error("I will not say which temperature kills"))
-    server = serve(lambda prompt, n: quoting if prompt == "b" else echo(prompt, n))
-    assert connect(server.url, concurrency=1).complete(list("abc"), 5) == [*echoes("a"), NONE, *echoes("c")]
-    assert server.requests[-1][2]["temperature"] == 0 and server.requests[-1][2]["max_tokens"] == 5
-
-
 # ------------------------------------------------------------------------------------------------ what may pass
 
 
@@ -255,7 +245,7 @@ PASSING = {
     "409": (409, {}),
     "429": (429, error("slow down", code="rate_limit_exceeded")),
     "500": (500, b"<html>oops"),
-    "503": (503, {}),
+    "529": (529, {}),
     "503 with status 200": error("overloaded", code="503"),
     "cut at once": lambda handler: handler.connection.shutdown(socket.SHUT_RDWR),
     "cut in the middle": raw('HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{"choices": [{"message": {"content": '),
@@ -476,7 +466,7 @@ def counted(bytes_per_token):
     return plan
 
 
-def test_one_request_as_long_as_the_longest_tells_the_bytes_of_a_token_also_to_a_run_that_goes_on(
+def test_one_request_as_long_as_the_longest_tells_the_bytes_of_a_token_or_that_the_run_cannot_be(
     serve, tmp_path, capsys
 ):
     prompts = [letter * 1000 for letter in "abcd"] + ["e" * 240]
@@ -490,8 +480,12 @@ def test_one_request_as_long_as_the_longest_tells_the_bytes_of_a_token_also_to_a
     assert "about 3,000 requests of 172 tokens, 516,000 in all; 1 are answered" in capsys.readouterr().out
     server.plan = counted(2)
     again = connect(server.url, cache=tmp_path / "c", max_input_tokens=200)
-    again.begin(prompts, 5, 3000)
+    again.begin(prompts, 5, 3000)  # a run that goes on
     assert again.count_tokens("x" * 800) == 200 and len(server.requests) == 1
+    server.plan = lambda prompt, n: FATAL["413"][0]
+    with pytest.raises(UserError, match=LONG):
+        connect(server.url).begin(["a", "b"], 5, 10)
+    assert server.seen["ab"] == 1
 
 
 def test_the_progress_bar_is_that_of_the_whole_run_and_shows_the_time_it_still_needs(serve, monkeypatch, capsys):
