@@ -155,7 +155,7 @@ REPLIES = {  # what comes back for one prompt, each time → what that is, and h
     "400 that quotes": ((400, error("invalid: 'What temperature has max_tokens?'")), NONE, 3),
     "422 for this prompt": ((422, {"detail": [{"loc": ["body", "messages"], "msg": "bad text"}]}), NONE, 1),
     "500 for this prompt": ((500, error("the template crashed")), NONE, 10),
-    "an error, 400": (error("I cannot", code=400), NONE, 1),
+    "an error, '400'": (error("I cannot", code="400"), NONE, 1),
     "an error without code": ({"error": "I cannot"}, NONE, 3),
     "parts": (completion(PARTS), PARIS, 1),
     "parts as strings": (completion(["Pa", "ris"]), PARIS, 1),
@@ -254,7 +254,6 @@ PASSING = {
     "nothing": b"",
     "no UTF-8": b"\xff\xfe",
     "no object": b"[1]",
-    "null choices": {"choices": None},
 }
 REFUSING = {name: what for name, (what, right, tries) in REPLIES.items() if right == NONE and "filter" in name}
 UNUSABLE = {name: what for name, (what, right, tries) in REPLIES.items() if tries == 3 and "choices" in what}
@@ -348,6 +347,7 @@ FATAL = {  # what comes back for every prompt → words of the sentence, how oft
     "quota": ((429, error("You exceeded your quota", code="insufficient_quota"), {"Retry-After": "1"}), "quota", 1),
     "too much": (b" " * 2**24 + json.dumps(completion("Paris")).encode(), "no chat completion came", 10),
     "a page": (f"<html>Bearer {KEY}".encode(), "no chat completion came, but <html>", 10),
+    "choices in a word": ({"choices": KEY}, "no chat completion came", 10),
     "the key in the reason": (raw(f"HTTP/1.0 400 {KEY}\r\n\r\n"), "status 400", 1),
     "the key in place of HTTP": (raw(f"{KEY} {KEY}\r\n\r\n"), "perhaps https:// is right", 4),
     "the key, cut": (raw(f"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{KEY}"), "no chat completion", 10),

@@ -1,5 +1,4 @@
-"""Proofs for plumbing: settings from the command line, the run folder, the device, and how a script ends.
-That a saved state brings a run back bit by bit stands in test_kill.py."""
+"""Proofs for plumbing: settings from the command line, the run folder, the device, and how a script ends."""
 
 import errno
 import fcntl
@@ -179,6 +178,30 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(folder, middle):
         run.path("m.jsonl").write_bytes(b'{"a": 1}\n' + middle + b'\n{"a": 2}\n')
         with pytest.raises(UserError, match="m.jsonl: line 2(: not JSON| is damaged)"):
             run.read("m.jsonl", "a")
+
+
+def test_a_saved_state_puts_its_parts_back_and_rows_logged_after_it_go(folder):
+    def step(linear, optimizer):
+        optimizer.zero_grad()
+        linear(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+
+    def parts():
+        linear = torch.nn.Linear(2, 1)
+        return {"model": linear, "optimizer": torch.optim.Adam(linear.parameters(), 0.1)}
+
+    trained, again = parts(), parts()
+    with Run(folder, Settings()) as run:
+        assert run.load_state(again, "cpu") == {} and run.trim("m.jsonl", "step", 5) == []
+        step(*trained.values())
+        run.append("m.jsonl", {"step": 1}, {"step": 2}, {"step": 3})
+        run.save_state({"step": 2, "best": 0.5}, trained)
+        step(*trained.values())
+    with Run(folder, Settings()) as run:
+        assert run.load_state(again, "cpu") == {"step": 2, "best": 0.5}
+        step(*again.values())  # Adam's second step, which needs its first
+        assert torch.equal(again["model"].weight, trained["model"].weight)
+        assert run.trim("m.jsonl", "step", 2) == run.read("m.jsonl") == [{"step": 1}, {"step": 2}]
 
 
 def test_a_state_with_code_in_it_is_refused(folder):
