@@ -1,4 +1,5 @@
-"""A server on this machine for the tests of ServedLM: it fails as it is told, and counts what it is asked."""
+"""Servers on this machine: any, and one for the tests of ServedLM, which fails as it is told and counts what it is
+asked."""
 
 import contextlib
 import json
@@ -7,6 +8,32 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 KEY = "sk-very-secret-0123456789"
+
+
+class QuietHandler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+class LocalServer(ThreadingHTTPServer):
+    """A server on a free port of this machine. It runs within its `with` block."""
+
+    request_queue_size, daemon_threads = 128, True
+
+    def __init__(self, handler):
+        super().__init__(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self.shutdown()
+        super().__exit__(*error)
+
+    def handle_error(self, *_):
+        pass  # the client has hung up
 
 
 def completion(text, finish="stop", usage=7, **message):
@@ -19,7 +46,7 @@ def error(message, **more):
     return {"error": {"message": message, **more}}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     def do_POST(self):
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = body["messages"][0]["content"]
@@ -43,25 +70,16 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(raw)
 
-    def log_message(self, *_):
-        pass
 
-
-class Server(ThreadingHTTPServer):
+class Server(LocalServer):
     """`plan(prompt, n)`, of the n-th request (from 0) with a prompt → what to do: an object is sent as JSON with status
     200, bytes as they are, (status, object) or (status, object, headers) so, a function is called with the handler."""
 
-    request_queue_size, daemon_threads = 128, True
-
     def __init__(self, plan):
-        super().__init__(("127.0.0.1", 0), Handler)
         self.plan, self.requests, self.seen, self.answered = plan, [], Counter(), Counter()
         self.lock, self.now, self.most = threading.Lock(), 0, 0
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    def handle_error(self, *_):
-        pass  # the client has hung up
+        super().__init__(Handler)
+        self.url += "/v1"
 
 
 def serving(monkeypatch):
@@ -69,10 +87,4 @@ def serving(monkeypatch):
     monkeypatch.setenv("LMCOT_API_KEY", KEY)
     monkeypatch.setenv("no_proxy", "*")
     with contextlib.ExitStack() as stack:
-
-        def serve(plan):
-            server = stack.enter_context(Server(plan))
-            stack.callback(server.shutdown)
-            return server
-
-        yield serve
+        yield lambda plan: stack.enter_context(Server(plan))

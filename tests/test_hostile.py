@@ -1,5 +1,5 @@
-"""Proofs that what strangers send (a checkpoint, a data file, a text) is used or refused in one
-sentence. fuzz.py found many of the cases; it runs here in short. The official rules of the metrics stand here, too."""
+"""Proofs that what strangers send (a checkpoint, a data file, a text) is used or refused in one sentence: fuzz.py in
+short, and strange texts. The official rules of the metrics stand here, too."""
 
 import collections
 import json
@@ -11,19 +11,15 @@ import time
 
 import fuzz
 import pytest
-from harness import save_random_small
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 import data
 import lmcot
-import rewards
-from lmcot import LocalLM
 from model import load_tokenizer
 from plumbing.command import parse_settings
 from plumbing.errors import UserError
-from tiny import pretrain
 
 
 def test_every_loader_makes_something_of_broken_files_or_refuses_them_in_one_sentence():
@@ -59,7 +55,7 @@ def test_a_tokenizer_that_fails_on_unknown_words_is_refused(tmp_path):
 
 # ------------------------------------------------------------------------------------------------ text
 
-RUNS = [" ", "\n", "\t ", "$\\(", ",;:", "a.", "so ", "The answer is ", "é\u0301", "👩‍👩‍👧", "\0", "Yes, "]
+RUNS = [" ", "\n", "\t ", "$\\(", ",;:", "a.", "so ", "The answer is ", "é\u0301", "Yes, "]
 
 
 @pytest.mark.parametrize("run", RUNS, ids=ascii)
@@ -71,9 +67,8 @@ def test_no_run_of_characters_however_long_holds_up_parsing(run):
     assert time.process_time() - begun < 10  # before the patterns were bounded, some took minutes
 
 
-ODD = ["שלום עולם", "\u202eabc\u202c", "e\u0301e\u0301", "각", "👩‍👩‍👧", "🇫🇷", "\0", "İstanbul", "ﬁne", "ſ", "ǅ", "ẞ",
-       "\u00a0", "\u2028", "\u200b", "\ufeff", "\uffff", "\U0010ffff", "the", "a", "An", "yes", "no", "noanswer",
-       "Oslo", ".", "!", "—", "“", "'s", "1,950", "Ⅷ", "²", "a" * 50]  # fmt: skip
+ODD = ["שלום עולם", "\u202eabc\u202c", "e\u0301", "👩‍👩‍👧", "\0", "İstanbul", "ﬁne", "ſ", "\u00a0", "\u2028", "\ufeff",
+       "\U0010ffff", "the", "a", "An", "yes", "no", "noanswer", "Oslo", ".", "—", "'s", "1,950", "²"]  # fmt: skip
 texts = st.lists(st.sampled_from(ODD) | st.text(max_size=8), max_size=6).map(" ".join) | st.text(max_size=30)
 
 
@@ -114,31 +109,15 @@ def test_scores_of_strange_texts_are_those_of_the_official_rules(prediction, gol
     assert data.answer_inclusion(prediction, gold) == inside
 
 
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("small")
-    save_random_small(folder, pretrain.make_tokenizer())
-    return LocalLM.load(folder, max_input_tokens=256)
-
-
-@given(texts, st.lists(texts, max_size=3), texts, texts)
-def test_strange_texts_go_through_loading_generation_rewards_and_metrics(tmp_path_factory, lm, q, context, a, r):
-    question, answer, rationale, *sentences = (s.encode(errors="ignore").decode() for s in (q, a, r, *context))
+@given(texts, st.lists(texts, max_size=3), texts)
+def test_strange_texts_are_loaded_as_they_are(tmp_path_factory, q, context, a):
+    question, answer, *sentences = (text.encode(errors="ignore").decode() for text in (q, a, *context))
     question, answer = question.strip() and question or "x", answer.strip() and answer or "x"
     file = tmp_path_factory.getbasetemp() / "strange.jsonl"
     file.write_text(json.dumps({"question": question, "context": [["T", sentences]], "answer": answer}) + "\n")
     (example,) = data.load(file)
     assert (example.question, example.answer) == (question, answer)
     assert example.paragraphs[0].sentences == tuple(sentences)
-    assert len(lmcot.write_rationales(lm, [example], 2)) == 1
-    scores = rewards.aspects(rationale, question, example.context, answer)
-    assert list(scores) == list(rewards.ASPECTS) and all(0 <= score <= 1 for score in scores.values())
-    assert data.exact_match(answer, example.answer) == 1
-
-
-def test_the_tiny_tokenizer_gives_back_every_text_that_it_has_pieces_or_bytes_for(lm):
-    for text in ("שלום עולם", "👩‍👩‍👧‍👦", "e\u0301", "\0x", "\U0010ffff", "مرحبا"):
-        assert lm.tokenizer.decode(lm.tokenizer.encode(text).ids) == text, ascii(text)
 
 
 @pytest.mark.parametrize(("question", "context"), [("\udcff?", "c"), ("q", "\udcff")], ids=ascii)

@@ -95,20 +95,20 @@ def test_a_run_that_its_server_fails_goes_on_where_it_was(serve, kd_flags, tmp_p
     assert 28 <= len(cots) <= 28 + 2  # 24 to learn from, 4 in the table, and two that were under way when it failed
 
 
-def test_an_address_and_a_name_go_together(kd_flags, tmp_path, monkeypatch, capfd):
-    code, said = run(monkeypatch, capfd, train_kd, *kd_flags)  # --large is a folder
-    assert code == 2 and "--large-model NAME go together" in said and not (tmp_path / "kd").exists()
-    code, said = run(monkeypatch, capfd, train_kd, "--large", "http://127.0.0.1:1/v1", "--out", tmp_path / "kd")
-    assert code == 2 and "go together" in said and not (tmp_path / "kd").exists()
-    code, said = run(monkeypatch, capfd, train_kd, *kd_flags, "--large", f"http://u:{KEY}@127.0.0.1/v1")
-    assert code == 2 and KEY not in said and not (tmp_path / "kd").exists()
+TOGETHER, EXTRA = "--large-model NAME go together", "--large-extra is a JSON object, without"
+FLAGS = [
+    ("--large-model m", TOGETHER),  # --large is a folder
+    ("--large http://127.0.0.1:1/v1", TOGETHER),
+    (f"--large http://u:{KEY}@127.0.0.1/v1 --large-model m", "is like http://host:8000/v1"),
+    *((f"--large http://127.0.0.1:1/v1 --large-model m --large-extra {extra}", EXTRA)
+      for extra in ("{", "[]", '{"model":"x"}', '{"stream":true}', '{"n":2}')),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("extra", ["{", "[]", "3", '{"model": "x"}', '{"stream": true}', '{"n": 2}', "[" * 10**5])
-def test_extra_fields_are_a_json_object_without_the_fields_of_the_run(extra, kd_flags, tmp_path, monkeypatch, capfd):
-    flags = [*kd_flags, "--large", "http://127.0.0.1:1/v1", "--large-extra", extra]
-    code, said = run(monkeypatch, capfd, train_kd, *flags)
-    assert code == 2 and "--large-extra is a JSON object, without" in said and not (tmp_path / "kd").exists()
+@pytest.mark.parametrize(("flags", "words"), FLAGS)
+def test_flags_of_a_server_that_cannot_be_are_refused_before_a_run_begins(flags, words, tmp_path, monkeypatch, capfd):
+    code, said = run(monkeypatch, capfd, train_kd, *flags.split(), "--out", tmp_path / "kd")
+    assert code == 2 and words in said and KEY not in said and not (tmp_path / "kd").exists()
 
 
 def test_one_question_is_answered_by_a_model_behind_a_server(serve, tmp_path, monkeypatch, capfd):
