@@ -1,6 +1,6 @@
 #!/bin/sh
 # The README's table: five seeds of both trainings, then 1,000 test questions; and the control of RL, with three seeds.
-# About 75 minutes on two cores. Interrupt it when you like: the same command goes on.
+# About an hour on two cores. Interrupt it when you like: the same command goes on.
 # The runs have the names and settings of lab/experiments.py, which then trains none of them again.
 set -e
 cd "$(dirname "$0")/.."
