@@ -87,7 +87,7 @@ def run_method(method: Method, examples: Sequence[Example], large: LM, small: LM
         rationales = lmcot.write_rationales(small, examples, s.max_new_tokens, samples, temperature)
     if sampling == "best":
         rationales, samples = best(examples, rationales, samples), 1
-    return voted(lmcot.answer(large, examples, rationales), samples)
+    return voted(lmcot.guided(large, examples, rationales), samples)
 
 
 def voted(answers: list[Answer], samples: int) -> list[Answer]:

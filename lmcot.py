@@ -141,7 +141,7 @@ def write_rationales(
     return [completion.text for completion in completions]
 
 
-def answer(large: "LM", examples: Sequence[Example], rationales: Sequence[str]) -> list[Answer]:
+def guided(large: "LM", examples: Sequence[Example], rationales: Sequence[str]) -> list[Answer]:
     """LM-guided answering: M_L answers from question, context and a rationale that somebody else wrote. Where there are
     N times as many rationales as examples, N in a row belong to each."""
     samples = len(rationales) // max(1, len(examples))
@@ -383,10 +383,10 @@ def is_right(answer: Answer, example: Example) -> bool:
 def one_of_each_case(examples: Sequence[Example], large: LM, small: LM) -> dict[str, Example]:
     """Prints by question type how often M_L is right at once and guided by `small` → case → its first example."""
     at_once = standard(large, examples)
-    guided = answer(large, examples, write_rationales(small, examples))
+    helped = guided(large, examples, write_rationales(small, examples))
     counts: Counter[tuple[str, str]] = Counter()
     first: dict[str, Example] = {}
-    for example, one, other in zip(examples, at_once, guided, strict=True):
+    for example, one, other in zip(examples, at_once, helped, strict=True):
         case = CASES[is_right(one, example), is_right(other, example)]
         counts[example.type, case] += 1
         first.setdefault(case, example)
@@ -422,7 +422,7 @@ def main() -> None:
         answers = {"Standard prompting": standard(large, [example])[0]}
         answers["Chain of thought"] = chain_of_thought(large, [example])[0]
         for place, small in smalls.items():
-            answers[f"Guided by {place}"] = answer(large, [example], write_rationales(small, [example]))[0]
+            answers[f"Guided by {place}"] = guided(large, [example], write_rationales(small, [example]))[0]
         for method, found in answers.items():
             verdict = ""
             if example.answer:  # a question of your own has none

@@ -273,7 +273,7 @@ def look(epoch: int, run: Run, small: LocalLM, large: LM, dev: list[Example], pa
     loss = held_out_loss(small.model, pairs, s)
     if s.target == "rationale":
         some = dev[:SHOWN]
-        answers = lmcot.answer(large, some, lmcot.write_rationales(small, some, s.max_new_tokens))
+        answers = lmcot.guided(large, some, lmcot.write_rationales(small, some, s.max_new_tokens))
         run.append("texts.jsonl", {"epoch": epoch, "answers": list(map(vars, answers))})
     return loss
 

@@ -207,7 +207,7 @@ def main() -> None:
         while True:
             step = state["step"]
             if step % s.eval_every == 0 or step == s.steps:  # look at held-out questions, keep the best, save all
-                answers = lmcot.answer(large, dev, lmcot.write_rationales(small, dev, s.max_new_tokens))
+                answers = lmcot.guided(large, dev, lmcot.write_rationales(small, dev, s.max_new_tokens))
                 look = means(judge(dev, answers, s))
                 reward = look["R_aspect"] + s.task_weight * look["R_task"]  # on the same scale whatever --reward is
                 run.append("dev.jsonl", {"step": step, "reward": reward, **look})
@@ -228,7 +228,7 @@ def main() -> None:
                 r = sample_rationales(small, reference, head, asked, s, seed)
 
             # ---- 2 M_L answers, every rationale gets its reward
-            answers = lmcot.answer(large, asked, small.decode(r.ids, r.mask))
+            answers = lmcot.guided(large, asked, small.decode(r.ids, r.mask))
             judged = judge(asked, answers, s)
             aspect = [each["R_aspect"] for each in judged]
             task = [each["R_task"] for each in judged]

@@ -126,7 +126,7 @@ def greedy_answers(place: str, split: str, limit: int) -> Iterator[Found]:
     examples = data.load("tiny", split, limit, settings.get("context", "gold"))
     for name, small in smalls.items():
         rationales = lmcot.write_rationales(lmcot.load_small(models, small), examples)
-        yield name, examples, lmcot.answer(large, examples, rationales)
+        yield name, examples, lmcot.guided(large, examples, rationales)
 
 
 def only_tiny(settings: dict) -> None:

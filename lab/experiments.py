@@ -265,7 +265,7 @@ def ask(small: lmcot.LM, large: lmcot.LM, examples: list[data.Example], samples:
         rationales += [first, *sampled[i * samples : (i + 1) * samples]]
 
     found: dict[str, list] = {}
-    for i, answer in enumerate(lmcot.answer(large, examples, rationales)):
+    for i, answer in enumerate(lmcot.guided(large, examples, rationales)):
         example, text = examples[i // (1 + samples)], answer.rationale
         row = {"rationale": text, "tokens": small.count_tokens(text)}
         row["prediction"] = data.normalize_answer(answer.prediction)

@@ -193,7 +193,7 @@ def rl() -> None:
         for step in range(s.steps + 1):
             if step % s.eval_every == 0 or step == s.steps:
                 policy.eval()
-                answers = lmcot.answer(large, dev, lmcot.write_rationales(small, dev, s.max_new_tokens))
+                answers = lmcot.guided(large, dev, lmcot.write_rationales(small, dev, s.max_new_tokens))
                 look = train_rl.means(train_rl.judge(dev, answers, s))
                 reward = look["R_aspect"] + s.task_weight * look["R_task"]
                 run.append("dev.jsonl", {"step": step, "reward": reward, **look})
@@ -204,7 +204,7 @@ def rl() -> None:
                 break
             asked = random.Random(f"{s.seed} {step}").sample(train, s.questions)
             queries, responses, texts = rollout(policy, small, asked, s)
-            answers = lmcot.answer(large, asked, texts)
+            answers = lmcot.guided(large, asked, texts)
             scored = train_rl.judge(asked, answers, s)
             scores = combination([each["R_aspect"] for each in scored], [each["R_task"] for each in scored])
             scores = torch.tensor(scores)

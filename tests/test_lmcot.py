@@ -81,7 +81,7 @@ def test_m_l_gets_these_prompts_word_for_word(models, prompts, answer, conclude,
     ex = example("Who {did} it?")  # braces in texts are not ours to fill
     lmcot.standard(large, [ex])
     lmcot.chain_of_thought(large, [ex])
-    lmcot.answer(large, [ex], ["Because {x}."])
+    lmcot.guided(large, [ex], ["Because {x}."])
     task = "Answer the question based on the context"
     asked = "Question: Who {did} it?\nContext: Ann did. Bob did not.\n"
     chain = f"{task}.\n{asked}Let's think step by step."
@@ -126,10 +126,10 @@ def test_the_second_stage_asks_exactly_those_whose_first_pass_named_no_answer():
 
 def test_of_several_rationales_for_each_example_those_in_a_row_belong_to_it():
     large = ScriptedLM(lambda prompt, n: "The answer is " + re.search("Question: (.*)\n", prompt)[1] + ".")
-    answers = lmcot.answer(large, [example(q) for q in "pqr"], list("abcdef"))
+    answers = lmcot.guided(large, [example(q) for q in "pqr"], list("abcdef"))
     assert [a.prediction + a.rationale for a in answers] == ["pa", "pb", "qc", "qd", "re", "rf"]
     assert [re.search("Reasoning: (.*)\n", prompt)[1] for prompt in large.asked] == list("abcdef")
-    assert lmcot.answer(large, [], []) == []
+    assert lmcot.guided(large, [], []) == []
 
 
 # ------------------------------------------------------------------------------------------------ complete
@@ -354,7 +354,7 @@ def test_the_embedded_large_lm_answers_from_a_good_rationale_and_not_from_anothe
     large, examples, gold = embedded
     right = []
     for rationales in (gold, gold[1:] + gold[:1]):
-        answers = lmcot.answer(large, examples, rationales)
+        answers = lmcot.guided(large, examples, rationales)
         right.append(sum(data.exact_match(a.prediction, ex.answer) for a, ex in zip(answers, examples, strict=True)))
     assert right[0] >= 67 and right[0] > right[1]
 

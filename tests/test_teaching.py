@@ -197,7 +197,7 @@ def test_the_demo_shows_what_every_method_that_there_is_answers_in_80_columns(mo
     large, small = lmcot.LocalLM.load(ROOT / "tiny/large"), lmcot.LocalLM.load(ROOT / "tiny/small")
     examples = [example for example in data.load("tiny", "dev", 20) if example.question in words]
     assert len(examples) == words.count("Question ") == words.count("M_L is right ") - 1 > 2  # and in the table
-    guided = lmcot.answer(large, examples, lmcot.write_rationales(small, examples))
+    guided = lmcot.guided(large, examples, lmcot.write_rationales(small, examples))
     shown = {"Standard prompting": lmcot.standard(large, examples),
              "Chain of thought": lmcot.chain_of_thought(large, examples),
              "Guided by tiny/small": guided, "Guided by runs/kd/model": guided}  # fmt: skip
