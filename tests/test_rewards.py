@@ -102,6 +102,7 @@ BY_HAND = {
         ("Vega was directed by Ann Lie, so Ann Lie was born in Oslo.", 1.0),
         ("Vega was directed by Ann Lie; therefore, Ann Lie was born in Oslo.", 1.0),
         ("Since Vega was directed by Ann Lie, Ann Lie was born in Bergen.", (0.5 + 0) / 2),
+        ("Vega was directed by Ann Lie, Ann Lie was born in Oslo.", 0.0),  # a comma alone joins no statements
     ],
     "relevance": [
         (DIRECTED, 2 / 3),  # the question's terms vega, direc, born are equally rare here
