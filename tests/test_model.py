@@ -516,6 +516,7 @@ BROKEN = {
     "integers": (lambda d: edit_weights(d, lambda w: w.update({NORM: w[NORM].long()})), ["floating-point"]),
     "config not JSON": (lambda d: (d / "config.json").write_text("{'d_model': 3"), ["config.json", "JSON"]),
     "unknown layer": (lambda d: edit_config(d, num_layers=2), ["Unexpected", "encoder.block.2."]),
+    "a billion layers": (lambda d: edit_config(d, num_layers=10**9), ["more layers than the weights"]),
     "another model": (lambda d: edit_config(d, model_type="bart"), ["model_type", "bart", "t5"]),
     "field missing": (lambda d: edit_config(d, ("num_heads",)), ["num_heads", "missing"]),
     "text for a number": (lambda d: edit_config(d, d_model="32"), ["d_model", '"32"']),

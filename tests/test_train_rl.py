@@ -161,6 +161,13 @@ def test_another_seed_draws_other_questions_and_rationales(whole, tmp_path, trai
     assert other != lines(whole[0] / "metrics.jsonl")[0]
 
 
+def test_fewer_questions_than_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(train_rl.processes, "rank_and_size", lambda: (0, 3))
+    train_rl.Settings(questions=3).check()
+    with pytest.raises(ValueError, match="--questions"):
+        train_rl.Settings(questions=2).check()
+
+
 # ------------------------------------------------------------------------------------------------ steps
 
 
