@@ -2,7 +2,7 @@
 
 import random
 import re
-from types import SimpleNamespace
+from collections import Counter
 
 import harness
 import pytest
@@ -203,6 +203,11 @@ def test_a_leap_leaves_out_who_made_the_film_or_book_and_nothing_else():
     assert leapt > 40
 
 
+def test_a_chain_leaps_in_both_of_its_hops_or_in_none():
+    lengths = Counter(len(said) for record, said, _ in chains(0, 0.5) if record["type"] == "bridge_comparison")
+    assert lengths.keys() == {2, 4} and min(lengths.values()) > 5
+
+
 def test_a_slip_says_only_what_the_context_says_and_ends_with_the_value_of_somebody_else():
     slipped = wrong = 0
     for record, said, answer in chains(1, 0):
@@ -243,19 +248,17 @@ def test_cross_attention_begins_by_looking_at_equal_tokens():
 
 @pytest.fixture
 def little(monkeypatch):
-    """A training of seconds, with an argument list."""
+    """Phases of seconds."""
     monkeypatch.setitem(pretrain.SHAPE, "num_layers", 1)
     for name, value in {"BATCH": 4, "POOL": 2, "WARMUP": 2, "SAVE_EVERY": 3}.items():
         monkeypatch.setattr(pretrain, name, value)
-    phases = {"bind": pretrain.Phase(8, (1.0, 1.0), {"bind": 1.0}), "read": pretrain.Phase(8, (1, 0), {"lookup": 1.0})}
-    monkeypatch.setitem(pretrain.PHASES, "small", phases)
-    return SimpleNamespace(seed=0, slips=0.3, leaps=0.7)
+    return {"bind": pretrain.Phase(8, (1.0, 1.0), {"bind": 1.0}), "read": pretrain.Phase(8, (1, 0), {"lookup": 1.0})}
 
 
 def test_pretraining_interrupted_within_a_pool_of_batches_goes_on_bit_by_bit(little, tmp_path):
     def train(phase, before, out):
         model = pretrain.new_model(TOKENIZER).init_weights(0)
-        pretrain.train(model, "small", phase, tmp_path / out, before, little, TOKENIZER)
+        pretrain.train(model, f"small {phase}", little[phase], tmp_path / out, before, TOKENIZER, seed=0)
         return torch.load(tmp_path / out, weights_only=True)
 
     for phase, before in (("bind", None), ("read", tmp_path / "bind whole.pt")):
@@ -278,7 +281,7 @@ def test_pretraining_interrupted_within_a_pool_of_batches_goes_on_bit_by_bit(lit
 
 def test_the_exported_untied_model_is_the_tied_one_that_was_trained(little, tmp_path):
     tied = pretrain.new_model(TOKENIZER).init_weights(0)
-    pretrain.train(tied, "small", "read", tmp_path / "c.pt", None, little, TOKENIZER)
+    pretrain.train(tied, "small read", little["read"], tmp_path / "c.pt", None, TOKENIZER, seed=0)
     pretrain.export(tmp_path / "c.pt", tmp_path / "m", TOKENIZER)
     tied.bfloat16().float()  # what is stored
     exported = T5.from_pretrained(tmp_path / "m")
@@ -297,7 +300,7 @@ def test_the_exported_untied_model_is_the_tied_one_that_was_trained(little, tmp_
     with torch.no_grad():
         torch.testing.assert_close(again.eval()(*given), tied.eval()(*given))
     harness.save_random_small(tmp_path / "other", TOKENIZER)
-    with pytest.raises(UserError, match="other is no M_S of this shape"):
+    with pytest.raises(UserError, match="other is no LM of this shape"):
         pretrain.load_exported(again, tmp_path / "other")
 
 

@@ -2,7 +2,7 @@
 
     python tiny/pretrain.py --out runs/pair                    # both; run again to continue
     python tiny/pretrain.py --control --out runs/control       # without the initialisation: it never learns to read
-    python tiny/pretrain.py --small tiny/small --slips 0 --leaps 0 --out runs/faithful     # M_L alone, without habits
+    python tiny/pretrain.py --large tiny/large --slips 0 --leaps 0 --out runs/faithful     # an M_L without habits
 
 To read is to bind: to know which name belongs to which other name. A tiny T5 that is trained on questions alone never
 gets there: it learns to write some name of the right kind, and stays. Four things together teach it:
@@ -14,7 +14,7 @@ Then M_S practises to write the sentences that answer single questions. M_L goes
 compare years, to answer at once and from a rationale, and to write chains of thought, which have two habits that are
 settings here:
 - A slip goes on with the wrong person at a hop (the composer for the director). Its answer is wrong.
-- A leap leaves out the hop. Its answer is right where it goes on with the right person.
+- A leap leaves out the hop, or both of a bridge comparison. It is right where it goes on with the right person.
 Saparov and He (2023) find both in the chains of large LMs: steps that mislead, and steps that are skipped.
 All texts come from fresh worlds of the train split. docs/pretraining.md tells what else was tried.
 """
@@ -73,6 +73,9 @@ PHASES = {
                                            "ask": 0.05, "lookup": 0.05}),
     },
 }  # fmt: skip
+# M_L's last phase begins with weights as they are stored: so a finished M_L can get other habits in minutes.
+LAST = Phase(2000, (0.5, 0.0), {"guided": 0.26, "compare": 0.22, "cot": 0.26, "at once": 0.02, "ranks": 0.03,
+                                "ask": 0.07, "lookup": 0.06, "single answer": 0.08})  # fmt: skip
 SLIPS, LEAPS = 0.45, 0.7  # shares of the chains that have these habits, where they can
 BATCH = 32
 POOL = 8  # batches that are drawn and grouped by length together
@@ -274,6 +277,7 @@ def chain_text(record: dict, w: world.World, rng: random.Random, slips: float, l
     steps = [text[title][i] for title, i in record["supporting_facts"]]
     hops = [tuple(hop) for hop in record["evidences"]]
     said, ends, slipped = [], [], False  # ends: the value to which each chain of hops leads
+    leaping = rng.random() < leaps
     i = 0
     while i < len(hops):
         leads_on = i + 1 < len(hops) and hops[i][2] == hops[i + 1][0]
@@ -287,7 +291,7 @@ def chain_text(record: dict, w: world.World, rng: random.Random, slips: float, l
         if other:
             hop, then, end = other
             slipped = True
-        leaps_here = world.kind_of(hops[i][0]) in ("film", "book") and rng.random() < leaps
+        leaps_here = leaping and world.kind_of(hops[i][0]) in ("film", "book")
         said += [then] if leaps_here or not hop else [hop, then]
         ends.append(end)
         i += 2
@@ -462,10 +466,10 @@ def learn(model: T5, batch: Batch) -> tuple[Tensor, list[bool]]:
     return F.cross_entropy(logits, labels), (~wrong.any(1)).tolist()
 
 
-def train(model: T5, name: str, phase: str, checkpoint: Path, before: Path | None, args: argparse.Namespace,
-          tokenizer: Tokenizer) -> None:  # fmt: skip
+def train(model: T5, title: str, phase: Phase, checkpoint: Path, before: Path | None, tokenizer: Tokenizer, seed: int,
+          habits: tuple[float, float] = (SLIPS, LEAPS)) -> None:  # fmt: skip
     """Train a phase into `checkpoint`; goes on from it, or begins with the weights and optimizers of `before`."""
-    steps, (first, last), mixture = PHASES[name][phase].steps, PHASES[name][phase].rates, PHASES[name][phase].mixture
+    steps, (first, last), mixture = phase.steps, phase.rates, phase.mixture
     optimizers = make_optimizers(model, LEARNING_RATE)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     peaks = [group["lr"] for group in groups]
@@ -482,8 +486,7 @@ def train(model: T5, name: str, phase: str, checkpoint: Path, before: Path | Non
     batches: list[Batch] = []
     while step < steps:
         if step % POOL == 0 or not batches:
-            seed = f"{args.seed} {name} {phase} {step // POOL}"
-            batches = make_batches(tokenizer, mixture, seed, (args.slips, args.leaps))
+            batches = make_batches(tokenizer, mixture, f"{seed} {title} {step // POOL}", habits)
         batch = batches[step % POOL]
         rate = first + (last - first) * step / steps
         if before is None:
@@ -502,7 +505,7 @@ def train(model: T5, name: str, phase: str, checkpoint: Path, before: Path | Non
         if step % SAVE_EVERY == 0 or step == steps:
             seconds = [time.time() - begun, time.process_time() - cpu_begun]
             shares = " ".join(f"{task} {share:.3f}" for task, share in right.items())
-            print(f"{name} {phase} {step}: {seconds[0]:.0f} s ({seconds[1]:.0f} of CPU), loss {loss.item():.3f}, "
+            print(f"{title} {step}: {seconds[0]:.0f} s ({seconds[1]:.0f} of CPU), loss {loss.item():.3f}, "
                   f"texts right: {shares}", flush=True)  # fmt: skip
             state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step,
                      "seconds": seconds, "right": right}  # fmt: skip
@@ -522,19 +525,19 @@ def export(checkpoint: Path, folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def load_exported(model: T5, folder: Path) -> None:
-    """The way back: the weights of `folder` → the tied model. Its optimizers begin anew."""
+    """The way back: the weights of `folder` → the tied model."""
     weights = T5.from_pretrained(folder).state_dict()
     weights["lm_head.weight"] = weights["shared.weight"]
     try:
         model.load_state_dict(weights)
     except RuntimeError:
-        raise UserError(f"{folder} is no M_S of this shape and vocabulary") from None
+        raise UserError(f"{folder} is no LM of this shape and vocabulary") from None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--small", type=Path, help="folder of a finished M_S: M_L alone is made, and goes on from it")
+    parser.add_argument("--large", type=Path, help="folder of a finished M_L: it gets other habits in its last phase")
     parser.add_argument("--slips", type=float, default=SLIPS, help=f"share of M_L's hops that slip (default {SLIPS})")
     parser.add_argument("--leaps", type=float, default=LEAPS, help=f"share that are not said (default {LEAPS})")
     parser.add_argument("--control", action="store_true", help="random weights as T5's: shows that nothing binds")
@@ -542,27 +545,29 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="checkpoints, for continuing")
     parser.add_argument("--out", type=Path, default=ROOT, help="folder that gets small/ and large/")
     args = parser.parse_args()
-    if args.control and args.small:
-        parser.error("--control is about how an M_S begins, and --small brings a finished one")
+    if args.control and args.large:
+        parser.error("--control is about how an M_S begins, and --large brings a finished M_L")
     torch.set_num_threads(args.threads)
     tokenizer = make_tokenizer()
-    work = args.work / f"seed{args.seed}{'-control' * args.control}{'-large-alone' * bool(args.small)}"
+    work = args.work / f"seed{args.seed}{'-control' * args.control}{'-other-habits' * bool(args.large)}"
     model = new_model(tokenizer).init_weights(args.seed).train()
-    if args.small:
-        load_exported(model, args.small)
-    elif not args.control:
-        attend_to_equals(model)
-    before = None
-    for name, phases in PHASES.items():
-        if args.small and name == "small":
-            continue
-        for phase in phases:
-            habits = f"-slips{args.slips}-leaps{args.leaps}" if phase in ("compare", "reason", "answer") else ""
-            checkpoint = work / f"{name}-{phase}{habits}.pt"
-            train(model, name, phase, checkpoint, before, args, tokenizer)  # nothing is done twice
-            before = checkpoint
-        export(before, args.out / name, tokenizer)
-        print(f"{args.out / name}: {(args.out / name / 'model.safetensors').stat().st_size / 1e6:.1f} MB")
+    if not args.large:
+        if not args.control:
+            attend_to_equals(model)
+        before = None
+        for name, phases in PHASES.items():
+            for phase in phases:
+                checkpoint = work / f"{name}-{phase}.pt"
+                train(model, f"{name} {phase}", phases[phase], checkpoint, before, tokenizer, args.seed)
+                before = checkpoint
+            export(before, args.out / name, tokenizer)
+
+    load_exported(model, args.large or args.out / "large")
+    checkpoint = work / f"large-last-slips{args.slips}-leaps{args.leaps}.pt"
+    train(model, "large last", LAST, checkpoint, None, tokenizer, args.seed, (args.slips, args.leaps))
+    export(checkpoint, args.out / "large", tokenizer)
+    for folder in args.out.glob("*/model.safetensors"):
+        print(f"{folder.parent}: {folder.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
