@@ -9,11 +9,11 @@
         --data 2wiki --ood musique.jsonl,strategyqa.json --kd-flags "--lr 3e-4 --bf16 --train-limit 90000" \\
         --rl-flags "--lr 1e-5 --bf16 --train-limit 90000" --out runs/lab-flan
 
-`habits` needs M_L with other habits, made from the finished M_S (45 CPU minutes each):
+`habits` needs M_L with other habits, which it gets in its last phase (9 CPU minutes each):
 
-    python tiny/pretrain.py --small tiny/small --slips 0 --out runs/pair-noslips
-    python tiny/pretrain.py --small tiny/small --leaps 0 --out runs/pair-noleaps
-    python tiny/pretrain.py --small tiny/small --slips 0 --leaps 0 --out runs/pair-faithful
+    python tiny/pretrain.py --large tiny/large --slips 0 --out runs/pair-noslips
+    python tiny/pretrain.py --large tiny/large --leaps 0 --out runs/pair-noleaps
+    python tiny/pretrain.py --large tiny/large --slips 0 --leaps 0 --out runs/pair-faithful
     python lab/experiments.py habits --habits runs/pair-noslips/large,runs/pair-noleaps/large,runs/pair-faithful/large
 
 Trainings and comparisons are run folders of train_kd.py, train_rl.py and eval.py, continued where they were cut off and

@@ -2,7 +2,6 @@
 
 import random
 import re
-from collections import Counter
 
 import harness
 import pytest
@@ -191,21 +190,11 @@ def test_a_chain_without_habits_is_the_gold_rationale_and_answer():
 def test_a_leap_leaves_out_who_made_the_film_or_book_and_nothing_else():
     leapt = 0
     for record, said, answer in chains(0, 1):
-        works = world.NAMES["film"] + world.NAMES["book"]
-        bridges = {hop[2] for hop in record["evidences"]} & {hop[0] for hop in record["evidences"]}
-        left = [
-            sentence
-            for sentence, (s, _, o) in zip(gold(record), record["evidences"], strict=True)
-            if not (s in works and o in bridges)
-        ]
-        assert said == left and answer == record["answer"]
-        leapt += said != gold(record)
-    assert leapt > 40
-
-
-def test_a_chain_leaps_in_both_of_its_hops_or_in_none():
-    lengths = Counter(len(said) for record, said, _ in chains(0, 0.5) if record["type"] == "bridge_comparison")
-    assert lengths.keys() == {2, 4} and min(lengths.values()) > 5
+        leaps = record["evidences"][0][0] in world.NAMES["film"] + world.NAMES["book"]
+        leaps &= record["type"] == "compositional"
+        assert said == gold(record)[leaps:] and answer == record["answer"]
+        leapt += leaps
+    assert leapt > 25
 
 
 def test_a_slip_says_only_what_the_context_says_and_ends_with_the_value_of_somebody_else():

@@ -14,7 +14,7 @@ Then M_S practises to write the sentences that answer single questions. M_L goes
 compare years, to answer at once and from a rationale, and to write chains of thought, which have two habits that are
 settings here:
 - A slip goes on with the wrong person at a hop (the composer for the director). Its answer is wrong.
-- A leap leaves out the hop, or both of a bridge comparison. It is right where it goes on with the right person.
+- A leap leaves out the hop, unless two chains are compared. It is right where it goes on with the right person.
 Saparov and He (2023) find both in the chains of large LMs: steps that mislead, and steps that are skipped.
 All texts come from fresh worlds of the train split. docs/pretraining.md tells what else was tried.
 """
@@ -76,7 +76,7 @@ PHASES = {
 # M_L's last phase begins with weights as they are stored: so a finished M_L can get other habits in minutes.
 LAST = Phase(2000, (0.5, 0.0), {"guided": 0.26, "compare": 0.22, "cot": 0.26, "at once": 0.02, "ranks": 0.03,
                                 "ask": 0.07, "lookup": 0.06, "single answer": 0.08})  # fmt: skip
-SLIPS, LEAPS = 0.45, 0.7  # shares of the chains that have these habits, where they can
+SLIPS, LEAPS = 0.5, 0.7  # shares of the chains that have these habits, where they can
 BATCH = 32
 POOL = 8  # batches that are drawn and grouped by length together
 WARMUP = 100
@@ -277,7 +277,7 @@ def chain_text(record: dict, w: world.World, rng: random.Random, slips: float, l
     steps = [text[title][i] for title, i in record["supporting_facts"]]
     hops = [tuple(hop) for hop in record["evidences"]]
     said, ends, slipped = [], [], False  # ends: the value to which each chain of hops leads
-    leaping = rng.random() < leaps
+    leaping = record["type"] != "bridge_comparison" and rng.random() < leaps
     i = 0
     while i < len(hops):
         leads_on = i + 1 < len(hops) and hops[i][2] == hops[i + 1][0]
