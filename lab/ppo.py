@@ -1,8 +1,6 @@
 """What PPO did, as a table: the learning curves of runs of train_rl.py.
 
     python lab/ppo.py runs/rl
-
-A file metrics.jsonl works as well as its folder: lab/default_run.jsonl is that of the README's default run, seed 0.
 """
 
 import sys
@@ -34,7 +32,7 @@ def main() -> None:
     if not places or sys.argv[1].startswith("-"):
         raise UserError("give folders of train_rl.py: python lab/ppo.py FOLDER [FOLDER …]")
     for place in places:
-        rows = read_jsonl(place if place.is_file() else place / "metrics.jsonl")
+        rows = read_jsonl(place / "metrics.jsonl")
         if not rows or not set(CURVES) <= rows[0].keys():
             raise UserError(f"{place}: not a run of train_rl.py")
         print(f"{place}\n\n{curves(rows)}\n")
