@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from plumbing.errors import UserError  # noqa: E402
 
 SPLITS = ("train", "dev", "test", "ood")
-SEED = 6  # of the TinyWiki that results are reported on; those before served development
+SEED = 7  # of the TinyWiki that results are reported on; those before served development
 SIZES = {"train": 12000, "dev": 500, "test": 2000, "ood": 500}
 YEARS = [str(year) for year in range(1920, 1980)]
 QUESTIONS_PER_WORLD = 50
