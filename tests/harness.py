@@ -129,6 +129,11 @@ def write_comparison(folder, questions, answers):
     return write_run(folder, settings, data=rows, answers=runs)
 
 
+def example_of(prompt, examples):
+    """The example that M_L is asked about; questions alone may be equal."""
+    return next(e for e in examples if f"Question: {e.question}\nContext: {e.context}\n" in prompt)
+
+
 def lines(path):
     """The records of a JSONL file."""
     return [json.loads(line) for line in path.read_text().splitlines()]

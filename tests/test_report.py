@@ -14,6 +14,7 @@ import pytest
 from harness import (
     ScriptedLM,
     call,
+    example_of,
     in_chromium,
     lines,
     run_script,
@@ -98,12 +99,12 @@ def page_of(tmp_path, monkeypatch):
 # ---- Run folders -----------------------------------------------------------------------------------------------------
 
 
-KNOWN = {e.question: e for split, n in SIZES.items() for e in data.load("tiny", split, n)}
+EXAMPLES = [example for split, size in SIZES.items() for example in data.load("tiny", split, size)]
 
 
 def large_says(prompt, _=0):
     """M_L as a script: its chains of thought are good, its answers from rationales of an even number of words, too."""
-    example = KNOWN[re.search(r"Question: (.*)\n", prompt)[1]]
+    example = example_of(prompt, EXAMPLES)
     if prompt.endswith("step by step."):
         return f"{' '.join(example.supporting_sentences)} So the answer is {example.answer}."
     rationale = prompt.rpartition("Reasoning: ")[2].removesuffix("\nAnswer:")

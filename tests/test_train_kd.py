@@ -2,11 +2,21 @@
 
 import functools
 import json
-import re
 
 import pytest
 import torch
-from harness import SAMPLES, ScriptedLM, call, error_of, failing_once, files_of, lines, run_script, save_random_small
+from harness import (
+    SAMPLES,
+    ScriptedLM,
+    call,
+    error_of,
+    example_of,
+    failing_once,
+    files_of,
+    lines,
+    run_script,
+    save_random_small,
+)
 from kill import differences
 
 import data
@@ -85,8 +95,8 @@ def test_a_text_is_what_flan_t5_can_write_of_it(text, written):
 # ------------------------------------------------------------------------------------------------ a scripted teacher
 
 EXAMPLES = {split: data.load("tiny", split, size) for split, size in SIZES.items()}
-KNOWN = {example.question: example for examples in EXAMPLES.values() for example in examples}
-ASKED = [example.question for example in EXAMPLES["train"] + EXAMPLES["dev"]]
+KNOWN = {example.id: example for examples in EXAMPLES.values() for example in examples}
+ASKED = [example.id for example in EXAMPLES["train"] + EXAMPLES["dev"]]
 
 
 def facts(example):
@@ -104,13 +114,9 @@ def good(split):
     return [example for example in EXAMPLES[split] if plan(example) in ("good", "two-stage")]
 
 
-def asked_about(prompt):
-    return re.search(r"Question: (.*)\n", prompt)[1]
-
-
 def says(prompt, _):
     """M_L as a script: it follows the plan when it is to think, and knows nothing without thinking."""
-    example = KNOWN[asked_about(prompt)]
+    example = example_of(prompt, KNOWN.values())
     kind, end = plan(example), f" So the answer is {example.answer}."
     if prompt.endswith("Therefore, the answer is"):
         return example.answer if kind == "two-stage" else "nonsense"
@@ -128,8 +134,8 @@ def says(prompt, _):
 
 
 def thought_about(teacher):
-    """The questions of which M_L was asked a chain of thought, in order."""
-    return [asked_about(prompt) for prompt in teacher.asked if prompt.endswith("step by step.")]
+    """The ids of the questions of which M_L was asked a chain of thought, in order."""
+    return [example_of(prompt, KNOWN.values()).id for prompt in teacher.asked if prompt.endswith("step by step.")]
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +187,9 @@ def whole(student, tmp_path_factory):
 def test_a_run_leaves_every_rationale_with_what_became_of_it(whole):
     folder, teacher, _ = whole
     rows = lines(folder / "rationales.jsonl")
-    assert [row["question"] for row in rows] == ASKED == thought_about(teacher)[: len(ASKED)]
+    assert [row["id"] for row in rows] == ASKED == thought_about(teacher)[: len(ASKED)]
     for row in rows:
-        kind, expected = plan(KNOWN[row["question"]]), facts(KNOWN[row["question"]])
+        kind, expected = plan(KNOWN[row["id"]]), facts(KNOWN[row["id"]])
         assert row["right"] == (kind not in ("wrong", "wrong in two stages"))
         assert row["parsed"] == (kind not in ("two-stage", "wrong in two stages"))
         assert row["rationale"] == "" if kind == "empty" else row["rationale"].startswith(expected)

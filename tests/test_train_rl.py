@@ -2,12 +2,21 @@
 
 import functools
 import json
-import re
 import shutil
 
 import pytest
 import torch
-from harness import ScriptedLM, error_of, failing_once, files_of, lines, run_script, save_random_small, write_run
+from harness import (
+    ScriptedLM,
+    error_of,
+    example_of,
+    failing_once,
+    files_of,
+    lines,
+    run_script,
+    save_random_small,
+    write_run,
+)
 from kill import differences
 
 import data
@@ -16,21 +25,18 @@ import rl
 import train_rl
 from lmcot import LocalLM
 from model import T5
-from tiny import pretrain, world
+from tiny import pretrain
 
 SIZES = {"train": 24, "dev": 6, "test": 4}
 OUT = ["settings.json"]  # what differs between two runs of the same settings
-ANSWERS = {r["question"]: r["answer"] for split, n in SIZES.items() for r in world.records(split, world.SEED, n)}
-
-
-def asked_about(prompt):
-    return re.search(r"Question: (.*)\n", prompt)[1]
+EXAMPLES = [example for split, size in SIZES.items() for example in data.load("tiny", split, size)]
+ANSWERS = {(example.question, example.context): example.answer for example in EXAMPLES}
 
 
 def large_says(prompt, _):
     """M_L as a script: right if the rationale has an even number of words."""
     rationale = prompt.rpartition("Reasoning: ")[2].removesuffix("\nAnswer:")
-    return ANSWERS[asked_about(prompt)] if len(rationale.split()) % 2 == 0 else "nonsense"
+    return example_of(prompt, EXAMPLES).answer if len(rationale.split()) % 2 == 0 else "nonsense"
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +90,12 @@ def test_every_step_is_logged_with_its_parts_and_the_first_has_no_kl(whole):
 
 def test_no_aspect_sees_more_than_rationale_question_context_and_what_m_l_answered(whole):
     _, _, calls = whole
-    contexts = {e.question: e.context for split in SIZES for e in data.load("tiny", split, SIZES[split])}
     assert len(calls) > 60
     for _, question, context, *prediction in calls:
-        assert context == contexts[question]
-        assert prediction in ([], [None], [ANSWERS[question]], ["nonsense"]), "M_L's answer to another question"
+        known = [], [None], [ANSWERS[question, context]], ["nonsense"]
+        assert prediction in known, "M_L's answer to another question"
     # M_L is right or not by chance, so its prediction differs from the gold answer about half of the time.
-    wrong = [p for _, q, _, *p in calls if p not in ([], [None]) and p[0] != ANSWERS[q]]
+    wrong = [p for _, q, c, *p in calls if p not in ([], [None]) and p[0] != ANSWERS[q, c]]
     assert len(wrong) > 0.2 * len(calls)
 
 
@@ -122,8 +127,8 @@ def test_the_texts_that_are_kept_of_each_look_are_those_that_it_measured(whole):
 
 
 def test_m_l_is_asked_once_for_each_rationale_of_a_step_and_of_a_look_at_dev(whole):
-    asked = [asked_about(prompt) for prompt in whole[1].asked[:30]]
-    dev = [example.question for example in data.load("tiny", "dev", SIZES["dev"])]
+    asked = [example_of(prompt, EXAMPLES).id for prompt in whole[1].asked[:30]]
+    dev = [example.id for example in data.load("tiny", "dev", SIZES["dev"])]
     assert asked[:6] == dev
     for rollout in (asked[6:18], asked[18:30]):  # 4 questions × 3 samples each
         assert [question for question in rollout[::3] for _ in range(3)] == rollout
