@@ -9,8 +9,11 @@ python=${PYTHON:-python}
 short="--test-limit 20 --samples 2"  # of the table that each training ends with
 export OMP_NUM_THREADS=1  # two seeds beside one another
 
-train() {  # a seed, and where M_L's rationales come from
+kd() {  # a seed, and where M_L's rationales come from
     $python train_kd.py --seed $1 --out $out/kd-$1 $2 $short
+}
+
+rl() {
     $python train_rl.py --seed $1 --kd $out/kd-$1 --out $out/rl-$1 $short
 }
 
@@ -18,10 +21,10 @@ longer() {  # the control: distillation for as long as KD and RL together, on al
     $python train_kd.py --seed $1 --train-limit 12000 --epochs 14 --patience 14 --out $out/longer-$1 $2 $short
 }
 
-train 0
-(train 1 "--rationales $out/kd-0" && train 3 "--rationales $out/kd-0" && longer 1 "--rationales $out/longer-0") &
-longer 0 "--rationales $out/kd-0"
-train 2 "--rationales $out/kd-0" && train 4 "--rationales $out/kd-0" && longer 2 "--rationales $out/longer-0"
+kd 0
+taken="--rationales $out/kd-0"
+(longer 0 "$taken" && kd 1 "$taken" && rl 1 && kd 3 "$taken" && rl 3 && longer 1 "--rationales $out/longer-0") &
+rl 0 && kd 2 "$taken" && rl 2 && kd 4 "$taken" && rl 4 && longer 2 "--rationales $out/longer-0"
 wait $!
 unset OMP_NUM_THREADS
 $python eval.py --kd "$out/kd-[0-4]" --rl "$out/rl-[0-4]" --direct none --samples 5 --out $out/table
