@@ -21,8 +21,8 @@ shared by all experiments. An experiment is a list of such runs and a table over
 is a choice (a weight, β, N, a threshold) is looked at on dev questions, what was fixed before is reported on test
 questions. Intervals are 95 % percentile bootstrap over seeds and questions; costs and PPO's own curves are plain means.
 
-A result file: {name, question, command, machine, seeds, cpu_minutes, tables: [{title, columns, rows}]}. A row's first
-cell is its label; a cell is null, text, a number, or {"mean", "interval"}; columns with % are in per cent.
+A result file: {name, question, command, commit, machine, seeds, cpu_minutes, tables: [{title, columns, rows}]}. A row's
+first cell is its label; a cell is null, text, a number, or {"mean", "interval"}; columns with % are in per cent.
 There is no experiment with a larger M_S: both LMs of the tiny pair have one size.
 """
 
@@ -368,8 +368,9 @@ def as_markdown(result: dict) -> str:
         for label, *cells in each["rows"]:
             rows.append([str(label), *map(cell_text, cells, each["columns"][1:])])
         parts += [each["title"], align(rows)]
-    parts.append(f"`{result['command']}`; seeds: {result['seeds']}; {result['cpu_minutes']:.0f} CPU minutes, those of "
-                 f"shared runs included, on {result['machine']}; intervals: 95 %.")  # fmt: skip
+    parts.append(f"`{result['command']}`, commit {result['commit']}; seeds: {result['seeds']}; "
+                 f"{result['cpu_minutes']:.0f} CPU minutes, those of shared runs included, on {result['machine']}; "
+                 "intervals: 95 %.")  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
@@ -721,6 +722,7 @@ def conduct(name: str, s: Settings) -> str:
         "name": name,
         "question": make.__doc__,
         "command": shlex.join(["python", "lab/experiments.py", name, *sys.argv[2:]]),
+        "commit": commit(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {torch.get_num_threads()} threads a process",
         "seeds": s.seeds,
         "cpu_minutes": sum(map(minutes_of, lab.used)),
@@ -732,14 +734,23 @@ def conduct(name: str, s: Settings) -> str:
     return as_markdown(result)
 
 
+def commit() -> str:
+    """That of the code; empty where there is no git, or no repository."""
+    with contextlib.suppress(OSError):
+        command = ["git", "-C", str(ROOT), "rev-parse", "--short=7", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return ""
+
+
 def document(out: Path) -> str:
     """The results in `out` as one Markdown document; docs/experiments.md is that of lab/results."""
-    listed, parts = [["experiment", "seeds", "CPU minutes", "question"]], []
+    listed, parts = [["experiment", "commit", "seeds", "CPU minutes", "question"]], []
     for name in EXPERIMENTS:
         file = out / "results" / f"{name}.json"
         if file.exists():
             result = read_json(file)
-            listed.append([name, str(result["seeds"]), f"{result['cpu_minutes']:.0f}", result["question"]])
+            minutes = f"{result['cpu_minutes']:.0f}"
+            listed.append([name, result["commit"], str(result["seeds"]), minutes, result["question"]])
             parts.append(as_markdown(result))
     if not parts:
         raise UserError(f"there are no results in {out / 'results'}")
