@@ -5,7 +5,7 @@
 The source is lab/TOUR.md: prose and blocks of Python. This script runs all blocks in one interpreter, in their order.
 What a block prints it writes below the block, in place of the text that stands there, and it makes lab/tour.ipynb of
 prose, blocks, outputs and pictures. Whoever changes the page runs it again; a test compares the two.
-A block of "python trained" shows what trainings left in runs/, and trains first what is not there (a quarter of an hour).
+A block of "python trained" shows what trainings left in runs/, and trains first what is not there (twelve minutes).
 What goes to stderr, such as a progress bar, is left out.
 """
 
