@@ -111,7 +111,8 @@ def run_main(main: Callable[[], Any]) -> None:
 
 def end(sentence: str, status: int) -> None:
     """Ends the program with a sentence on a line of its own, below any progress bar."""
-    for bar in sorted(tqdm._instances, key=lambda bar: -abs(bar.pos)):  # the innermost first
+    bars = [bar for bar in tqdm._instances if hasattr(bar, "pos")]  # not one that Ctrl-C left half made
+    for bar in sorted(bars, key=lambda bar: -abs(bar.pos)):  # the innermost first
         bar.close()
     print(sentence, file=sys.stderr)
     sys.exit(status)

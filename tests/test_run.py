@@ -405,6 +405,19 @@ def test_the_sentence_stands_below_progress_bars_that_were_not_closed(capsys):
     assert "1/2" in outer and "1/3" in inner and said + "\n" == AGAIN and not end
 
 
+def test_ctrl_c_while_a_progress_bar_is_made_gets_its_sentence(capsys):
+    half_made = tqdm.__new__(tqdm)  # tqdm has noted it, and knows no place for it yet
+
+    def main():
+        half_made.disable = False
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        run_main(main)
+    assert capsys.readouterr().err == AGAIN
+    half_made.disable = True  # its end is not an error either
+
+
 def test_a_bug_keeps_its_traceback_and_success_returns():
     def buggy():
         raise ValueError("a bug")

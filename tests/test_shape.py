@@ -29,7 +29,7 @@ LINES = {
     "train_rl.py": 300,
 }
 # plumbing/ was to have 850 lines; the client of real servers and what their models write take 600.
-ALL_LINES, PLUMBING_LINES, README_LINES, FUNCTION_LINES = 3110, 1411, 140, 50
+ALL_LINES, PLUMBING_LINES, README_LINES, FUNCTION_LINES = 3110, 1412, 140, 50
 TOKENS, COMPREHENSIONS = 11.6, 6  # per code line; per 100 code lines
 DEPTH = dict.fromkeys(LINES, 5) | {"train_kd.py": 6, "train_rl.py": 6}
 
